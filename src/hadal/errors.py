@@ -1,0 +1,139 @@
+"""Every exception that hadal raises on purpose, in one tree.
+
+    HadalError                          base: .code (stable), .retryable, .hint
+    ├── ConfigError (ValueError)        settings that are unknown or do not fit together
+    ├── InputError (ValueError)         a tensor or argument of the wrong type, shape or range
+    ├── CheckpointError                 a checkpoint that cannot be read or written
+    │   └── CheckpointMismatchError     its tensors are not the model's; all of them are listed
+    └── EngineError                     running the model
+        └── ContextLengthError          more tokens than the model or the window holds
+
+A message says what happened, to what, what was expected and what was found; `hint` says what to do
+about it and is printed on a line of its own. Classes also inherit the built-in that a caller would
+guess. All of them survive pickling.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+__all__ = [
+    "CheckpointError",
+    "CheckpointMismatchError",
+    "ConfigError",
+    "ContextLengthError",
+    "EngineError",
+    "HadalError",
+    "InputError",
+]
+
+
+class HadalError(Exception):
+    """Base of all errors of this package.
+
+    Attributes:
+        code: Stable name of the kind of error, for programs.
+        retryable: Whether the same call may succeed later without any change by the caller.
+        message: What happened, without the hint.
+        hint: What the caller can do, or None.
+    """
+
+    code: ClassVar[str] = "hadal"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\nhint: {self.hint}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # BaseException pickles positional arguments only; ours are keyword arguments.
+        return (_rebuild, (type(self), self.args, self.__dict__))
+
+
+def _rebuild(
+    cls: type[HadalError], args: tuple[object, ...], attributes: dict[str, object]
+) -> HadalError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
+
+
+class ConfigError(HadalError, ValueError):
+    """A setting is unknown, out of range, or does not fit the others."""
+
+    code = "config"
+
+
+class InputError(HadalError, ValueError):
+    """A tensor or argument has the wrong type, shape or range."""
+
+    code = "input"
+
+
+class CheckpointError(HadalError):
+    """A checkpoint cannot be read or written."""
+
+    code = "checkpoint"
+
+
+class CheckpointMismatchError(CheckpointError):
+    """The tensors of a checkpoint are not those of the model.
+
+    Attributes:
+        missing: Names that the model needs and the checkpoint lacks.
+        unexpected: Names in the checkpoint that the model does not know.
+        mismatched: One line for each tensor whose shape or dtype differs.
+    """
+
+    code = "checkpoint_mismatch"
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        missing: Sequence[str] = (),
+        unexpected: Sequence[str] = (),
+        mismatched: Sequence[str] = (),
+        hint: str | None = None,
+    ) -> None:
+        self.missing = tuple(missing)
+        self.unexpected = tuple(unexpected)
+        self.mismatched = tuple(mismatched)
+        parts = [
+            f"{len(names)} {title}:\n" + "\n".join(f"  {name}" for name in names)
+            for title, names in (
+                ("missing", self.missing),
+                ("unexpected", self.unexpected),
+                ("of another shape or dtype", self.mismatched),
+            )
+            if names
+        ]
+        super().__init__(f"{what}: tensors do not match the model\n" + "\n".join(parts), hint=hint)
+
+
+class EngineError(HadalError):
+    """Running the model failed."""
+
+    code = "engine"
+
+
+class ContextLengthError(EngineError, ValueError):
+    """A sequence is longer than allowed.
+
+    Attributes:
+        limit: Tokens allowed.
+        actual: Tokens asked for.
+    """
+
+    code = "context_length"
+
+    def __init__(self, *, limit: int, actual: int, hint: str | None = None) -> None:
+        self.limit = limit
+        self.actual = actual
+        super().__init__(
+            f"context too long: expected at most {limit:,} tokens, got {actual:,}", hint=hint
+        )

@@ -1,0 +1,187 @@
+"""Hybrid attention: sliding window, CSA or HCA entries, sink (report 2.3; spec/model.md 2.4-2.8).
+
+Projections run over all tokens of the batch at once; what depends on a sequence's own past (window,
+compressor, selection, softmax) runs sequence by sequence. Shape letters: T tokens, D model dim,
+H heads, K head dim, R width of the query latent, G output groups.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hadal.config import LayerKind, ModelConfig
+from hadal.model import quant
+from hadal.model.batch import RaggedBatch
+from hadal.model.cache import LayerCache, last_rows
+from hadal.model.compressor import Compressor
+from hadal.model.core_attention import Keys, core_attention
+from hadal.model.indexer import Indexer, index_scores
+from hadal.model.linear import Formats, Linear, Role
+from hadal.model.losses import indexer_loss
+from hadal.model.norm import RMSNorm, rms_norm
+from hadal.model.rope import rotate
+from hadal.model.selection import Selection, select_top_k, visible_entries
+from hadal.model.trace import Trace
+
+__all__ = ["Attention"]
+
+Projected = dict[str, Tensor]
+"""Per-token inputs of the parts that run sequence by sequence, by name, all [T, ...]."""
+
+
+class Attention(nn.Module):
+    """Shared-KV multi-query attention of one layer."""
+
+    def __init__(self, config: ModelConfig, name: str, kind: LayerKind, formats: Formats) -> None:
+        super().__init__()
+        heads, width, latent = config.num_attention_heads, config.head_dim, config.q_lora_rank
+        self.config = config
+        self.name = name
+        self.kind = kind
+        self.precision = formats.precision
+        self.wq_a = Linear(config.hidden_size, latent, Role.DENSE, formats)
+        self.q_norm = RMSNorm(latent, config.rms_norm_eps, formats.dtype)
+        self.wq_b = Linear(latent, heads * width, Role.DENSE, formats)
+        self.wkv = Linear(config.hidden_size, width, Role.DENSE, formats)
+        self.kv_norm = RMSNorm(width, config.rms_norm_eps, formats.dtype)
+        group_in, group_out = config.heads_per_group * width, config.o_groups * config.o_lora_rank
+        self.wo_a = Linear(group_in, group_out, Role.OUTPUT_A, formats)
+        self.wo_b = Linear(group_out, config.hidden_size, Role.DENSE, formats)
+        self.attn_sink = nn.Parameter(torch.zeros(heads, dtype=torch.float32))
+        has_entries = kind is not LayerKind.SWA
+        self.compressor = Compressor(config, kind, width, formats) if has_entries else None
+        self.indexer = Indexer(config, formats) if kind is LayerKind.CSA else None
+
+    def new_cache(self, device: torch.device, dtype: torch.dtype) -> LayerCache:
+        """Return the state of a sequence without tokens."""
+        cache = LayerCache(torch.zeros(0, self.config.head_dim, dtype=dtype, device=device))
+        if self.compressor is not None:
+            cache.tail = self.compressor.fresh_tail(device)
+        if self.indexer is not None:
+            cache.index_tail = self.indexer.compressor.fresh_tail(device)
+        return cache
+
+    def forward(
+        self,
+        x_TD: Float[Tensor, "T D"],
+        batch: RaggedBatch,
+        caches: list[LayerCache],
+        trace: Trace | None,
+    ) -> Float[Tensor, "T D"]:
+        """Attend within each sequence; `caches` hold its past and take up the new tokens."""
+        projected = self._project(x_TD, batch, training=trace is not None)
+        outputs: list[Tensor] = []
+        losses: list[Tensor] = []
+        for sequence_idx, rows in enumerate(batch.slices):
+            own = {name: tensor[rows] for name, tensor in projected.items()}
+            output, loss = self._attend(own, caches[sequence_idx], sequence_idx, trace)
+            outputs.append(output)
+            losses += loss
+        if trace is not None and losses:
+            trace.indexer_losses[self.name] = torch.cat(losses).mean()
+        o_THK = rotate(torch.cat(outputs), batch.rotation(self.kind), inverse=True)
+        return self.wo_b(self._grouped_projection(o_THK))
+
+    def _project(self, x_TD: Tensor, batch: RaggedBatch, *, training: bool) -> Projected:
+        """Compute everything that a token needs no other token for."""
+        config, rotation = self.config, batch.rotation(self.kind)
+        latent_TR = self.q_norm(self.wq_a(x_TD))
+        q_THK = self.wq_b(latent_TR).unflatten(-1, (config.num_attention_heads, -1))
+        q_THK = rotate(rms_norm(q_THK, config.rms_norm_eps), rotation)
+        window = rotate(self.kv_norm(self.wkv(x_TD)), rotation)
+        projected = {
+            "position": batch.positions_T,
+            "query": q_THK,
+            "window": self._simulate_storage(window),
+        }
+        if self.compressor is not None:
+            kv, gate = self.compressor.project(x_TD, batch.positions_T)
+            projected |= {"kv": kv, "gate": gate}
+        if self.indexer is not None:
+            if training:  # its only gradient is that of its own loss (spec 7.1)
+                x_TD, latent_TR = x_TD.detach(), latent_TR.detach()
+            query, weight = self.indexer.queries(latent_TR, x_TD, rotation)
+            kv, gate = self.indexer.compressor.project(x_TD, batch.positions_T)
+            projected |= {"index_query": query, "index_weight": weight}
+            projected |= {"index_kv": kv, "index_gate": gate}
+        return projected
+
+    def _attend(
+        self, own: Projected, cache: LayerCache, sequence_idx: int, trace: Trace | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Extend one sequence's cache by its new tokens, then attend: a token sees itself."""
+        window_PK = torch.cat((cache.window, own["window"]))
+        cache.window = last_rows(window_PK, self.config.sliding_window - 1)
+        self._compress(own, cache)
+        entries = cache.entries.rows() if self.compressor is not None else None
+        rate = self.compressor.rate if self.compressor is not None else 1
+        visible_T = visible_entries(own["position"], rate)
+        selection, scores_TC = self._select(own, cache, visible_T, sequence_idx, trace)
+        keys = Keys(
+            window_PK=window_PK,
+            window=self.config.sliding_window,
+            entries_CK=entries,
+            visible_T=visible_T,
+            selection=selection,
+            sink_H=self.attn_sink,
+        )
+        output, mass = core_attention(own["query"], keys, entry_mass=scores_TC is not None)
+        if scores_TC is None or mass is None:
+            return output, []
+        return output, [indexer_loss(scores_TC, mass, visible_T, selection)]
+
+    def _compress(self, own: Projected, cache: LayerCache) -> None:
+        """Turn the windows that are now full into entries, and into index keys."""
+        if self.compressor is not None:
+            assert cache.tail is not None
+            entries, cache.tail = self.compressor(
+                own["kv"], own["gate"], cache.tail, len(cache.entries)
+            )
+            cache.entries.append(self._simulate_storage(entries))
+        if self.indexer is not None:
+            assert cache.index_tail is not None
+            keys, cache.index_tail = self.indexer.compressor(
+                own["index_kv"], own["index_gate"], cache.index_tail, len(cache.index_keys)
+            )
+            cache.index_keys.append(self.indexer.simulate_storage(keys))
+
+    def _select(
+        self,
+        own: Projected,
+        cache: LayerCache,
+        visible_T: Tensor,
+        sequence_idx: int,
+        trace: Trace | None,
+    ) -> tuple[Selection | None, Tensor | None]:
+        """Return the entries to attend to (None: all visible) and, for its loss, their scores."""
+        if self.indexer is None:
+            return None, None
+        stage = trace.indexer_stage if trace is not None else None
+        must_choose = len(cache.index_keys) > self.config.index_topk and stage != "dense"
+        if trace is not None and trace.replaying:
+            return trace.selections[self.name][sequence_idx], None
+        selection = scores = None
+        if must_choose or stage is not None:
+            scores = index_scores(
+                own["index_query"],
+                own["index_weight"],
+                cache.index_keys.rows(),
+                in_bfloat16=self.precision.index_scores_bf16,
+            )
+        if must_choose and scores is not None:
+            selection = select_top_k(scores.detach(), visible_T, self.config.index_topk)
+        if trace is not None:
+            trace.selections.setdefault(self.name, []).append(selection)
+        return selection, scores if stage is not None else None
+
+    def _simulate_storage(self, kv: Tensor) -> Tensor:
+        if not self.precision.kv_fp8:
+            return kv
+        return quant.round_trip_kv_entries(kv, self.config.qk_rope_head_dim)
+
+    def _grouped_projection(self, o_THK: Float[Tensor, "T H K"]) -> Float[Tensor, "T GR"]:
+        """Project each group of consecutive heads by its own block of `wo_a` (spec 2.6)."""
+        groups = self.config.o_groups
+        o_TGI = o_THK.flatten(1).unflatten(1, (groups, -1))
+        weight_GOI = self.wo_a.dense_weight().to(o_THK.dtype).unflatten(0, (groups, -1))
+        return torch.einsum("tgi,goi->tgo", o_TGI, weight_GOI).flatten(1)

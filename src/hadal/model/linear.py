@@ -1,0 +1,133 @@
+"""Matrices in the formats they are stored in (spec/model.md 3.1), multiplied in the reference way.
+
+`Linear` holds plain floats, FP8 blocks with a `.scale`, or packed FP4 with a `.scale`; its
+`forward` dequantises and multiplies in the dtype of its input. E4M3 and E2M1 times a power of two
+are exact in BF16, so this equals a product of the stored numbers up to the order of summation.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hadal.config import ModelConfig
+from hadal.model import quant
+from hadal.model.precision import Precision
+
+__all__ = ["Format", "Formats", "Linear", "Role"]
+
+
+class Role(StrEnum):
+    """What a matrix is for, which decides its stored format."""
+
+    DENSE = "dense"
+    """Stored in FP8 by a quantised checkpoint, input quantised."""
+    OUTPUT_A = "output_a"
+    """wo_a: stored in FP8, but multiplied unquantised (spec 3.2)."""
+    EXPERT = "expert"
+    """Routed expert: FP4 (instruct) or FP8 (Base), input quantised."""
+    PLAIN = "plain"
+    """Compressors, weights_proj, gate, embedding, head: never quantised."""
+
+
+class Format(StrEnum):
+    """How the numbers of a matrix are stored."""
+
+    PLAIN = "plain"
+    FP8 = "fp8"
+    FP4 = "fp4"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Formats:
+    """Stored formats and simulated precision of one model."""
+
+    config: ModelConfig
+    storage: Literal["plain", "checkpoint"]
+    dtype: torch.dtype
+    """Of plain tensors and of activations."""
+    precision: Precision
+
+    def stored_as(self, role: Role) -> Format:
+        """Return the format of a role's matrices."""
+        quantised = self.storage == "checkpoint" and self.config.quantization_config is not None
+        if not quantised or role is Role.PLAIN:
+            return Format.PLAIN
+        if role is Role.EXPERT and self.config.expert_dtype == "fp4":
+            return Format.FP4
+        return Format.FP8
+
+    @property
+    def scale_dtype(self) -> torch.dtype:
+        """Return the stored dtype of FP8 scales."""
+        quantization = self.config.quantization_config
+        is_float = quantization is not None and quantization.scale_dtype == "float32"
+        return torch.float32 if is_float else torch.float8_e8m0fnu
+
+
+class Linear(nn.Module):
+    """`y = x W^T`, W stored [out, in] in one of three formats.
+
+    Attributes:
+        weight: [O, I] floats or float8_e4m3fn, or int8 [O, I/2] with two FP4 codes a byte.
+        scale: Of quantised formats; FP8 [ceil(O/128), ceil(I/128)], FP4 [O, I/32].
+    """
+
+    def __init__(self, in_features: int, out_features: int, role: Role, formats: Formats) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.role = role
+        self.format = formats.stored_as(role)
+        self.precision = formats.precision
+        tiles = (-(-out_features // 128), -(-in_features // 128))
+        if self.format is Format.PLAIN:
+            self.weight = nn.Parameter(
+                torch.empty(out_features, in_features, dtype=formats.dtype),
+            )
+            self.scale = None
+        elif self.format is Format.FP8:
+            self._store((out_features, in_features), torch.float8_e4m3fn, tiles, formats)
+        else:
+            self._store(
+                (out_features, in_features // 2), torch.int8, (out_features, in_features // 32)
+            )
+
+    def _store(
+        self,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        scale_shape: tuple[int, int],
+        formats: Formats | None = None,
+    ) -> None:
+        scale_dtype = formats.scale_dtype if formats else torch.float8_e8m0fnu
+        self.weight = nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)
+        self.scale = nn.Parameter(torch.empty(scale_shape, dtype=scale_dtype), requires_grad=False)
+
+    def dense_weight(self) -> Float[Tensor, "O I"]:
+        """Return the matrix as floats, with the roundings that `precision` asks for."""
+        if self.format is Format.FP8:
+            assert self.scale is not None
+            return quant.dequantize_fp8(self.weight, self.scale)
+        if self.format is Format.FP4:
+            assert self.scale is not None
+            return quant.dequantize_fp4(self.weight, self.scale)
+        if self.role is Role.EXPERT and self.precision.expert_weights_fp4:
+            return quant.fake_quantize_fp4(self.weight)
+        if self.role in (Role.DENSE, Role.OUTPUT_A) and self.precision.linear_weights_fp8:
+            return quant.fake_quantize_fp8(self.weight)
+        return self.weight
+
+    def forward(self, x: Float[Tensor, "*rows I"]) -> Float[Tensor, "*rows O"]:
+        """Multiply, in the dtype of `x`."""
+        if self.precision.activations_fp8 and self.role in (Role.DENSE, Role.EXPERT):
+            x = quant.round_trip_activations(x)
+        return F.linear(x, self.dense_weight().to(x.dtype))
+
+    def extra_repr(self) -> str:
+        """Return the sizes and the format, for `print(model)`."""
+        return f"{self.in_features}, {self.out_features}, format={self.format}"

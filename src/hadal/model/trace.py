@@ -1,0 +1,49 @@
+"""What a forward pass chose, kept to be looked at, trained on, or repeated.
+
+Top-k and routing flip on near-ties, so two correct implementations can differ by a whole entry or
+expert. `Trace.replay` forces the choices of an earlier pass; what differs then is arithmetic alone.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+from hadal.model.selection import Selection
+
+__all__ = ["Trace"]
+
+
+@dataclass
+class Trace:
+    """Record of one forward pass, by layer name (`layers.3`, `mtp.0`).
+
+    Attributes:
+        routes: Expert ids [T, A] of each MoE layer.
+        selections: Entry sets of each CSA layer that had to choose, one per sequence.
+        replaying: Choices are taken from this record instead of being made.
+        indexer_stage: Which indexer loss to compute, if any: `dense` (warm-up: attention over all
+            visible entries) or `sparse` (attention and loss over the selected ones).
+        indexer_losses: One scalar per CSA layer.
+        balance_losses: One scalar per learned-routing layer.
+        expert_loads: Tokens sent to each expert [E], of each learned-routing layer.
+    """
+
+    routes: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    selections: dict[str, list[Selection | None]] = field(
+        default_factory=dict[str, list[Selection | None]]
+    )
+    replaying: bool = False
+    indexer_stage: Literal["dense", "sparse"] | None = None
+    indexer_losses: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    balance_losses: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    expert_loads: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    def replay(self) -> Self:
+        """Return a trace that makes another pass repeat the choices of this one."""
+        return type(self)(routes=self.routes, selections=self.selections, replaying=True)
+
+    def total(self, losses: dict[str, Tensor]) -> Tensor:
+        """Return the sum of a kind of loss over the layers; 0 if there is none."""
+        return torch.stack(list(losses.values())).sum() if losses else torch.zeros(())
