@@ -19,6 +19,7 @@ from hadal.model.indexer import Indexer, index_scores
 from hadal.model.linear import Formats, Linear, Role
 from hadal.model.losses import indexer_loss
 from hadal.model.norm import RMSNorm, rms_norm
+from hadal.model.product import product
 from hadal.model.rope import rotate
 from hadal.model.selection import Selection, select_top_k, visible_entries
 from hadal.model.trace import Trace
@@ -184,4 +185,4 @@ class Attention(nn.Module):
         groups = self.config.o_groups
         o_TGI = o_THK.flatten(1).unflatten(1, (groups, -1))
         weight_GOI = self.wo_a.dense_weight().to(o_THK.dtype).unflatten(0, (groups, -1))
-        return torch.einsum("tgi,goi->tgo", o_TGI, weight_GOI).flatten(1)
+        return torch.cat([product(o_TGI[:, g], weight_GOI[g]) for g in range(groups)], dim=1)

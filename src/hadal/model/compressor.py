@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hadal.config import LayerKind, ModelConfig
+from hadal.model.elementwise import softmax
 from hadal.model.linear import Formats, Linear, Role
 from hadal.model.norm import RMSNorm
 from hadal.model.rope import rotate, rotation
@@ -62,14 +63,14 @@ def pool_windows(
     kv_CWK, gate_CWK = kv[:full].unflatten(0, (-1, rate)), gate[:full].unflatten(0, (-1, rate))
     rest_kv, rest_gate = kv[full:], gate[full:]
     if not overlap:
-        entries = (gate_CWK.softmax(dim=1) * kv_CWK).sum(dim=1)
+        entries = (softmax(gate_CWK, dim=1) * kv_CWK).sum(dim=1)
         return entries, Tail(rest_kv, rest_gate, tail.previous_kv, tail.previous_gate)
     width = kv.shape[1] // 2
     before_kv = torch.cat((tail.previous_kv.unsqueeze(0), kv_CWK[..., :width]))
     before_gate = torch.cat((tail.previous_gate.unsqueeze(0), gate_CWK[..., :width]))
     kv_CSK = torch.cat((before_kv[:-1], kv_CWK[..., width:]), dim=1)
     gate_CSK = torch.cat((before_gate[:-1], gate_CWK[..., width:]), dim=1)
-    entries = (gate_CSK.softmax(dim=1) * kv_CSK).sum(dim=1)
+    entries = (softmax(gate_CSK, dim=1) * kv_CSK).sum(dim=1)
     return entries, Tail(rest_kv, rest_gate, before_kv[-1], before_gate[-1])
 
 

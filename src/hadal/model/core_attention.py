@@ -48,12 +48,13 @@ def core_attention(
         The outputs, still rotated; and with `entry_mass` the probability that each query put on
         each entry (or selected entry) in the joint softmax, summed over heads, [T, C or S].
     """
+    wider = torch.float32 if q_THK.dtype in (torch.bfloat16, torch.float16) else torch.float64
     outputs: list[Tensor] = []
     masses: list[Tensor] = []
     for start in range(0, q_THK.shape[0], _QUERY_BLOCK):
         rows = slice(start, min(start + _QUERY_BLOCK, q_THK.shape[0]))
-        output, mass = _attend_block(q_THK[rows], keys, rows)
-        outputs.append(output)
+        output, mass = _attend_block(q_THK[rows].to(wider), keys, rows)
+        outputs.append(output.to(q_THK.dtype))
         if entry_mass:
             masses.append(mass)
     return torch.cat(outputs), torch.cat(masses) if entry_mass else None
@@ -62,20 +63,22 @@ def core_attention(
 def _attend_block(q_BHK: Tensor, keys: Keys, rows: slice) -> tuple[Tensor, Tensor]:
     scale = q_BHK.shape[-1] ** -0.5
     near_PK, near_seen_BP = _window_keys(keys, q_BHK, rows)
+    near_PK = near_PK.to(q_BHK.dtype)
     logits = [_masked(torch.einsum("bhk,pk->bhp", q_BHK, near_PK) * scale, near_seen_BP)]
     far, far_seen_BS = _entries(keys, rows)
+    far = far if far is None else far.to(q_BHK.dtype)
     one_set = far is not None and far.ndim == 2  # all queries of the block see the same rows
     if far is not None:
         product = "bhk,sk->bhs" if one_set else "bhk,bsk->bhs"
         logits.append(_masked(torch.einsum(product, q_BHK, far) * scale, far_seen_BS))
-    probabilities = _softmax_with_sink(torch.cat(logits, dim=-1), keys.sink_H)
+    probabilities = _softmax_with_sink(torch.cat(logits, dim=-1), keys.sink_H.to(q_BHK.dtype))
     near, rest = probabilities.split(
         (near_PK.shape[0], probabilities.shape[-1] - near_PK.shape[0]), dim=-1
     )
-    output = torch.einsum("bhp,pk->bhk", near.to(q_BHK.dtype), near_PK)
+    output = torch.einsum("bhp,pk->bhk", near, near_PK)
     if far is not None:
         product = "bhs,sk->bhk" if one_set else "bhs,bsk->bhk"
-        output = output + torch.einsum(product, rest.to(q_BHK.dtype), far)
+        output = output + torch.einsum(product, rest, far)
     return output, rest.sum(dim=1)
 
 
@@ -103,7 +106,7 @@ def _entries(keys: Keys, rows: slice) -> tuple[Tensor | None, Bool[Tensor, "B S"
 
 
 def _masked(logits_BHS: Tensor, seen_BS: Tensor) -> Tensor:
-    return logits_BHS.float().masked_fill(~seen_BS.unsqueeze(1), float("-inf"))
+    return logits_BHS.masked_fill(~seen_BS.unsqueeze(1), float("-inf"))
 
 
 def _softmax_with_sink(

@@ -14,6 +14,7 @@ from hadal.config import LayerKind, ModelConfig
 from hadal.model import quant
 from hadal.model.compressor import Compressor
 from hadal.model.linear import Formats, Linear, Role
+from hadal.model.product import product
 from hadal.model.rope import Rotation, rotate
 
 __all__ = ["Indexer", "index_scores"]
@@ -31,7 +32,7 @@ def index_scores(
     query, weight, key = query_TIK.to(dtype), weight_TI.to(dtype), key_CK.to(dtype)
     scores = torch.zeros(query.shape[0], key.shape[0], dtype=dtype, device=key.device)
     for head in range(query.shape[1]):
-        scores = scores + weight[:, head, None] * (query[:, head] @ key.T).relu()
+        scores = scores + weight[:, head, None] * product(query[:, head], key).relu()
     return scores.float()
 
 

@@ -74,6 +74,6 @@ def randomize(model: nn.Module, seed: int) -> None:
         elif name.startswith("embed"):
             noise *= 0.5
         else:
-            noise *= parameter.shape[1] ** -0.5
+            noise *= parameter.shape[1] ** -0.5 * (0.5 if name.startswith("head") else 1.0)
         parameter.copy_(noise)
     _fill_hash_tables(model, generator)

@@ -10,13 +10,13 @@ from enum import StrEnum
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from hadal.config import ModelConfig
 from hadal.model import quant
 from hadal.model.precision import Precision
+from hadal.model.product import product
 
 __all__ = ["Format", "Formats", "Linear", "Role"]
 
@@ -122,11 +122,11 @@ class Linear(nn.Module):
             return quant.fake_quantize_fp8(self.weight)
         return self.weight
 
-    def forward(self, x: Float[Tensor, "*rows I"]) -> Float[Tensor, "*rows O"]:
+    def forward(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
         """Multiply, in the dtype of `x`."""
         if self.precision.activations_fp8 and self.role in (Role.DENSE, Role.EXPERT):
             x = quant.round_trip_activations(x)
-        return F.linear(x, self.dense_weight().to(x.dtype))
+        return product(x, self.dense_weight().to(x.dtype))
 
     def extra_repr(self) -> str:
         """Return the sizes and the format, for `print(model)`."""

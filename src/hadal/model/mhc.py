@@ -8,11 +8,12 @@ M streams, D model width, N = (2 + M) M mixing logits.
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from hadal.config import ModelConfig
+from hadal.model.elementwise import sigmoid, softmax
+from hadal.model.product import product
 
 __all__ = ["Mixture", "collapse", "head_shapes", "mixture", "read", "sinkhorn", "site_shapes", "write"]
 
@@ -45,7 +46,7 @@ def sinkhorn(logits_TMM: Float[Tensor, "T M M"], iterations: int, eps: float) ->
 
     The last step normalises columns: each new stream's weights sum to 1, rows only nearly.
     """
-    matrix = logits_TMM.softmax(dim=-1) + eps
+    matrix = softmax(logits_TMM, dim=-1) + eps
     matrix = matrix / (matrix.sum(dim=-2, keepdim=True) + eps)
     for _ in range(iterations - 1):
         matrix = matrix / (matrix.sum(dim=-1, keepdim=True) + eps)
@@ -59,7 +60,7 @@ def _logits(streams_TMD: Tensor, fn: Tensor, eps: float) -> Tensor:
     The norm has no weight, so dividing after the product is exact and cheaper.
     """
     flat = streams_TMD.flatten(1).float()
-    return F.linear(flat, fn) * torch.rsqrt(flat.square().mean(-1, keepdim=True) + eps)
+    return product(flat, fn) * torch.rsqrt(flat.square().mean(-1, keepdim=True) + eps)
 
 
 def mixture(
@@ -76,8 +77,8 @@ def mixture(
     pre_base, post_base, comb_base = base_N.split((m, m, m * m))
     comb_logits = (comb * scale_3[2] + comb_base).unflatten(-1, (m, m))
     return Mixture(
-        pre_TM=torch.sigmoid(pre * scale_3[0] + pre_base) + config.hc_eps,
-        post_TM=2 * torch.sigmoid(post * scale_3[1] + post_base),
+        pre_TM=sigmoid(pre * scale_3[0] + pre_base) + config.hc_eps,
+        post_TM=2 * sigmoid(post * scale_3[1] + post_base),
         comb_TMM=sinkhorn(comb_logits, config.hc_sinkhorn_iters, config.hc_eps),
     )
 
@@ -100,9 +101,12 @@ def write(
 ) -> Float[Tensor, "T M D"]:
     """Return the new streams, `X'_k = post_k y + sum_j comb[j, k] X_j` (spec T5: first index)."""
     work = torch.float32 if in_float32 else streams_TMD.dtype
-    kept = mix.comb_TMM.to(work).transpose(1, 2) @ streams_TMD.to(work)
-    added = mix.post_TM.to(work).unsqueeze(-1) * output_TD.to(work).unsqueeze(1)
-    return (added + kept).to(streams_TMD.dtype)
+    comb_TMM, old_TMD, y_TD = (t.to(work) for t in (mix.comb_TMM, streams_TMD, output_TD))
+    new = [
+        mix.post_TM[:, k, None].to(work) * y_TD + (comb_TMM[:, :, k, None] * old_TMD).sum(dim=1)
+        for k in range(old_TMD.shape[1])
+    ]
+    return torch.stack(new, dim=1).to(streams_TMD.dtype)
 
 
 def collapse(
@@ -114,5 +118,5 @@ def collapse(
 ) -> Float[Tensor, "T D"]:
     """Return the one stream that the final norm and the head see."""
     logits = _logits(streams_TMD, fn_MX, config.rms_norm_eps)
-    weights = torch.sigmoid(logits * scale_1 + base_M) + config.hc_eps
+    weights = sigmoid(logits * scale_1 + base_M) + config.hc_eps
     return (weights.unsqueeze(-1) * streams_TMD.float()).sum(dim=1).to(streams_TMD.dtype)

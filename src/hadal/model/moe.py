@@ -5,14 +5,15 @@ V vocabulary.
 """
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hadal.config import ModelConfig
 from hadal.model.batch import RaggedBatch
+from hadal.model.elementwise import silu, softplus
 from hadal.model.linear import Formats, Linear, Role
 from hadal.model.losses import balance_loss
+from hadal.model.product import product
 from hadal.model.trace import Trace
 
 __all__ = ["Expert", "Gate", "MoE"]
@@ -47,7 +48,7 @@ class Gate(nn.Module):
     def scores(self, x_TD: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
         """Return `sqrt(softplus(x W^T))`, in float32 unless `precision` says otherwise."""
         dtype = torch.float32 if self.in_float32 else x_TD.dtype
-        return F.softplus(F.linear(x_TD.to(dtype), self.weight.to(dtype))).sqrt().float()
+        return softplus(product(x_TD.to(dtype), self.weight.to(dtype))).sqrt().float()
 
     def choose(self, scores_TE: Float[Tensor, "T E"], ids_T: Tensor) -> Int[Tensor, "T A"]:
         """Return the experts of each token; equal scores go to the lowest index."""
@@ -85,7 +86,7 @@ class Expert(nn.Module):
         """
         gate = self.w1(x_TD).float().clamp(max=self.limit)
         up = self.w3(x_TD).float().clamp(-self.limit, self.limit)
-        inner = F.silu(gate) * up
+        inner = silu(gate) * up
         if weight_T is not None:
             inner = weight_T.unsqueeze(1) * inner
         return self.w2(inner.to(x_TD.dtype))

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from hadal.model.initialize import initialize
 from hadal.model.linear import Formats, Linear, Role
 from hadal.model.norm import RMSNorm
 from hadal.model.precision import Precision
+from hadal.model.product import product
 from hadal.model.trace import Trace
 
 __all__ = ["MTPBlock", "Transformer"]
@@ -56,7 +56,8 @@ class MTPBlock(Block):
     ) -> Float[Tensor, "T M D"]:
         """Return the block's input: streams of token t beside the embedding of token t + 1."""
         embedded = self.e_proj(self.enorm(embedded_TD)).unsqueeze(1)
-        return embedded + self.h_proj(self.hnorm(streams_TMD))
+        projected = self.h_proj(self.hnorm(streams_TMD).flatten(0, 1))
+        return embedded + projected.unflatten(0, streams_TMD.shape[:2])
 
 
 class Transformer(nn.Module):
@@ -210,7 +211,7 @@ class Transformer(nn.Module):
     def _head(self, streams_TMD: Tensor, owner: nn.Module, norm: RMSNorm) -> Tensor:
         fn, base, scale = (getattr(owner, f"hc_head_{n}") for n in ("fn", "base", "scale"))
         x_TD = norm(mhc.collapse(streams_TMD, fn, base, scale, self.config))
-        return F.linear(x_TD.float(), self.head.weight.float())
+        return product(x_TD.float(), self.head.weight.float())
 
     def _begin(
         self,
