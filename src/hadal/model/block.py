@@ -48,12 +48,11 @@ class Block(nn.Module):
         trace: Trace | None,
     ) -> Float[Tensor, "T M D"]:
         """Return the streams after this block; token ids route the hash layers."""
-        exact = self.mhc_float32
         mix = self._mixture("attn", streams_TMD)
-        x_TD = self.attn_norm(mhc.read(streams_TMD, mix, in_float32=exact))
+        x_TD = self.attn_norm(mhc.read(streams_TMD, mix))
         y_TD = self.attn(x_TD, batch, caches, trace)
-        streams_TMD = mhc.write(streams_TMD, y_TD, mix, in_float32=exact)
+        streams_TMD = mhc.write(streams_TMD, y_TD, mix, in_float32=self.mhc_float32)
         mix = self._mixture("ffn", streams_TMD)
-        x_TD = self.ffn_norm(mhc.read(streams_TMD, mix, in_float32=exact))
+        x_TD = self.ffn_norm(mhc.read(streams_TMD, mix))
         y_TD = self.ffn(x_TD, ids_T, batch, trace)
-        return mhc.write(streams_TMD, y_TD, mix, in_float32=exact)
+        return mhc.write(streams_TMD, y_TD, mix, in_float32=self.mhc_float32)

@@ -83,13 +83,9 @@ def mixture(
     )
 
 
-def read(
-    streams_TMD: Float[Tensor, "T M D"], mix: Mixture, *, in_float32: bool
-) -> Float[Tensor, "T D"]:
-    """Return the input of the sub-layer, `sum_j pre_j X_j`."""
-    work = torch.float32 if in_float32 else streams_TMD.dtype
-    weighted = mix.pre_TM.to(work).unsqueeze(-1) * streams_TMD.to(work)
-    return weighted.sum(dim=1).to(streams_TMD.dtype)
+def read(streams_TMD: Float[Tensor, "T M D"], mix: Mixture) -> Float[Tensor, "T D"]:
+    """Return the input of the sub-layer, `sum_j pre_j X_j`, summed in float32."""
+    return (mix.pre_TM.unsqueeze(-1) * streams_TMD).sum(dim=1).to(streams_TMD.dtype)
 
 
 def write(

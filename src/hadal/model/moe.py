@@ -46,9 +46,9 @@ class Gate(nn.Module):
         self.bias = None if hashed else nn.Parameter(bias, requires_grad=False)
 
     def scores(self, x_TD: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
-        """Return `sqrt(softplus(x W^T))`, in float32 unless `precision` says otherwise."""
+        """Return `sqrt(softplus(x W^T))`, from float32 logits unless `precision` says otherwise."""
         dtype = torch.float32 if self.in_float32 else x_TD.dtype
-        return softplus(product(x_TD.to(dtype), self.weight.to(dtype))).sqrt().float()
+        return softplus(product(x_TD.to(dtype), self.weight.to(dtype)).float()).sqrt()
 
     def choose(self, scores_TE: Float[Tensor, "T E"], ids_T: Tensor) -> Int[Tensor, "T A"]:
         """Return the experts of each token; equal scores go to the lowest index."""

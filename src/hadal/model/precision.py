@@ -33,7 +33,8 @@ class Precision:
     gate_float32: bool = True
     """Router logits in float32; transformers takes the activation dtype."""
     mhc_float32: bool = True
-    """mHC mixing in float32; transformers casts the coefficients to the activation dtype."""
+    """mHC's mixing of streams in float32; transformers casts the coefficients to the activation
+    dtype before it."""
 
     @classmethod
     def exact(cls) -> Self:
