@@ -18,7 +18,6 @@ from hadal.model import quant
 __all__ = ["Reformatted", "check_complete"]
 
 
-
 class Reformatted:
     """A source whose matrices have the formats, and whose floats the dtypes, of other specs.
 
@@ -32,9 +31,9 @@ class Reformatted:
         self._pair: tuple[str, Tensor, Tensor] | None = None
         self.specs = {n: s for n, s in source.specs.items() if not self._is_dropped_scale(n)}
         for name, spec in target.items():
-            if name in self.specs and _convertible(self.specs[name], spec):
-                self.specs[name] = spec
-            elif name.endswith(".scale") and self._matrix_of(name) in self.specs:
+            if (name in self.specs and _convertible(self.specs[name], spec)) or (
+                name.endswith(".scale") and self._matrix_of(name) in self.specs
+            ):
                 self.specs[name] = spec
 
     def read(self, name: str) -> Tensor:

@@ -119,7 +119,7 @@ class CheckpointSource:
         if wanted - found or (found - wanted and wanted):
             raise CheckpointError(
                 f"{file} and its index disagree: {len(wanted - found)} tensors are missing and "
-                f"{len(found - wanted)} are not listed, e.g. {sorted(wanted ^ found)[0]}"
+                f"{len(found - wanted)} are not listed, e.g. {min(wanted ^ found)}"
             )
         for name in found:
             self._add(name, handle)
@@ -137,7 +137,9 @@ class CheckpointSource:
             return
         for piece, rows, expert_id in pieces:
             shape = (rows.stop - rows.start, *spec.shape[2:])
-            self._put(piece, TensorSpec(dtype, shape), _expert_reader(handle, name, expert_id, rows))
+            self._put(
+                piece, TensorSpec(dtype, shape), _expert_reader(handle, name, expert_id, rows)
+            )
 
     def _put(self, name: str, spec: TensorSpec, reader: Callable[[], Tensor]) -> None:
         if name in self.specs:
@@ -150,9 +152,7 @@ def _expert_reader(handle: Any, name: str, expert_id: int, rows: slice) -> Calla
     return lambda: handle.get_tensor(name)[expert_id, rows]
 
 
-def _unstacked(
-    official: str, spec: TensorSpec
-) -> Iterator[tuple[str, slice, int]] | None:
+def _unstacked(official: str, spec: TensorSpec) -> Iterator[tuple[str, slice, int]] | None:
     """Return the per-expert tensors in a stacked one: name, rows and expert; None if not stacked."""
     prefix, _, leaf = official.rpartition(".")
     if not prefix.endswith(".experts") or len(spec.shape) != 3:

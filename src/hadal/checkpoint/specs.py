@@ -37,9 +37,7 @@ def meta_model(config: ModelConfig, dtype: torch.dtype = torch.bfloat16) -> Tran
         return Transformer(config, storage="checkpoint", dtype=dtype)
 
 
-def tensor_specs(
-    config: ModelConfig, dtype: torch.dtype = torch.bfloat16
-) -> dict[str, TensorSpec]:
+def tensor_specs(config: ModelConfig, dtype: torch.dtype = torch.bfloat16) -> dict[str, TensorSpec]:
     """Return every tensor of a checkpoint under its official name, in the order of the modules.
 
     Args:

@@ -147,6 +147,11 @@ class ModelConfig:
         """Return this config with the stored formats of the published instruct or Base weights."""
         return dataclasses.replace(self, **(_INSTRUCT if kind == "instruct" else _BASE))
 
+    def narrowed(self) -> Self:
+        """Return the same layers and mechanisms at widths that fit a laptop."""
+        groups = min(self.o_groups, presets.NARROW["num_attention_heads"])
+        return dataclasses.replace(self, o_groups=groups, **presets.NARROW)
+
     def plain(self) -> Self:
         """Return this config with all weights stored as plain floats."""
         return dataclasses.replace(self, expert_dtype=None, quantization_config=None)

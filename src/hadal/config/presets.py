@@ -6,7 +6,7 @@ not here: instruct and Base share these numbers.
 
 from typing import Any, Final
 
-__all__ = ["FLASH", "NANO", "PRO"]
+__all__ = ["FLASH", "NANO", "NARROW", "PRO"]
 
 _SHARED: Final[dict[str, Any]] = {
     "vocab_size": 129_280,
@@ -45,6 +45,22 @@ PRO: Final[dict[str, Any]] = _SHARED | {
     "routed_scaling_factor": 2.5,
     "compress_ratios": (128, 128, *(4, 128) * 29, 4, 0),
 }
+
+NARROW: Final[dict[str, Any]] = {
+    "vocab_size": 1024,
+    "hidden_size": 160,
+    "num_attention_heads": 8,
+    "head_dim": 96,
+    "qk_rope_head_dim": 32,
+    "q_lora_rank": 144,
+    "o_lora_rank": 48,
+    "index_n_heads": 16,
+    "index_head_dim": 64,
+    "index_topk": 32,
+    "n_routed_experts": 8,
+    "moe_intermediate_size": 96,
+}
+"""Widths for a checkpoint with all layers of a large one; some matrices end in part of a block."""
 
 NANO: Final[dict[str, Any]] = {
     "vocab_size": 4096,

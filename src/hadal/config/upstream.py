@@ -97,9 +97,7 @@ def read_config(
             )
         values["quantization_config"] = _read_quantization(quantization, values["expert_dtype"])
     unknown = sorted(set(values) - _FIELDS)
-    required = {
-        f.name for f in dataclasses.fields(ModelConfig) if f.default is dataclasses.MISSING
-    }
+    required = {f.name for f in dataclasses.fields(ModelConfig) if f.default is dataclasses.MISSING}
     missing = sorted(required - set(values))
     if unknown or missing:
         raise ConfigError(

@@ -115,5 +115,3 @@ def _softmax_with_sink(
     """Return probabilities that leave room for the sink, in float32."""
     sink_BH1 = sink_H.reshape(1, -1, 1).expand(logits_BHS.shape[0], -1, 1)
     return torch.cat((logits_BHS, sink_BH1), dim=-1).softmax(dim=-1)[..., :-1]
-
-

@@ -15,7 +15,16 @@ from hadal.config import ModelConfig
 from hadal.model.elementwise import sigmoid, softmax
 from hadal.model.product import product
 
-__all__ = ["Mixture", "collapse", "head_shapes", "mixture", "read", "sinkhorn", "site_shapes", "write"]
+__all__ = [
+    "Mixture",
+    "collapse",
+    "head_shapes",
+    "mixture",
+    "read",
+    "sinkhorn",
+    "site_shapes",
+    "write",
+]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The `hadal` command: argument parsing and display only; the work is in the other packages."""

@@ -1,0 +1,42 @@
+"""Entry point: one verb tree, one place where errors become messages and exit codes.
+
+Exit codes: 0 ok, 1 the task failed, 2 wrong usage or settings, 3 the machine or files failed.
+"""
+
+import sys
+
+from cyclopts import App
+from rich.console import Console
+
+from hadal import __version__
+from hadal.cli import checkpoint, cost, demo
+from hadal.errors import ConfigError, HadalError, InputError
+
+__all__ = ["app", "main"]
+
+app = App(
+    name="hadal",
+    help="The open stack for long-running agents on DeepSeek-V4.",
+    version=__version__,
+)
+app.command(cost.cost)
+app.command(checkpoint.app)
+app.command(demo.demo)
+
+
+def main() -> None:
+    """Run the command line."""
+    console = Console(stderr=True)
+    try:
+        app()
+    except (ConfigError, InputError) as err:
+        console.print(f"error: {err}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except HadalError as err:
+        console.print(f"error: {err}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(3)
+    except BrokenPipeError:  # the reader of a pipe left, as `head` does
+        sys.stderr.close()
+        sys.exit(0)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,40 @@
+"""Token counts and sizes as people write them."""
+
+import re
+from collections.abc import Sequence
+
+from cyclopts import Token
+
+__all__ = ["human_bytes", "human_count", "parse_tokens"]
+
+_FACTORS = {"": 1, "k": 1024, "m": 1024**2}
+
+
+def parse_tokens(_: type, tokens: Sequence[Token]) -> int:
+    """Read a token count; K and M are binary, as context windows are.
+
+    Raises:
+        ValueError: It is none.
+    """
+    text = tokens[0].value.replace(",", "").replace("_", "")
+    match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)([km]?)", text, re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"expected a token count such as 4096, 128K, 1M or 1e6, got {text!r}")
+    number, suffix = match.groups()
+    return int(float(number) * _FACTORS[suffix.lower()])
+
+
+def human_count(number: float) -> str:
+    """Return a count with a metric suffix."""
+    for factor, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if number >= factor:
+            return f"{number / factor:,.2f}{suffix}"
+    return f"{number:,.0f}"
+
+
+def human_bytes(number: float) -> str:
+    """Return bytes with a decimal unit."""
+    for factor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number >= factor:
+            return f"{number / factor:,.2f} {unit}"
+    return f"{number:,.2f} B" if number % 1 else f"{number:,.0f} B"
