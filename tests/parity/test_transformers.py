@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hadal.checkpoint import load, save
+from hadal.checkpoint.names import expert_stack, to_transformers
 from hadal.config import YarnScaling
 from hadal.model import ModelConfig, Precision, Transformer, logits, randomize
 from hadal.model.mhc import write
@@ -73,6 +74,34 @@ def test_logits_equal_transformers(name, layout, tmp_path):
         worst = (ours - theirs).abs().max().item()
         assert worst <= TOLERANCE, f"{name}, length {length}: logits differ by {worst:.2e}"
         assert torch.equal(ours.argmax(-1), theirs.argmax(-1)), f"{name}, length {length}"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_gradients_equal_transformers(name, tmp_path):
+    """Differentiable end to end: every parameter's gradient of a random function of the logits."""
+    config = CONFIGS[name]
+    save(random_model(config), tmp_path / "model", layout="huggingface")
+    model, other = load(tmp_path / "model"), peer(tmp_path / "model")
+    ids = tokens(config, 300)
+    probe = torch.randn(300, config.vocab_size) / 300
+    (model(ids, [300]) * probe).sum().backward()
+    (other(ids[None], use_cache=False).logits[0] * probe).sum().backward()
+    theirs = {n: p.grad for n, p in other.named_parameters() if p.grad is not None}
+    compared = 0
+    for name_ours, parameter in model.named_parameters():
+        if parameter.grad is None:
+            continue
+        stack = expert_stack(name_ours)
+        expected = theirs[stack or to_transformers(name_ours)]
+        if stack is not None:
+            expert, matrix = int(name_ours.split(".")[-3]), name_ours.split(".")[-2]
+            half = config.moe_intermediate_size
+            rows = {"w1": slice(0, half), "w3": slice(half, None), "w2": slice(None)}[matrix]
+            expected = expected[expert, rows]
+        error = (parameter.grad - expected).norm() / expected.norm().clamp_min(1e-6)
+        assert error < 1e-3, f"{name_ours}: gradients differ by {error:.1e} of their norm"
+        compared += 1
+    assert compared > 30
 
 
 @pytest.mark.parametrize("phase", range(4))

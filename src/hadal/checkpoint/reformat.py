@@ -51,7 +51,8 @@ class Reformatted:
             return self._floats(stem).to(self._target[matrix].dtype)
         if self._pair is None or self._pair[0] != stem:  # both halves come from one computation
             self._pair = (stem, *self._quantised(stem))
-        return self._pair[1 if leaf == "weight" else 2]
+        _, weight, scale = self._pair
+        return weight if leaf == "weight" else scale
 
     def _is_dropped_scale(self, name: str) -> bool:
         return (

@@ -1,6 +1,7 @@
 """A `Transformer` to a checkpoint folder."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ __all__ = ["DEFAULT_SHARD_BYTES", "config_json", "save"]
 DEFAULT_SHARD_BYTES = 5 * 10**9
 
 
-def config_json(config: ModelConfig, dtype: torch.dtype) -> dict[str, object]:
+def config_json(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     """Return the config.json of a checkpoint."""
     return to_upstream(config) | {"torch_dtype": str(dtype).removeprefix("torch.")}
 

@@ -165,7 +165,7 @@ def _header(shard: list[_Entry]) -> bytes:
 def _write_tensor(tensor: Tensor, out: BinaryIO) -> int:
     """Write a tensor's bytes without copying them on the CPU; return how many."""
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    out.write(memoryview(data.numpy()))
+    out.write(data.numpy().data)
     return data.numel()
 
 

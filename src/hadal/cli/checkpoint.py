@@ -2,9 +2,9 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 from rich.console import Console
@@ -127,7 +127,7 @@ def inspect(path: Path, *, tensors: bool = False, json_output: Json = False) -> 
         check_complete(path, source, source, tensor_specs(config, embedding.dtype))
         specs = source.specs
     total = sum(spec.num_bytes for spec in specs.values())
-    summary = {
+    summary: dict[str, Any] = {
         "path": str(path),
         "tensors": len(specs),
         "bytes": total,
@@ -150,7 +150,7 @@ def inspect(path: Path, *, tensors: bool = False, json_output: Json = False) -> 
 
 
 @contextlib.contextmanager
-def _progress_bar(title: str) -> "Iterator[ProgressCallback]":
+def _progress_bar(title: str) -> "Generator[ProgressCallback]":
     """Show a bar on a terminal; elsewhere nothing."""
     console = Console(stderr=True)
     columns = ("{task.description}", BarColumn(), DownloadColumn(), TimeRemainingColumn())

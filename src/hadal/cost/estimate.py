@@ -118,7 +118,8 @@ def estimate(
             raise InputError(f"{key!r} is not one of {', '.join(known)}")
     model = resolve(name)
     flops = model_flops(model, context)
-    kv = kv_by_kind(model, context, KV_FORMATS[kv_format]) if _is_v4(model) else []
+    is_v4 = isinstance(model, ModelConfig)
+    kv = kv_by_kind(model, context, KV_FORMATS[kv_format]) if is_v4 else []
     return CostReport(
         model=name,
         context=context,
@@ -132,10 +133,6 @@ def estimate(
         ratios=_ratios(model, context, convention, kv_format),
         **_weights(model),
     )
-
-
-def _is_v4(model: Model) -> bool:
-    return isinstance(model, ModelConfig)
 
 
 def model_flops(model: Model, context: int) -> list[Flops]:

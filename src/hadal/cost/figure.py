@@ -57,8 +57,14 @@ def draw(
         axes.legend()
         axes.set_xlim(0, context)
         axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_formatter(_thousands)
+        axes.set_xticks([context * i // 4 for i in range(5)])
     figure.suptitle(f"{convention}: {CONVENTIONS[convention].text}", fontsize=7)
     try:
         figure.savefig(path, dpi=150)
     except (ValueError, OSError) as err:
         raise ConfigError(f"cannot write the plot {path}: {err}") from err
+
+
+def _thousands(tokens: float, _: int) -> str:
+    return f"{tokens / 1024:,.0f}K"

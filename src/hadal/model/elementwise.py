@@ -34,4 +34,4 @@ def softmax(x: Float[Tensor, "..."], dim: int) -> Float[Tensor, "..."]:
 
 def softplus(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Return `log(1 + e^x)`, in the form that overflows for no x."""
-    return x.clamp(min=0) + torch.log1p(torch.exp(-x.abs()))
+    return torch.maximum(x, torch.zeros_like(x)) + torch.log1p(torch.exp(-x.abs()))

@@ -8,6 +8,8 @@ routing biases and hash tables that are constant hide bugs.
 import torch
 from torch import Tensor, nn
 
+from hadal.config import ModelConfig
+
 __all__ = ["initialize", "randomize"]
 
 _KEEP_STREAMS = 3.0
@@ -22,12 +24,17 @@ def hash_table(
     return draws.topk(num_active, dim=1).indices
 
 
+def _config(model: nn.Module) -> ModelConfig:
+    assert isinstance(model.config, ModelConfig)
+    return model.config
+
+
 def _fill_hash_tables(model: nn.Module, generator: torch.Generator) -> None:
+    num_experts = _config(model).n_routed_experts
     for name, table in model.named_buffers():
         if name.endswith("tid2eid"):
-            num_experts = model.get_submodule(name.rpartition(".")[0]).weight.shape[0]
-            assert isinstance(num_experts, int)
-            table.copy_(hash_table(*table.shape[:1], num_experts, table.shape[1], generator))
+            vocab_size, num_active = table.shape
+            table.copy_(hash_table(vocab_size, num_experts, num_active, generator))
 
 
 @torch.no_grad()
@@ -39,7 +46,7 @@ def initialize(model: nn.Module, seed: int) -> None:
     dynamic part (the report says only that the scales start small).
     """
     generator = torch.Generator().manual_seed(seed)
-    std, streams = model.config.initializer_range, model.config.hc_mult
+    std, streams = _config(model).initializer_range, _config(model).hc_mult
     for name, parameter in model.named_parameters():
         leaf = name.rpartition(".")[2]
         if leaf.startswith("hc_") and leaf.endswith("scale"):

@@ -111,13 +111,23 @@ class Transformer(nn.Module):
         """Return where the weights are."""
         return self.embed.weight.device
 
+    @property
+    def blocks(self) -> list[Block]:
+        """Return the main blocks in order."""
+        return [block for block in self.layers if isinstance(block, Block)]
+
+    @property
+    def mtp_blocks(self) -> list[MTPBlock]:
+        """Return the multi-token-prediction blocks in order."""
+        return [block for block in self.mtp if isinstance(block, MTPBlock)]
+
     def new_cache(self) -> SequenceCache:
         """Return the state of a sequence without tokens, for `forward`."""
-        return SequenceCache([b.attn.new_cache(self.device, self.dtype) for b in self.layers])
+        return SequenceCache([b.attn.new_cache(self.device, self.dtype) for b in self.blocks])
 
     def new_draft_cache(self, mtp_idx: int = 0) -> SequenceCache:
         """Return the state of a sequence without tokens, for `draft`."""
-        return SequenceCache([self.mtp[mtp_idx].attn.new_cache(self.device, self.dtype)])
+        return SequenceCache([self.mtp_blocks[mtp_idx].attn.new_cache(self.device, self.dtype)])
 
     def forward(
         self,
@@ -155,11 +165,10 @@ class Transformer(nn.Module):
 
         Arguments and errors are those of `forward`.
         """
-        blocks = list(self.layers)
         state, batch = self._begin(ids_T, lengths, caches, self.new_cache)
         embedded_TD = self.embed(ids_T)
         streams_TMD = embedded_TD.unsqueeze(1).expand(-1, self.config.hc_mult, -1)
-        return _run(blocks, streams_TMD, ids_T, batch, state, trace, cached=caches is not None)
+        return _run(self.blocks, streams_TMD, ids_T, batch, state, trace, cached=caches is not None)
 
     def logits(self, streams_TMD: Float[Tensor, "T M D"]) -> Float[Tensor, "T V"]:
         """Return the logits of the next token, float32."""
@@ -193,8 +202,7 @@ class Transformer(nn.Module):
         """
         if not 0 <= mtp_idx < len(self.mtp):
             raise InputError(f"MTP block {mtp_idx}: the model has {len(self.mtp)}")
-        block = self.mtp[mtp_idx]
-        assert isinstance(block, MTPBlock)
+        block = self.mtp_blocks[mtp_idx]
         state, batch = self._begin(
             next_ids_T, lengths, caches, lambda: self.new_draft_cache(mtp_idx)
         )
@@ -238,7 +246,7 @@ class Transformer(nn.Module):
 
 
 def _run(
-    blocks: list[nn.Module],
+    blocks: Sequence[Block],
     streams_TMD: Tensor,
     ids_T: Tensor,
     batch: RaggedBatch,

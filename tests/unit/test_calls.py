@@ -1,0 +1,110 @@
+"""Bad input gets a named error with expected and actual, and changes nothing."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from hadal.errors import ContextLengthError, InputError
+from hadal.model import Transformer, logits, randomize
+from tests.configs import CONFIGS, schedule
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = Transformer(dataclasses.replace(CONFIGS["flash_like"], max_position_embeddings=64))
+    randomize(model, 0)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("ids", "lengths", "message"),
+    [
+        (torch.zeros(3), [3], r"expected a flat int64 or int32 tensor .* got torch.float32 \[3\]"),
+        (torch.zeros(1, 3).long(), [3], r"got torch.int64 \[1, 3\]"),
+        (torch.zeros(3).long(), [2], r"lengths \[2\] add up to 2, but there are 3"),
+        (torch.zeros(3).long(), [3, 0], "positive numbers"),
+        (torch.tensor([1, -1, 2]), [3], r"expected 0..511, got -1..2"),
+        (torch.tensor([1, 512, 2]), [3], r"expected 0..511, got 1..512"),
+    ],
+)
+def test_wrong_ids_and_lengths(model, ids, lengths, message):
+    """T13: a padding id of -1 would index the hash table from behind."""
+    with pytest.raises(InputError, match=message):
+        model(ids, lengths)
+
+
+def test_context_length(model):
+    cache = model.new_cache()
+    model(torch.zeros(60).long(), [60], [cache])
+    with pytest.raises(ContextLengthError) as caught:
+        model(torch.zeros(5).long(), [5], [cache])
+    assert (caught.value.limit, caught.value.actual) == (64, 65)
+    assert cache.num_tokens == 60
+    model(torch.zeros(4).long(), [4], [cache])
+
+
+def test_wrong_caches(model):
+    ids, cache = torch.zeros(2).long(), model.new_cache()
+    with pytest.raises(InputError, match="expected 2 different ones, got 2, of which 1 differ"):
+        model(ids, [1, 1], [cache, cache])
+    with pytest.raises(InputError, match="expected 2 different ones, got 1"):
+        model(ids, [1, 1], [cache])
+    with pytest.raises(InputError, match="expected 5 layers, got"):
+        model(ids, [2], [model.new_draft_cache()])
+    with pytest.raises(InputError, match="expected 1 layers, got"):
+        model.draft(torch.zeros(2, 4, 64), ids, [2], [cache])
+
+
+def test_draft_errors(model):
+    with pytest.raises(InputError, match="MTP block 1: the model has 1"):
+        model.draft(torch.zeros(2, 4, 64), torch.zeros(2).long(), [2], mtp_idx=1)
+    with pytest.raises(InputError, match="3 streams for 2 next tokens"):
+        model.draft(torch.zeros(3, 4, 64), torch.zeros(2).long(), [2])
+
+
+def test_a_failure_in_the_middle_leaves_the_cache_as_it_was(model):
+    cache, clean = model.new_cache(), model.new_cache()
+    ids = torch.randint(0, 512, (40,))
+    for state in (cache, clean):
+        model(ids[:30], [30], [state])
+    last = model.blocks[-1]
+    handle = last.ffn.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model(ids[30:], [10], [cache])
+    handle.remove()
+    assert torch.equal(model(ids[30:], [10], [cache]), model(ids[30:], [10], [clean]))
+
+
+def test_snapshots_of_another_time_or_cache_are_refused(model):
+    cache, other = model.new_cache(), model.new_cache()
+    first = cache.snapshot()
+    model(torch.zeros(9).long(), [9], [cache])
+    second = cache.snapshot()
+    cache.restore(second)
+    cache.restore(first)
+    for snapshot, state in ((second, cache), (first, other)):
+        with pytest.raises(InputError, match="does not lie in the past"):
+            state.restore(snapshot)
+
+
+def test_caches_record_no_gradients(model):
+    out = model(torch.zeros(3).long(), [3], [model.new_cache()])
+    assert model(torch.zeros(3).long(), [3]).requires_grad
+    streams = model.streams(torch.zeros(3).long(), [3], [model.new_cache()])
+    assert not streams.requires_grad
+    assert out.shape == (3, 512)
+
+
+def test_empty_list_of_sequences(model):
+    assert logits(model, []) == []
+
+
+def test_bfloat16_runs_and_stays_close():
+    config = schedule(0, 128)
+    exact, rounded = Transformer(config), Transformer(config, dtype=torch.bfloat16)
+    randomize(exact, 0)
+    randomize(rounded, 0)
+    ids = torch.randint(0, 512, (200,))
+    error = logits(rounded, [ids])[0] - logits(exact, [ids])[0]
+    assert 0 < error.square().mean().sqrt() < 0.05

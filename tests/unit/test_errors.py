@@ -1,0 +1,48 @@
+"""The tree is complete, pickles, and reads well."""
+
+import pickle
+
+import pytest
+
+from hadal import errors
+from hadal.errors import CheckpointMismatchError, ContextLengthError, HadalError
+
+INSTANCES = [
+    errors.ConfigError("a", hint="b"),
+    errors.InputError("a"),
+    errors.CheckpointError("a", hint="b"),
+    CheckpointMismatchError("checkpoint x", missing=["m"], unexpected=["u"], mismatched=["s"]),
+    errors.EngineError("a"),
+    ContextLengthError(limit=10, actual=12, hint="h"),
+]
+
+
+def test_every_class_has_an_instance_here():
+    classes = {getattr(errors, n) for n in errors.__all__} - {HadalError}
+    assert {type(e) for e in INSTANCES} == classes
+
+
+@pytest.mark.parametrize("error", INSTANCES, ids=lambda e: type(e).__name__)
+def test_pickles(error):
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error)
+    assert copy.__dict__ == error.__dict__
+    assert str(copy) == str(error)
+
+
+def test_codes_are_unique_and_in_the_docstring():
+    codes = [type(e).code for e in INSTANCES]
+    assert len(set(codes)) == len(codes)
+    for error in INSTANCES:
+        assert type(error).__name__ in (errors.__doc__ or "")
+
+
+def test_messages():
+    assert str(INSTANCES[0]) == "a\nhint: b"
+    assert str(ContextLengthError(limit=1000, actual=1200)) == (
+        "context too long: expected at most 1,000 tokens, got 1,200"
+    )
+    text = str(INSTANCES[3])
+    assert "1 missing:\n  m" in text
+    assert "1 unexpected:\n  u" in text
+    assert "1 of another shape or dtype:\n  s" in text

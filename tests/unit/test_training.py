@@ -1,0 +1,142 @@
+"""The training forward: every loss, where its gradient goes, and packing (7.1)."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hadal.model import Trace, Transformer, logits, randomize, training_forward
+from tests.configs import CONFIGS
+
+
+@pytest.fixture
+def model():
+    model = Transformer(CONFIGS["flash_like"])
+    randomize(model, 0)
+    return model
+
+
+def tokens(length, seed=0):
+    return torch.randint(0, 512, (length,), generator=torch.manual_seed(seed))
+
+
+def gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def test_language_loss_is_the_next_token_of_the_same_sample(model):
+    first, second = tokens(50), tokens(70, 1)
+    output = training_forward(model, torch.cat((first, second)), [50, 70])
+    expected = sum(
+        F.cross_entropy(rows[:-1], ids[1:], reduction="sum")
+        for rows, ids in zip(logits(model, [first, second]), (first, second), strict=True)
+    )
+    assert output.language.item() == pytest.approx(expected.item() / (49 + 69), rel=1e-5)
+
+
+def test_packed_samples_do_not_see_each_other(model):
+    """Compression, window and MTP stay within a sample; a neighbour changes nothing."""
+    ids = tokens(150)
+    alone = training_forward(model, ids, [150])
+    packed = training_forward(model, torch.cat((tokens(131, 5), ids)), [131, 150])
+    assert torch.equal(packed.logits_TV[131:], alone.logits_TV)
+
+
+def test_mtp_predicts_the_token_after_the_next(model):
+    ids = tokens(90)
+    output = training_forward(model, ids, [90])
+    drafted, _ = model.draft(model.streams(ids[:-1], [89]), ids[1:], [89])
+    expected = F.cross_entropy(drafted[:-1], ids[2:])
+    assert output.mtp.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_samples_of_one_and_two_tokens(model):
+    output = training_forward(model, tokens(4), [1, 2, 1])
+    assert output.mtp.item() == 0.0
+    assert output.language.isfinite()
+    only = training_forward(model, tokens(1), [1])
+    assert only.language.item() == 0.0
+
+
+def test_labels_can_leave_tokens_out(model):
+    ids = tokens(40)
+    labels = torch.full((40,), -100)
+    labels[10] = 7
+    output = training_forward(model, ids, [40], labels_T=labels)
+    expected = F.cross_entropy(output.logits_TV[10:11], torch.tensor([7]))
+    assert output.language.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_gradients_reach_everything_but_the_indexer(model):
+    """Top-k passes no gradient: without its own loss the indexer stays random."""
+    output = training_forward(model, tokens(300), [300])
+    reached = gradients(model, output.language + output.mtp)
+    idle = {n for n, _ in model.named_parameters()} - set(reached)
+    assert idle == {n for n in dict(model.named_parameters()) if ".indexer." in n} | {
+        n for n in dict(model.named_parameters()) if n.endswith("gate.bias")
+    }
+    assert all(g.isfinite().all() for g in reached.values())
+
+
+@pytest.mark.parametrize("stage", ["dense", "sparse"])
+def test_indexer_loss_moves_only_the_indexer(model, stage):
+    output = training_forward(model, tokens(300), [300], indexer_stage=stage)
+    assert output.indexer.item() > 0
+    reached = gradients(model, output.indexer)
+    assert reached
+    assert {n for n, g in reached.items() if g.abs().max() > 0} == {
+        n for n, _ in model.named_parameters() if ".indexer." in n
+    }
+
+
+def test_dense_stage_attends_to_everything(model):
+    """Warm-up: attention must not depend on the untrained indexer's choice."""
+    ids = tokens(300)  # 75 entries, index_topk 16
+    dense = training_forward(model, ids, [300], indexer_stage="dense").logits_TV
+    sparse = training_forward(model, ids, [300], indexer_stage="sparse").logits_TV
+    assert (dense[:60] - sparse[:60]).abs().max() < 1e-4
+    assert (dense - sparse).abs().max() > 1e-3
+    assert torch.equal(sparse, training_forward(model, ids, [300]).logits_TV)
+
+
+def test_indexer_learns_what_attention_looks_at(model):
+    """A few steps on its own loss must lower it."""
+    ids = tokens(256)
+    indexer = [p for n, p in model.named_parameters() if ".indexer." in n]
+    optimizer = torch.optim.Adam(indexer, lr=3e-3)
+    losses = []
+    for _ in range(12):
+        loss = training_forward(model, ids, [256], indexer_stage="dense").indexer
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_balance_and_loads(model):
+    output = training_forward(model, tokens(200), [200])
+    learned = {"layers.3", "layers.4", "mtp.0"}  # the first three route by hash
+    assert set(output.expert_loads) == learned
+    assert all(
+        load.sum() == 3 * n
+        for load, n in zip(output.expert_loads.values(), (200, 200, 199), strict=True)
+    )
+    assert output.balance.item() >= 0.9 * len(learned)
+    reached = gradients(model, output.balance)
+    assert any("ffn.gate.weight" in n for n in reached)
+
+
+def test_replay_repeats_the_choices_of_another_model(model):
+    """What replay is for: with choices forced, only arithmetic differs."""
+    other = Transformer(CONFIGS["flash_like"], dtype=torch.bfloat16)
+    randomize(other, 0)
+    ids = tokens(400)
+    trace, free = Trace(), Trace()
+    with torch.no_grad():
+        exact = model(ids, [400], trace=trace)
+        alone = other(ids, [400], trace=free)
+        forced = other(ids, [400], trace=trace.replay())
+    assert any(not torch.equal(free.routes[n], trace.routes[n]) for n in trace.routes)
+    assert (forced - exact).square().mean() < (alone - exact).square().mean()
