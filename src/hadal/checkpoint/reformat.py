@@ -17,6 +17,8 @@ from hadal.model import quant
 
 __all__ = ["Reformatted", "check_complete"]
 
+_NEED_A_SCALE = (torch.int8, torch.float8_e4m3fn)
+
 
 class Reformatted:
     """A source whose matrices have the formats, and whose floats the dtypes, of other specs.
@@ -31,9 +33,12 @@ class Reformatted:
         self._pair: tuple[str, Tensor, Tensor] | None = None
         self.specs = {n: s for n, s in source.specs.items() if not self._is_dropped_scale(n)}
         for name, spec in target.items():
-            if (name in self.specs and _convertible(self.specs[name], spec)) or (
-                name.endswith(".scale") and self._matrix_of(name) in self.specs
-            ):
+            is_scale = name.endswith(".scale")
+            matrix = self._matrix_of(name) if is_scale else name
+            held = source.specs.get(matrix)
+            if held is None or not self._has_its_scale(matrix, held):
+                continue
+            if is_scale or _convertible(held, spec):
                 self.specs[name] = spec
 
     def read(self, name: str) -> Tensor:
@@ -61,6 +66,15 @@ class Reformatted:
             and self._matrix_of(name) in self._target
         )
 
+    def _has_its_scale(self, matrix: str, held: TensorSpec) -> bool:
+        """Return whether a quantised matrix came with a scale of the right shape."""
+        scale = self._source.specs.get(matrix.removesuffix("weight") + "scale")
+        if held.dtype not in _NEED_A_SCALE:
+            return True
+        rows, columns = _logical_shape(held)
+        fine = (rows, columns // 32), (-(-rows // 128), -(-columns // 128))
+        return scale is not None and scale.shape == fine[held.dtype != torch.int8]
+
     @staticmethod
     def _matrix_of(scale_name: str) -> str:
         return scale_name.removesuffix("scale") + "weight"
@@ -82,10 +96,10 @@ class Reformatted:
         scale = self._target[f"{stem}.scale"]
         if self._target[f"{stem}.weight"].dtype == torch.int8:
             return quant.quantize_fp4(self._floats(stem))
-        held = self._source.specs[f"{stem}.weight"].dtype
-        if held == torch.int8 and scale.dtype == torch.float8_e8m0fnu:
+        if self._source.specs[f"{stem}.weight"].dtype == torch.int8:
             names = (f"{stem}.weight", f"{stem}.scale")
-            return quant.fp4_to_fp8(*(self._source.read(n) for n in names))
+            eight, powers = quant.fp4_to_fp8(*(self._source.read(n) for n in names))
+            return eight, powers.to(scale.dtype)
         return quant.quantize_fp8(self._floats(stem), scale_dtype=scale.dtype)
 
 

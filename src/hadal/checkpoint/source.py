@@ -179,9 +179,12 @@ def _indexed_names(path: Path) -> dict[str, str]:
     if index.is_file():
         try:
             weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            return {str(k): str(v) for k, v in weight_map.items()}
-        except (ValueError, KeyError, AttributeError) as err:
+            names = {str(k): str(v) for k, v in weight_map.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as err:
             raise CheckpointError(f"{index} is not a safetensors index: {err!r}") from err
+        if outside := [f for f in names.values() if Path(f).name != f]:
+            raise CheckpointError(f"{index} names a file outside its folder: {outside[0]!r}")
+        return names
     files = sorted(p for p in path.glob("*.safetensors")) if path.is_dir() else []
     if not files:
         raise CheckpointError(

@@ -1,0 +1,103 @@
+"""The command line as a user meets it: real processes, exit codes, JSON."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HADAL = Path(sys.executable).with_name("hadal")
+
+
+def run(*arguments, cwd=None):
+    return subprocess.run([HADAL, *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
+
+
+def test_cost_table_states_its_convention():
+    result = run("cost", "--model", "v4-pro", "--context", "1M")
+    assert result.returncode == 0, result.stderr
+    for part in ("1,048,576", "1,573.00B", "48.85B", "145,116", "5,031.44 B", "10.48%", "2.02%"):
+        assert part in result.stdout
+    assert "BF16 x2" in result.stdout
+
+
+def test_cost_json_is_one_object_a_model():
+    result = run("cost", "-m", "v4-flash", "-m", "v3.2", "--context", "1e6", "--json")
+    flash, v32 = (json.loads(line) for line in result.stdout.splitlines())
+    assert flash["ratios"]["flops_of_v3.2"] == pytest.approx(0.1017, abs=1e-4)
+    assert v32["kv_bytes_per_token"] == 48_068
+    assert flash["context"] == 10**6
+    assert flash["convention_text"]
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_cost_plot(suffix, tmp_path):
+    file = tmp_path / f"figure.{suffix}"
+    result = run("cost", "--plot", file)
+    assert result.returncode == 0, result.stderr
+    assert file.read_bytes()[:4] in (b"\x89PNG", b"<?xm")
+    refused = run("cost", "--plot", tmp_path / "figure.nonsense")
+    assert refused.returncode == 2
+    assert "cannot write the plot" in refused.stderr
+
+
+def test_cost_without_torch_installed():
+    """The base install must be enough to plan."""
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from hadal.cli.main import app\n"
+        "app(['cost', '--model', 'v4-flash', '--json'], exit_on_error=False)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert '"num_tensors": 69187' in result.stdout, result.stderr
+
+
+def test_checkpoint_commands(tmp_path):
+    made = run("checkpoint", "make", tmp_path / "nano", "--json")
+    assert made.returncode == 0, made.stderr
+    assert json.loads(made.stdout)["experts"] == "fp4"
+    converted = run(
+        "checkpoint",
+        "convert",
+        tmp_path / "nano",
+        tmp_path / "hf",
+        "--layout",
+        "huggingface",
+        "--json",
+    )
+    assert json.loads(converted.stdout)["tensors"] == json.loads(made.stdout)["tensors"]
+    shown = run("checkpoint", "inspect", tmp_path / "hf", "--tensors")
+    assert "layers.1.attn.indexer.weights_proj.weight: bfloat16 [8, 128]" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["cost", "--model", "gpt"], 2, "hint: give one of"),
+        (["cost", "--context", "12x"], 1, "expected a token count"),
+        (["checkpoint", "inspect", "nowhere"], 3, "no checkpoint at nowhere"),
+        (["checkpoint", "convert", "nowhere", "there"], 3, "no checkpoint"),
+    ],
+)
+def test_errors_say_what_to_do(arguments, code, message, tmp_path):
+    result = run(*arguments, cwd=tmp_path)
+    assert result.returncode in (code, 2)
+    assert message in result.stderr + result.stdout
+    assert "Traceback" not in result.stderr
+
+
+def test_help_has_examples():
+    for verb in (["cost"], ["checkpoint", "convert"], ["checkpoint", "make"], ["demo"]):
+        result = run(*verb, "--help")
+        assert result.returncode == 0
+        assert "hadal " + " ".join(verb) in result.stdout
+
+
+@pytest.mark.slow
+def test_demo():
+    result = run("demo", "--json")
+    assert result.returncode == 0, result.stderr
+    figures = json.loads(result.stdout)
+    assert figures["layouts_identical"] is True
+    assert figures["max_difference"] <= 1e-5
