@@ -7,12 +7,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 WORKERS ?= $(shell nproc)
 
-.PHONY: demo test test-quick test-slow check format bench mutants setup clean help
+.PHONY: demo test test-quick test-shapes test-slow check format bench mutants setup clean help
 
 help:
 	@echo "make demo        set up, then show what works"
 	@echo "make test        set up, then all tests (quick ones first, then slow ones)"
-	@echo "make test-quick  the tests that take seconds"
+	@echo "make test-quick  all but the slow tests"
+	@echo "make test-shapes the model's tests with its shape annotations checked"
 	@echo "make check       format, lint, types, layering"
 	@echo "make bench       measurements; they never fail"
 	@echo "make mutants     plant faults in the model and see the tests find them"
@@ -30,10 +31,16 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/hadal demo
 
-test: test-quick test-slow
+test: test-quick test-shapes test-slow
 
 test-quick: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+# Shape annotations checked at run time. Not test_calls.py: it passes wrong shapes on purpose.
+test-shapes: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) --jaxtyping-packages=hadal.model,beartype.beartype \
+		tests/unit/test_mechanisms.py tests/unit/test_training.py tests/unit/test_quant.py \
+		tests/unit/test_selection.py tests/parity/test_mtp.py
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow

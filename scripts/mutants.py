@@ -23,6 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = (  # quickest to find something first
     "tests/unit/test_mechanisms.py",
+    "tests/unit/test_selection.py",
     "tests/parity/test_mtp.py",
     "tests/unit/test_training.py",
     "tests/parity/test_transformers.py",

@@ -8,8 +8,10 @@ errors of 0.1 and more.
 import pytest
 import torch
 
-from hadal.model import SequenceCache, Transformer, logits, randomize
-from tests.configs import CONFIGS
+from hadal.model import SequenceCache, Trace, Transformer, logits, randomize
+from hadal.model.indexer import index_scores
+from hadal.model.rope import rotation
+from tests.configs import CONFIGS, schedule
 
 TOLERANCE = 1e-5
 CHUNKINGS = {
@@ -122,6 +124,27 @@ def test_bits_are_the_same(name):
     whole = logits(model, [ids])[0]
     assert torch.equal(run(model, ids, [7, 50, 1, 100, 13, 29]), whole)
     assert torch.equal(logits(model, [ids[:90], ids, ids[5:6]])[1], whole)
+
+
+def test_ties_of_few_index_heads():
+    """T1: with two heads a quarter of all scores is exactly zero; prefill and decode must agree."""
+    model = Transformer(schedule(4, 4, index_n_heads=2, index_topk=16))
+    randomize(model, 0)
+    ids = tokens(model, 600)
+    trace = Trace()
+    whole = model(ids, [600], trace=trace)
+    attention = model.blocks[0].attn
+    assert trace.selections["layers.0"][0] is not None
+    cache = model.new_cache()
+    decoded = [model(ids[:590], [590], [cache])]
+    query, weight = attention.indexer.queries(
+        torch.randn(50, 24), torch.randn(50, 64), rotation(model.config, attention.kind, ids[:50])
+    )
+    scores = index_scores(query, weight, cache.layers[0].index_keys.rows(), in_bfloat16=False)
+    assert (scores == 0).float().mean() > 0.1  # the ties are there
+    decoded += [model(ids[i : i + 1], [1], [cache]) for i in range(590, 600)]
+    assert_close(torch.cat(decoded), whole, "ties")
+    assert_close(run(model, ids, [7, 50, 1, 100]), whole, "ties, chunked")
 
 
 @pytest.mark.parametrize("drafted", [1, 2, 5, 130])

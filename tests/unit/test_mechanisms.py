@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hadal.config import LayerKind, ModelConfig
-from hadal.model import Precision, Transformer, mhc, randomize
+from hadal.model import Precision, Trace, Transformer, mhc, randomize
 from hadal.model.compressor import Tail, pool_windows
 from hadal.model.core_attention import Keys, core_attention
 from hadal.model.elementwise import sigmoid, silu, softmax, softplus
@@ -137,6 +137,14 @@ class TestIndexer:
         expected = (w[:, :, None] * torch.einsum("tik,ck->tic", q, k).relu()).sum(1)
         assert torch.allclose(index_scores(q, w, k, in_bfloat16=False), expected, atol=1e-5)
 
+    def test_bfloat16_scores_accumulate_in_float32(self):
+        """64 heads summed one by one in BF16 would lose what the published reduction keeps."""
+        q, w, k = torch.randn(9, 64, 32), torch.randn(9, 64), torch.randn(40, 32)
+        terms = torch.einsum("tik,ck->tic", q.bfloat16(), k.bfloat16()).relu()
+        expected = (terms * w.bfloat16()[:, :, None]).sum(dim=1).float()
+        ours = index_scores(q, w, k, in_bfloat16=True)
+        assert (ours == expected).float().mean() > 0.95
+
     @pytest.mark.parametrize("rotated", ["both", "query", "key"])
     def test_hadamard_on_both_sides_or_neither(self, rotated):
         """T7: one side alone changes the scores beyond all rounding."""
@@ -150,11 +158,21 @@ class TestIndexer:
         error = (index_scores(q, w, key, in_bfloat16=False) - expected).abs().max()
         assert error < 1e-4 if rotated == "both" else error > 1.0
 
+    def test_hadamard_alone_changes_no_choice(self):
+        """T7: it cancels between queries and keys wherever the model applies it."""
+        config = schedule(4, index_topk=8)
+        ids = torch.randint(0, 512, (400,))
+        chosen = []
+        for precision in (Precision.exact(), Precision(index_hadamard=True)):
+            trace = Trace()
+            random_model(config, precision=precision)(ids, [400], trace=trace)
+            (selection,) = trace.selections["layers.0"]
+            chosen.append(selection.index_TS)
+        assert (chosen[0] == chosen[1]).all(dim=1).float().mean() > 0.98
+
     def test_early_queries_take_all_and_late_ones_topk(self):
         config = schedule(4, index_topk=5)
         model = random_model(config)
-        from hadal.model import Trace
-
         trace = Trace()
         model(torch.randint(0, 512, (100,)), [100], trace=trace)
         (selection,) = trace.selections["layers.0"]

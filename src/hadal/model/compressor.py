@@ -8,7 +8,6 @@ Shape letters: T new tokens of one sequence, C entries, K entry width, W window 
 """
 
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -40,7 +39,7 @@ class Tail:
     previous_gate: Tensor
 
     @classmethod
-    def fresh(cls, rate: int, width: int, *, overlap: bool, device: torch.device) -> Self:
+    def fresh(cls, rate: int, width: int, *, overlap: bool, device: torch.device) -> "Tail":
         """Return the state before the first token (spec T9: forgetting this leaks a request)."""
         projected = torch.zeros(0, width * (2 if overlap else 1), device=device)
         previous = torch.zeros(rate if overlap else 0, width, device=device)

@@ -27,13 +27,17 @@ def index_scores(
     *,
     in_bfloat16: bool,
 ) -> Float[Tensor, "T C"]:
-    """Return the score of every entry for every query, head by head to bound memory."""
+    """Return the score of every entry for every query, head by head to bound memory.
+
+    In BF16, products, weighted terms and the result are rounded, as in the published code, but the
+    sum over heads accumulates in float32, as a reduction of a BF16 tensor does.
+    """
     dtype = torch.bfloat16 if in_bfloat16 else torch.float32
     query, weight, key = query_TIK.to(dtype), weight_TI.to(dtype), key_CK.to(dtype)
-    scores = torch.zeros(query.shape[0], key.shape[0], dtype=dtype, device=key.device)
+    scores = torch.zeros(query.shape[0], key.shape[0], device=key.device)
     for head in range(query.shape[1]):
-        scores = scores + weight[:, head, None] * product(query[:, head], key).relu()
-    return scores.float()
+        scores = scores + (weight[:, head, None] * product(query[:, head], key).relu()).float()
+    return scores.to(dtype).float()
 
 
 class Indexer(nn.Module):

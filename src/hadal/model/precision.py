@@ -5,7 +5,6 @@ Each switch stands for one place where the publisher's code computes or stores i
 """
 
 from dataclasses import dataclass
-from typing import Self
 
 from hadal.config import ModelConfig
 
@@ -37,12 +36,12 @@ class Precision:
     dtype before it."""
 
     @classmethod
-    def exact(cls) -> Self:
+    def exact(cls) -> "Precision":
         """Return the mathematics of the report, without any simulated rounding."""
         return cls()
 
     @classmethod
-    def published(cls) -> Self:
+    def published(cls) -> "Precision":
         """Return what the publisher's inference code does with a quantised checkpoint."""
         return cls(
             activations_fp8=True,
@@ -53,11 +52,11 @@ class Precision:
         )
 
     @classmethod
-    def transformers(cls) -> Self:
+    def transformers(cls) -> "Precision":
         """Return what transformers computes: no simulation, lower-precision gate and mHC."""
         return cls(gate_float32=False, mhc_float32=False)
 
     @classmethod
-    def of(cls, config: ModelConfig) -> Self:
+    def of(cls, config: ModelConfig) -> "Precision":
         """Return `published()` for a config with quantised weights, `exact()` for one without."""
         return cls.exact() if config.quantization_config is None else cls.published()

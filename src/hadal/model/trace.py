@@ -5,7 +5,7 @@ expert. `Trace.replay` forces the choices of an earlier pass; what differs then 
 """
 
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -40,9 +40,9 @@ class Trace:
     balance_losses: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     expert_loads: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
-    def replay(self) -> Self:
+    def replay(self) -> "Trace":
         """Return a trace that makes another pass repeat the choices of this one."""
-        return type(self)(routes=self.routes, selections=self.selections, replaying=True)
+        return Trace(routes=self.routes, selections=self.selections, replaying=True)
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
         """Return the sum of a kind of loss over the layers; 0 if there is none."""
