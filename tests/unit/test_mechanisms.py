@@ -283,7 +283,7 @@ class TestLosses:
         """T11: a head that looks at the window weighs little in the target."""
         mass = torch.tensor([[0.9 + 0.0, 0.0 + 0.01]])  # head 0 on entry 0, head 1 mostly window
         scores = torch.tensor([[1.0, 1.0]], requires_grad=True)
-        loss = indexer_loss(scores, mass, torch.tensor([2]), None)
+        loss = indexer_loss(scores, mass, torch.tensor([[True, True]]))
         target = mass / mass.sum()
         expected = (target * (target / 0.5).log()).sum()
         assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -295,7 +295,7 @@ class TestLosses:
         visible = torch.tensor([0, 1, 3, 9, 9, 2])
         seen = torch.arange(9) < visible[:, None]
         mass = mass * seen
-        loss = indexer_loss(mass.clamp_min(1e-30).log(), mass, visible, None)
+        loss = indexer_loss(mass.clamp_min(1e-30).log(), mass, seen)
         assert loss.shape == (5,)  # the query without entries has no loss
         assert loss.abs().max() < 1e-5
 

@@ -15,13 +15,13 @@ from hadal.model.batch import RaggedBatch
 from hadal.model.cache import LayerCache, last_rows
 from hadal.model.compressor import Compressor
 from hadal.model.core_attention import Keys, core_attention
-from hadal.model.indexer import Indexer, index_scores
+from hadal.model.indexer import Indexer
 from hadal.model.linear import Formats, Linear, Role
 from hadal.model.losses import indexer_loss
 from hadal.model.norm import RMSNorm, rms_norm
 from hadal.model.product import product
 from hadal.model.rope import rotate
-from hadal.model.selection import Selection, select_top_k, visible_entries
+from hadal.model.selection import Selection, all_visible, visible_entries
 from hadal.model.trace import Trace
 
 __all__ = ["Attention"]
@@ -79,7 +79,8 @@ class Attention(nn.Module):
             outputs.append(output)
             losses += loss
         if trace is not None and losses:
-            trace.indexer_losses[self.name] = torch.cat(losses).mean()
+            total = torch.cat(losses)  # empty where no query sees an entry yet
+            trace.indexer_losses[self.name] = total.sum() / max(total.numel(), 1)
         o_THK = rotate(torch.cat(outputs), batch.rotation(self.kind), inverse=True)
         return self.wo_b(self._grouped_projection(o_THK))
 
@@ -117,7 +118,7 @@ class Attention(nn.Module):
         entries = cache.entries.rows() if self.compressor is not None else None
         rate = self.compressor.rate if self.compressor is not None else 1
         visible_T = visible_entries(own["position"], rate)
-        selection, scores_TC = self._select(own, cache, visible_T, sequence_idx, trace)
+        selection, scores_TS = self._select(own, cache, visible_T, sequence_idx, trace)
         keys = Keys(
             window_PK=window_PK,
             window=self.config.sliding_window,
@@ -126,10 +127,11 @@ class Attention(nn.Module):
             selection=selection,
             sink_H=self.attn_sink,
         )
-        output, mass = core_attention(own["query"], keys, entry_mass=scores_TC is not None)
-        if scores_TC is None or mass is None:
+        output, mass_TS = core_attention(own["query"], keys, entry_mass=scores_TS is not None)
+        if scores_TS is None or mass_TS is None:
             return output, []
-        return output, [indexer_loss(scores_TC, mass, visible_T, selection)]
+        seen_TS = all_visible(visible_T, scores_TS) if selection is None else selection.valid_TS
+        return output, [indexer_loss(scores_TS, mass_TS, seen_TS)]
 
     def _compress(self, own: Projected, cache: LayerCache) -> None:
         """Turn the windows that are now full into entries, and into index keys."""
@@ -157,23 +159,23 @@ class Attention(nn.Module):
         """Return the entries to attend to (None: all visible) and, for its loss, their scores."""
         if self.indexer is None:
             return None, None
-        stage = trace.indexer_stage if trace is not None else None
-        must_choose = len(cache.index_keys) > self.config.index_topk and stage != "dense"
         if trace is not None and trace.replaying:
             return trace.selections[self.name][sequence_idx], None
-        selection = scores = None
+        stage = trace.indexer_stage if trace is not None else None
+        must_choose = len(cache.index_keys) > self.config.index_topk and stage != "dense"
+        selection = scores_TS = None
         if must_choose or stage is not None:
-            scores = index_scores(
+            selection, scores_TS = self.indexer.choose(
                 own["index_query"],
                 own["index_weight"],
                 cache.index_keys.rows(),
-                in_bfloat16=self.precision.index_scores_bf16,
+                visible_T,
+                top_k=self.config.index_topk if must_choose else None,
+                with_scores=stage is not None,
             )
-        if must_choose and scores is not None:
-            selection = select_top_k(scores.detach(), visible_T, self.config.index_topk)
         if trace is not None:
             trace.selections.setdefault(self.name, []).append(selection)
-        return selection, scores if stage is not None else None
+        return selection, scores_TS
 
     def _simulate_storage(self, kv: Tensor) -> Tensor:
         if not self.precision.kv_fp8:

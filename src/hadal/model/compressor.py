@@ -41,8 +41,10 @@ class Tail:
     @classmethod
     def fresh(cls, rate: int, width: int, *, overlap: bool, device: torch.device) -> "Tail":
         """Return the state before the first token (spec T9: forgetting this leaks a request)."""
-        projected = torch.zeros(0, width * (2 if overlap else 1), device=device)
-        previous = torch.zeros(rate if overlap else 0, width, device=device)
+        projected = torch.zeros(
+            0, width * (2 if overlap else 1), dtype=torch.float32, device=device
+        )
+        previous = torch.zeros(rate if overlap else 0, width, dtype=torch.float32, device=device)
         return cls(projected, projected, previous, torch.full_like(previous, float("-inf")))
 
 

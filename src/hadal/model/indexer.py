@@ -7,7 +7,7 @@ K index head dim, R width of the query latent.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hadal.config import LayerKind, ModelConfig
@@ -16,8 +16,11 @@ from hadal.model.compressor import Compressor
 from hadal.model.linear import Formats, Linear, Role
 from hadal.model.product import product
 from hadal.model.rope import Rotation, rotate
+from hadal.model.selection import Selection, select_top_k
 
 __all__ = ["Indexer", "index_scores"]
+
+_QUERY_BLOCK = 64
 
 
 def index_scores(
@@ -34,7 +37,7 @@ def index_scores(
     """
     dtype = torch.bfloat16 if in_bfloat16 else torch.float32
     query, weight, key = query_TIK.to(dtype), weight_TI.to(dtype), key_CK.to(dtype)
-    scores = torch.zeros(query.shape[0], key.shape[0], device=key.device)
+    scores = torch.zeros(query.shape[0], key.shape[0], dtype=torch.float32, device=key.device)
     for head in range(query.shape[1]):
         scores = scores + (weight[:, head, None] * product(query[:, head], key).relu()).float()
     return scores.to(dtype).float()
@@ -60,6 +63,42 @@ class Indexer(nn.Module):
         query_TIK = self.wq_b(latent_TR).unflatten(-1, (self.num_heads, -1))
         query_TIK = self.simulate_storage(rotate(query_TIK, rotation))
         return query_TIK, self.weights_proj(x_TD) * self.scale
+
+    def choose(
+        self,
+        query_TIK: Float[Tensor, "T I K"],
+        weight_TI: Float[Tensor, "T I"],
+        key_CK: Float[Tensor, "C K"],
+        visible_T: Int[Tensor, " T"],
+        *,
+        top_k: int | None,
+        with_scores: bool,
+    ) -> tuple[Selection | None, Float[Tensor, "T S"] | None]:
+        """Score the entries and choose among them, in blocks of queries to bound memory.
+
+        Args:
+            query_TIK: Index queries of one sequence.
+            weight_TI: Their head weights.
+            key_CK: Index keys of all entries so far.
+            visible_T: How many of them each query may see.
+            top_k: How many to choose; None for all.
+            with_scores: Return the scores, of the chosen entries or of all, for the loss.
+        """
+        selections: list[Selection] = []
+        kept: list[Tensor] = []
+        bfloat16 = self.precision.index_scores_bf16
+        for start in range(0, query_TIK.shape[0], _QUERY_BLOCK):
+            rows = slice(start, start + _QUERY_BLOCK)
+            scores = index_scores(query_TIK[rows], weight_TI[rows], key_CK, in_bfloat16=bfloat16)
+            if top_k is not None:
+                selections.append(select_top_k(scores.detach(), visible_T[rows], top_k))
+                scores = scores.gather(1, selections[-1].index_TS)
+            if with_scores:
+                kept.append(scores)
+        return (
+            Selection.joined(selections) if selections else None,
+            torch.cat(kept) if with_scores else None,
+        )
 
     def simulate_storage(self, x: Float[Tensor, "*rows K"]) -> Float[Tensor, "*rows K"]:
         """Rotate and round queries or keys as `precision` asks; both must pass through here."""

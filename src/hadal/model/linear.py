@@ -1,8 +1,9 @@
 """Matrices in the formats they are stored in (spec/model.md 3.1), multiplied in the reference way.
 
 `Linear` holds plain floats, FP8 blocks with a `.scale`, or packed FP4 with a `.scale`; its
-`forward` dequantises and multiplies in the dtype of its input. E4M3 and E2M1 times a power of two
-are exact in BF16, so this equals a product of the stored numbers up to the order of summation.
+`forward` dequantises and multiplies. E4M3 and E2M1 times a power of two are exact in BF16, so that
+product has the dtype of the input and equals one of the stored numbers up to the order of summation;
+with the float32 scales of the Base checkpoints it runs in float32 and is rounded once.
 """
 
 from dataclasses import dataclass
@@ -84,6 +85,7 @@ class Linear(nn.Module):
         self.role = role
         self.format = formats.stored_as(role)
         self.precision = formats.precision
+        self.scale_dtype = formats.scale_dtype
         tiles = (-(-out_features // 128), -(-in_features // 128))
         if self.format is Format.PLAIN:
             self.weight = nn.Parameter(
@@ -91,22 +93,16 @@ class Linear(nn.Module):
             )
             self.scale = None
         elif self.format is Format.FP8:
-            self._store((out_features, in_features), torch.float8_e4m3fn, tiles, formats)
+            codes = torch.empty(out_features, in_features, dtype=torch.float8_e4m3fn)
+            self._store(codes, torch.empty(tiles, dtype=formats.scale_dtype))
         else:
-            self._store(
-                (out_features, in_features // 2), torch.int8, (out_features, in_features // 32)
-            )
+            codes = torch.empty(out_features, in_features // 2, dtype=torch.int8)
+            scale_shape = (out_features, in_features // 32)
+            self._store(codes, torch.empty(scale_shape, dtype=torch.float8_e8m0fnu))
 
-    def _store(
-        self,
-        shape: tuple[int, int],
-        dtype: torch.dtype,
-        scale_shape: tuple[int, int],
-        formats: Formats | None = None,
-    ) -> None:
-        scale_dtype = formats.scale_dtype if formats else torch.float8_e8m0fnu
-        self.weight = nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)
-        self.scale = nn.Parameter(torch.empty(scale_shape, dtype=scale_dtype), requires_grad=False)
+    def _store(self, codes: Tensor, scale: Tensor) -> None:
+        self.weight = nn.Parameter(codes, requires_grad=False)
+        self.scale = nn.Parameter(scale, requires_grad=False)
 
     def dense_weight(self) -> Float[Tensor, "O I"]:
         """Return the matrix as floats, with the roundings that `precision` asks for."""
@@ -119,14 +115,17 @@ class Linear(nn.Module):
         if self.role is Role.EXPERT and self.precision.expert_weights_fp4:
             return quant.fake_quantize_fp4(self.weight)
         if self.role in (Role.DENSE, Role.OUTPUT_A) and self.precision.linear_weights_fp8:
-            return quant.fake_quantize_fp8(self.weight)
+            return quant.fake_quantize_fp8(self.weight, scale_dtype=self.scale_dtype)
         return self.weight
 
     def forward(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
         """Multiply, in the dtype of `x`."""
         if self.precision.activations_fp8 and self.role in (Role.DENSE, Role.EXPERT):
             x = quant.round_trip_activations(x)
-        return product(x, self.dense_weight().to(x.dtype))
+        weight_OI = self.dense_weight()
+        if self.format is Format.FP8 and self.scale_dtype == torch.float32:
+            return product(x.float(), weight_OI).to(x.dtype)
+        return product(x, weight_OI.to(x.dtype))
 
     def extra_repr(self) -> str:
         """Return the sizes and the format, for `print(model)`."""

@@ -1,22 +1,17 @@
 """Losses of parts that the language-model loss does not reach (spec/model.md 7.1).
 
-Shape letters: T tokens of one sequence, C entries, S selected entries, E experts, A active ones.
+Shape letters: T tokens of one sequence, S entries, E experts, A active ones.
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-from hadal.model.selection import Selection
 
 __all__ = ["balance_loss", "indexer_loss"]
 
 
 def indexer_loss(
-    scores_TC: Float[Tensor, "T C"],
-    mass: Float[Tensor, "T CS"],
-    visible_T: Int[Tensor, " T"],
-    selection: Selection | None,
+    scores_TS: Float[Tensor, "T S"], mass_TS: Float[Tensor, "T S"], seen_TS: Bool[Tensor, "T S"]
 ) -> Float[Tensor, " T1"]:
     """Return KL(target || softmax(scores)) of every query that sees an entry.
 
@@ -25,18 +20,14 @@ def indexer_loss(
     little. Renormalising each head over the entries first would be another target (spec T11).
 
     Args:
-        scores_TC: Index scores, the only input that gets a gradient.
-        mass: Probability on each entry, or on each selected one, summed over heads.
-        visible_T: Entries that each query may see.
-        selection: The set to compare over in the sparse stage; None for all visible.
+        scores_TS: Index scores of all entries, or of the selected ones in the sparse stage; the
+            only input that gets a gradient.
+        mass_TS: Probability on each of them, summed over heads.
+        seen_TS: Which of them a query sees.
     """
-    if selection is None:
-        seen = torch.arange(scores_TC.shape[1], device=scores_TC.device) < visible_T.unsqueeze(1)
-        scores = scores_TC
-    else:
-        seen, scores = selection.valid_TS, scores_TC.gather(1, selection.index_TS)
-    has_entry = seen.any(dim=1)
-    seen, scores, mass = seen[has_entry], scores[has_entry], mass[has_entry].detach().float()
+    has_entry = seen_TS.any(dim=1)
+    seen, scores = seen_TS[has_entry], scores_TS[has_entry]
+    mass = mass_TS[has_entry].detach().float()
     target = mass / mass.sum(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     log_predicted = scores.masked_fill(~seen, float("-inf")).log_softmax(dim=1)
     difference = target.clamp_min(1e-30).log() - log_predicted.masked_fill(~seen, 0.0)

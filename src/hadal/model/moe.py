@@ -125,7 +125,7 @@ class MoE(nn.Module):
 
     def _routed(self, x_TD: Tensor, routes_TA: Tensor, weights_TA: Tensor) -> Tensor:
         """Visit the experts in order, so that a token's sum has one order in every batch."""
-        total_TD = torch.zeros(x_TD.shape, device=x_TD.device)
+        total_TD = torch.zeros(x_TD.shape, dtype=torch.float32, device=x_TD.device)
         for expert_id in routes_TA.unique().tolist():
             token, slot = torch.where(routes_TA == expert_id)
             output = self.experts[expert_id](x_TD[token], weights_TA[token, slot])

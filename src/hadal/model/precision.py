@@ -28,7 +28,8 @@ class Precision:
     expert_weights_fp4: bool = False
     """Round plain expert weights to FP4 with a straight-through gradient (7.2)."""
     linear_weights_fp8: bool = False
-    """Round the other plain matrices that are stored in FP8, straight-through."""
+    """Round the other plain matrices that are stored in FP8, straight-through; scales as the
+    config stores them."""
     gate_float32: bool = True
     """Router logits in float32; transformers takes the activation dtype."""
     mhc_float32: bool = True
@@ -42,7 +43,11 @@ class Precision:
 
     @classmethod
     def published(cls) -> "Precision":
-        """Return what the publisher's inference code does with a quantised checkpoint."""
+        """Return the quantisations of the publisher's inference code with a quantised checkpoint.
+
+        Its roundings to BF16 come with a BF16 model, but for two: it also rounds the attention
+        probabilities before they meet the values, and the query norm's intermediate.
+        """
         return cls(
             activations_fp8=True,
             kv_fp8=True,

@@ -28,7 +28,7 @@ def inverse_frequencies(rope_dim: int, theta: float, yarn: YarnScaling | None) -
     With YaRN, frequencies that turn fewer than `beta_slow` times over the original context are
     divided by `factor`, those above `beta_fast` turns are kept, with a linear ramp between.
     """
-    exponents = torch.arange(0, rope_dim, 2, dtype=torch.float32) / rope_dim
+    exponents = torch.arange(0, rope_dim, 2, dtype=torch.float32, device="cpu") / rope_dim
     frequencies = 1.0 / theta**exponents
     if yarn is None:
         return frequencies
@@ -39,7 +39,7 @@ def inverse_frequencies(rope_dim: int, theta: float, yarn: YarnScaling | None) -
 
     low = max(math.floor(pair_that_turns(yarn.beta_fast)), 0)
     high = min(math.ceil(pair_that_turns(yarn.beta_slow)), rope_dim - 1)
-    pairs = torch.arange(rope_dim // 2, dtype=torch.float32)
+    pairs = torch.arange(rope_dim // 2, dtype=torch.float32, device="cpu")
     ramp = ((pairs - low) / max(high - low, 1e-3)).clamp(0, 1)
     return frequencies * (1 - ramp) + frequencies / yarn.factor * ramp
 

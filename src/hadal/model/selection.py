@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["Selection", "select_top_k", "visible_entries"]
+__all__ = ["Selection", "all_visible", "select_top_k", "visible_entries"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,16 @@ class Selection:
 
     index_TS: Tensor
     valid_TS: Tensor
+
+    @classmethod
+    def joined(cls, parts: "list[Selection]") -> "Selection":
+        """Return the selections of consecutive queries as one."""
+        return cls(torch.cat([p.index_TS for p in parts]), torch.cat([p.valid_TS for p in parts]))
+
+
+def all_visible(visible_T: Int[Tensor, " T"], like_TC: Tensor) -> Bool[Tensor, "T C"]:
+    """Return which of the entries (columns of `like_TC`) each query may see."""
+    return torch.arange(like_TC.shape[1], device=like_TC.device) < visible_T.unsqueeze(1)
 
 
 def visible_entries(positions_T: Int[Tensor, " T"], rate: int) -> Int[Tensor, " T"]:
@@ -41,7 +51,7 @@ def select_top_k(
     """
     num_entries = scores_TC.shape[1]
     k = min(k, num_entries)
-    hidden = torch.arange(num_entries, device=scores_TC.device) >= visible_T.unsqueeze(1)
+    hidden = ~all_visible(visible_T, scores_TC)
     scores = scores_TC.masked_fill(hidden, float("-inf"))
     chosen = _k_best(scores, k) & ~hidden
     index_TS = _indices(chosen, k)

@@ -9,7 +9,12 @@ from torch import Tensor
 
 from hadal.errors import InputError
 from hadal.model.quant.fp8 import E4M3_MAX
-from hadal.model.quant.scales import decode_ue8m0, encode_ue8m0, power_of_two_scale
+from hadal.model.quant.scales import (
+    check_finite,
+    decode_ue8m0,
+    encode_ue8m0,
+    power_of_two_scale,
+)
 from hadal.model.quant.straight_through import straight_through
 
 __all__ = [
@@ -32,7 +37,7 @@ _BOUNDARIES = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
 def _encode(x: Tensor) -> Tensor:
     """Return E2M1 codes 0..15 of values already scaled into [-6, 6], ties to even."""
     magnitude = x.abs()
-    boundaries = torch.tensor(_BOUNDARIES, device=x.device)
+    boundaries = torch.tensor(_BOUNDARIES, dtype=torch.float32, device=x.device)
     below = torch.bucketize(magnitude, boundaries, right=False)  # ties stay below
     above = torch.bucketize(magnitude, boundaries, right=True)  # ties go above
     code = torch.where(below % 2 == 0, below, above)
@@ -40,8 +45,8 @@ def _encode(x: Tensor) -> Tensor:
 
 
 def _decode(code: Tensor) -> Tensor:
-    table = torch.tensor((*_MAGNITUDES, *(-m for m in _MAGNITUDES)), device=code.device)
-    return table[code.long()]
+    values = (*_MAGNITUDES, *(-m for m in _MAGNITUDES))
+    return torch.tensor(values, dtype=torch.float32, device=code.device)[code.long()]
 
 
 def _scaled_codes(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,8 +66,9 @@ def quantize_fp4(x: Float[Tensor, "*rows I"]) -> tuple[Tensor, Tensor]:
         int8 bytes [..., I/2] with two codes each, and float8_e8m0fnu scales [..., I/32].
 
     Raises:
-        InputError: I is not a multiple of 32.
+        InputError: I is not a multiple of 32, or x holds NaN or infinite values.
     """
+    check_finite(x)
     codes, scale = _scaled_codes(x)
     codes = codes.flatten(-2)
     packed = codes[..., 0::2] | (codes[..., 1::2] << 4)
@@ -108,6 +114,7 @@ def fp4_to_fp8(packed: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     out_features, in_features = old.shape
     padded = torch.nn.functional.pad(old, (0, -in_features % 128, 0, -out_features % 128))
     new = padded.unflatten(0, (-1, 128)).unflatten(2, (-1, 128)).amax(dim=(1, 3)) / 64.0
+    new = new.clamp_min(2.0**-127)  # of tiles that are all but zero
     spread = new.repeat_interleave(128, 0)[:out_features]
     spread = spread.repeat_interleave(128, 1)[:, :in_features]
     exact = unpack_fp4(packed) * (old / spread)

@@ -8,7 +8,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from hadal.model.quant.scales import decode_ue8m0, encode_ue8m0, power_of_two_scale
+from hadal.model.quant.scales import (
+    check_finite,
+    decode_ue8m0,
+    encode_ue8m0,
+    power_of_two_scale,
+)
 from hadal.model.quant.straight_through import straight_through
 
 __all__ = [
@@ -39,7 +44,11 @@ def quantize_fp8(
 
     Returns:
         The float8_e4m3fn matrix, and scales of shape [ceil(O/128), ceil(I/128)].
+
+    Raises:
+        InputError: The matrix holds NaN or infinite values.
     """
+    check_finite(weight_OI)
     weight = weight_OI.float()
     blocks = F.pad(weight, (0, -weight.shape[1] % _BLOCK, 0, -weight.shape[0] % _BLOCK))
     blocks = blocks.unflatten(0, (-1, _BLOCK)).unflatten(2, (-1, _BLOCK))
@@ -79,6 +88,9 @@ def round_trip_activations(x: Float[Tensor, "... I"]) -> Float[Tensor, "... I"]:
     return straight_through(x, round_trip_blocks(x.detach(), _BLOCK))
 
 
-def fake_quantize_fp8(weight_OI: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
+def fake_quantize_fp8(
+    weight_OI: Float[Tensor, "O I"], *, scale_dtype: torch.dtype = torch.float8_e8m0fnu
+) -> Float[Tensor, "O I"]:
     """Round a matrix through its stored FP8 form; the gradient passes straight through."""
-    return straight_through(weight_OI, dequantize_fp8(*quantize_fp8(weight_OI.detach())))
+    stored = quantize_fp8(weight_OI.detach(), scale_dtype=scale_dtype)
+    return straight_through(weight_OI, dequantize_fp8(*stored))

@@ -21,10 +21,10 @@ def hadamard(x: Float[Tensor, "*rows K"]) -> Float[Tensor, "*rows K"]:
     width = x.shape[-1]
     if width & (width - 1):
         raise InputError(f"Hadamard rotation needs a power of two, got width {width}")
-    y = x
+    y = x.float()  # rounded once, at the end
     step = 1
     while step < width:
         low, high = y.unflatten(-1, (-1, 2, step)).unbind(-2)
         y = torch.stack((low + high, low - high), dim=-2).flatten(-3)
         step *= 2
-    return y * width**-0.5
+    return (y * width**-0.5).to(x.dtype)

@@ -4,9 +4,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["decode_ue8m0", "encode_ue8m0", "power_of_two_scale"]
+from hadal.errors import InputError
+
+__all__ = ["check_finite", "decode_ue8m0", "encode_ue8m0", "power_of_two_scale"]
 
 _BIAS = 127
+
+
+def check_finite(weight: Float[Tensor, "..."]) -> None:
+    """Refuse weights that no quantised format can hold.
+
+    Raises:
+        InputError: NaN or infinite values.
+    """
+    if not bool(torch.isfinite(weight).all()):
+        raise InputError("cannot quantise a weight that holds NaN or infinite values")
 
 
 def power_of_two_scale(amax: Float[Tensor, "..."], largest: float) -> Float[Tensor, "..."]:
@@ -21,14 +33,31 @@ def power_of_two_scale(amax: Float[Tensor, "..."], largest: float) -> Float[Tens
 
 
 def encode_ue8m0(scale: Float[Tensor, "..."]) -> Tensor:
-    """Store exact powers of two as float8_e8m0fnu."""
-    _, exponent = torch.frexp(scale.float())
-    return (exponent - 1 + _BIAS).to(torch.uint8).view(torch.float8_e8m0fnu)
+    """Store exact powers of two as float8_e8m0fnu.
+
+    Raises:
+        InputError: A scale is no power of two from 2^-127 to 2^127.
+    """
+    mantissa, exponent = torch.frexp(scale.float())
+    stored = exponent - 1 + _BIAS
+    if not bool(((mantissa == 0.5) & (stored >= 0) & (stored <= 2 * _BIAS)).all()):
+        raise InputError(
+            "UE8M0 scales: expected powers of two from 2^-127 to 2^127, got values from "
+            f"{scale.min().item()} to {scale.max().item()}"
+        )
+    return stored.to(torch.uint8).view(torch.float8_e8m0fnu)
 
 
 def decode_ue8m0(stored: Tensor) -> Float[Tensor, "..."]:
-    """Read float8_e8m0fnu (or its raw bytes) as float32; also takes float32 scales unchanged."""
+    """Read float8_e8m0fnu (or its raw bytes) as float32; also takes float32 scales unchanged.
+
+    Raises:
+        InputError: Another dtype, whose bytes are no exponents (spec T10a).
+    """
     if stored.dtype == torch.float32:  # Base checkpoints (spec 1.2)
         return stored
+    if stored.dtype not in (torch.float8_e8m0fnu, torch.uint8):
+        raise InputError(f"scales: expected float8_e8m0fnu or float32, got {stored.dtype}")
     exponent = stored.view(torch.uint8).to(torch.int32) - _BIAS
-    return torch.ldexp(torch.ones(exponent.shape, device=stored.device), exponent)
+    ones = torch.ones(exponent.shape, dtype=torch.float32, device=stored.device)
+    return torch.ldexp(ones, exponent)
