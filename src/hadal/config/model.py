@@ -6,6 +6,8 @@ lists everything that does not fit. Reading JSON is in `upstream.py`, the publis
 """
 
 import dataclasses
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -101,7 +103,7 @@ class ModelConfig:
     """None: all matrices are stored as plain floats."""
 
     def __post_init__(self) -> None:
-        problems = _conflicts(self)
+        problems = _wrong_types(self) or _conflicts(self)
         if problems:
             raise ConfigError(
                 "model config does not fit together:\n" + "\n".join(f"  {p}" for p in problems)
@@ -159,7 +161,8 @@ class ModelConfig:
     @property
     def layer_kinds(self) -> tuple[LayerKind, ...]:
         """Kind of each main layer; MTP blocks, always SWA, are not included."""
-        return tuple(_KIND_OF_RATIO[r] for r in self.compress_ratios[: self.num_hidden_layers])
+        ratios = self.compress_ratios[: self.num_hidden_layers]
+        return tuple(_KIND_OF_RATIO[r] for r in ratios if r in _KIND_OF_RATIO)
 
     @property
     def heads_per_group(self) -> int:
@@ -185,6 +188,55 @@ _POSITIVE = (
     "routed_scaling_factor swiglu_limit hc_eps rms_norm_eps rope_theta compress_rope_theta"
 ).split()
 _NOT_NEGATIVE = ("num_hash_layers", "num_nextn_predict_layers", "qk_rope_head_dim")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_CHECKS: dict[object, tuple[Callable[[Any], bool], str]] = {
+    int: (_is_whole, "a whole number"),
+    float: (_is_number, "a finite number"),
+    tuple[int, ...]: (
+        lambda v: isinstance(v, tuple) and all(_is_whole(r) for r in v),
+        "a tuple of whole numbers",
+    ),
+    Literal["fp4", "fp8"] | None: (lambda v: v in (None, "fp4", "fp8"), "'fp4', 'fp8' or None"),
+    YarnScaling | None: (lambda v: v is None or isinstance(v, YarnScaling), "YarnScaling or None"),
+    WeightQuantization | None: (
+        lambda v: v is None or isinstance(v, WeightQuantization),
+        "WeightQuantization or None",
+    ),
+}
+
+
+def _wrong_types(c: ModelConfig) -> list[str]:
+    """Return one line for each field that is not what its annotation says."""
+    found: list[str] = []
+    for field in dataclasses.fields(c):
+        value = getattr(c, field.name)
+        check, expected = _CHECKS[field.type]
+        if not check(value):
+            found.append(f"{field.name}: expected {expected}, got {value!r:.80}")
+    return found
+
+
+def _yarn_conflicts(c: ModelConfig) -> list[str]:
+    yarn = c.rope_scaling
+    if yarn is None:
+        return []
+    found = [
+        f"rope_scaling.{f.name}: expected a positive number, got {getattr(yarn, f.name)!r:.80}"
+        for f in dataclasses.fields(yarn)
+        if not _is_number(getattr(yarn, f.name)) or getattr(yarn, f.name) <= 0
+    ]
+    if c.compress_rope_theta <= 1:
+        found.append(f"compress_rope_theta with YaRN must exceed 1, got {c.compress_rope_theta}")
+    return found
 
 
 def _conflicts(c: ModelConfig) -> list[str]:
@@ -232,9 +284,16 @@ def _conflicts(c: ModelConfig) -> list[str]:
             f"expert_dtype {c.expert_dtype!r} and quantization_config must be given together",
         ),
         (
+            c.quantization_config is None
+            or LayerKind.CSA not in c.layer_kinds
+            or (c.index_head_dim % 32 == 0 and c.index_head_dim & (c.index_head_dim - 1) == 0),
+            f"a quantised model's FP4 index keys need index_head_dim to be a power of two from 32 "
+            f"on, got {c.index_head_dim}",
+        ),
+        (
             c.expert_dtype != "fp4" or not (c.hidden_size % 32 or c.moe_intermediate_size % 32),
             f"FP4 experts need hidden_size {c.hidden_size} and moe_intermediate_size "
             f"{c.moe_intermediate_size} to be multiples of 32",
         ),
     )
-    return [message for holds, message in checks if not holds]
+    return _yarn_conflicts(c) + [message for holds, message in checks if not holds]

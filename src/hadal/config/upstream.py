@@ -133,11 +133,27 @@ def _read_json(path: Path) -> dict[str, Any]:
         value = json.loads(file.read_text(encoding="utf-8"))
     except OSError as err:
         raise ConfigError(f"cannot read {file}: {err.strerror}") from err
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise ConfigError(f"{file} is not JSON: {err}") from err
     if not isinstance(value, dict):
         raise ConfigError(f"{file}: expected a JSON object, got {type(value).__name__}")
     return value
+
+
+def _nested(values: dict[str, Any], key: str) -> dict[str, Any] | None:
+    """Remove a nested object from the values and return a copy of it, None where there is none."""
+    value = values.pop(key, None)
+    if value is not None and not isinstance(value, dict):
+        raise ConfigError(f"config.json: {key}: expected an object, got {value!r:.80}")
+    return None if value is None else dict(value)
+
+
+def _listed(values: dict[str, Any], key: str) -> list[Any] | None:
+    """Remove a list from the values and return a copy of it, None where there is none."""
+    value = values.pop(key, None)
+    if value is not None and not isinstance(value, list | tuple):
+        raise ConfigError(f"config.json: {key}: expected a list, got {value!r:.80}")
+    return None if value is None else list(value)
 
 
 def _translate(raw: dict[str, Any], *, mtp: bool) -> dict[str, Any]:
@@ -151,26 +167,27 @@ def _translate(raw: dict[str, Any], *, mtp: bool) -> dict[str, Any]:
             raise ConfigError(f"config.json: {key}: expected {expected!r}, got {found!r}")
     _translate_rope(values)
     _translate_schedule(values, mtp=mtp)
-    if isinstance(values.get("eos_token_id"), list):
+    if isinstance(values.get("eos_token_id"), list) and values["eos_token_id"]:
         values["eos_token_id"] = values["eos_token_id"][0]
-    quantization = values.get("quantization_config")
+    quantization = _nested(values, "quantization_config")
     if quantization is None:
-        values.pop("quantization_config", None)
         values.pop("expert_dtype", None)
-    elif "expert_dtype" in quantization:  # where transformers and V4.1 keep it
+        return values
+    if "expert_dtype" in quantization:  # where transformers and V4.1 keep it
         values.setdefault("expert_dtype", quantization["expert_dtype"])
-    return values
+    return values | {"quantization_config": quantization}
 
 
 def _translate_rope(values: dict[str, Any]) -> None:
     """Fold transformers' nested `rope_parameters` into theta, scaling and the rotated width."""
-    nested = values.pop("rope_parameters", None)
+    nested = _nested(values, "rope_parameters")
     factor = values.pop("partial_rotary_factor", None)
-    if factor is not None and "head_dim" in values:
+    if isinstance(factor, float) and isinstance(values.get("head_dim"), int):
         values.setdefault("qk_rope_head_dim", round(values["head_dim"] * factor))
-    scaling = values.get("rope_scaling")
+    scaling = _nested(values, "rope_scaling")
     if nested is not None:
-        main, compress = nested.get("main", {}), nested.get("compress", nested)
+        main = _nested(nested, "main") or {}
+        compress = _nested(nested, "compress") or nested
         values.setdefault("rope_theta", main.get("rope_theta", 10_000.0))
         values.setdefault("compress_rope_theta", compress.get("rope_theta", 160_000.0))
         scaling = scaling or compress
@@ -193,21 +210,25 @@ def _read_yarn(scaling: dict[str, Any]) -> YarnScaling | None:
     inert = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "attention_factor"}
     if unknown := sorted(set(scaling) - known - inert):
         raise ConfigError(f"config.json: rope_scaling: unknown keys {unknown}")
+    needed = {"factor", "original_max_position_embeddings"}
+    if missing := sorted(needed - set(scaling)):
+        raise ConfigError(f"config.json: rope_scaling: missing keys {missing}")
     return YarnScaling(**{k: v for k, v in scaling.items() if k in known})
 
 
 def _translate_schedule(values: dict[str, Any], *, mtp: bool) -> None:
     """Bring the layer schedule to one ratio per main layer and one per MTP block."""
-    rates = values.pop("compress_rates", None) or {}
+    rates = _nested(values, "compress_rates") or {}
     rates.setdefault("compressed_sparse_attention", values.pop("compress_rate_csa", 4))
     rates.setdefault("heavily_compressed_attention", values.pop("compress_rate_hca", 128))
-    if set(rates.items()) - set(_RATIO_OF_LAYER_TYPE.items()):
+    if any(_RATIO_OF_LAYER_TYPE.get(kind) != rate for kind, rate in rates.items()):
         raise ConfigError(f"config.json: compress_rates: expected 4 and 128, got {rates}")
-    num_layers = values.get("num_hidden_layers", 0)
-    layer_types = values.pop("layer_types", None)
-    if layer_types is not None and "compress_ratios" not in values:
-        values["compress_ratios"] = [_RATIO_OF_LAYER_TYPE.get(t, t) for t in layer_types]
-    mlp_types = values.pop("mlp_layer_types", None)
+    num_layers = _whole(values, "num_hidden_layers", 0)
+    ratios = _listed(values, "compress_ratios")
+    layer_types = _listed(values, "layer_types")
+    if ratios is None and layer_types is not None:
+        ratios = [_RATIO_OF_LAYER_TYPE.get(str(t), t) for t in layer_types]
+    mlp_types = _listed(values, "mlp_layer_types")
     if mlp_types is not None:
         num_hash = mlp_types.count("hash_moe")
         if mlp_types != ["hash_moe"] * num_hash + ["moe"] * (len(mlp_types) - num_hash):
@@ -215,14 +236,19 @@ def _translate_schedule(values: dict[str, Any], *, mtp: bool) -> None:
         values.setdefault("num_hash_layers", num_hash)
     if not mtp:
         values["num_nextn_predict_layers"] = 0
-        values["compress_ratios"] = values.get("compress_ratios", [])[:num_layers]
+        ratios = ratios and ratios[:num_layers]
         for key in [k for k in values if k.startswith("dspark_")]:
             del values[key]
-    if "compress_ratios" in values:
-        ratios = tuple(values["compress_ratios"])
+    if ratios is not None:
         if len(ratios) == num_layers:  # transformers lists the main layers only
-            ratios += (0,) * values.get("num_nextn_predict_layers", 1)
-        values["compress_ratios"] = ratios
+            ratios += [0] * _whole(values, "num_nextn_predict_layers", 1)
+        values["compress_ratios"] = tuple(ratios)
+
+
+def _whole(values: dict[str, Any], key: str, default: int) -> int:
+    """Return a number that other keys depend on; the config itself reports a wrong one."""
+    value = values.get(key, default)
+    return value if isinstance(value, int) else default
 
 
 def _read_quantization(raw: dict[str, Any], expert_dtype: str) -> WeightQuantization:
@@ -240,9 +266,9 @@ def _read_quantization(raw: dict[str, Any], expert_dtype: str) -> WeightQuantiza
     inert = {"weight_block_size", "expert_dtype", "modules_to_not_convert", "dequantize"}
     if unknown := sorted(set(raw) - set(expected) - inert):
         raise ConfigError(f"config.json: quantization_config: unknown keys {unknown}")
-    block = tuple(raw.get("weight_block_size", (128, 128)))
-    if block != (128, 128):
-        raise ConfigError(f"config.json: weight_block_size: expected [128, 128], got {list(block)}")
+    block = raw.get("weight_block_size", [128, 128])
+    if block not in ([128, 128], (128, 128)):
+        raise ConfigError(f"config.json: weight_block_size: expected [128, 128], got {block!r:.80}")
     return WeightQuantization(
         scale_dtype="float32" if expert_dtype == "fp8" else "ue8m0", weight_block_size=(128, 128)
     )

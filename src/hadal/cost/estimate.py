@@ -128,7 +128,9 @@ def estimate(
         flops=flops,
         flops_per_token=weighted(flops, convention) if flops else None,
         kv=kv,
-        kv_bytes_per_token=sum(k.bytes_per_token for k in kv) or kv_bytes(model, 1, kv_format),
+        kv_bytes_per_token=sum(k.bytes_per_token for k in kv)
+        if isinstance(model, ModelConfig)
+        else model.kv_bytes_per_token(),
         kv_bytes=kv_bytes(model, context, kv_format),
         ratios=_ratios(model, context, convention, kv_format),
         **_weights(model),

@@ -62,6 +62,15 @@ class Attention(nn.Module):
             cache.index_tail = self.indexer.compressor.fresh_tail(device)
         return cache
 
+    def takes(self, cache: LayerCache, dtype: torch.dtype) -> bool:
+        """Return whether a state is one of this layer's, in this dtype."""
+        return (
+            cache.window.dtype == dtype
+            and cache.window.shape[1] == self.config.head_dim
+            and (cache.tail is None) == (self.compressor is None)
+            and (cache.index_tail is None) == (self.indexer is None)
+        )
+
     def forward(
         self,
         x_TD: Float[Tensor, "T D"],

@@ -49,6 +49,13 @@ class RaggedBatch:
                 padding indexes the hash table from behind), or lengths that do not add up.
             ContextLengthError: A sequence would pass `max_position_embeddings`.
         """
+        if not isinstance(ids_T, Tensor) or not all(_is_count(n) for n in lengths):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InputError(
+                "expected token ids as a tensor and lengths as whole numbers, got "
+                f"{type(ids_T).__name__} and {list(lengths)}"
+            )
+        if not lengths:
+            raise InputError("lengths: expected at least one sequence, got none")
         if ids_T.dtype not in (torch.int64, torch.int32) or ids_T.ndim != 1:
             raise InputError(
                 "token ids: expected a flat int64 or int32 tensor [total_tokens], "
@@ -92,9 +99,17 @@ class RaggedBatch:
         return torch.cat([torch.arange(s, s + n, device=self.device) for s, n in spans])
 
     @cached_property
-    def _rotations(self) -> dict[LayerKind, Rotation]:
-        return {kind: rotation(self.config, kind, self.positions_T) for kind in LayerKind}
+    def _plain_rotation(self) -> Rotation:
+        return rotation(self.config, LayerKind.SWA, self.positions_T)
+
+    @cached_property
+    def _compressed_rotation(self) -> Rotation:  # CSA and HCA rotate alike
+        return rotation(self.config, LayerKind.CSA, self.positions_T)
 
     def rotation(self, kind: LayerKind) -> Rotation:
         """Return cos and sin of every token for a layer of this kind."""
-        return self._rotations[kind]
+        return self._plain_rotation if kind is LayerKind.SWA else self._compressed_rotation
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

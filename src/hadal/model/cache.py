@@ -1,8 +1,8 @@
 """What one sequence leaves behind for its next tokens (report 3.5; spec/model.md 5).
 
 The reference cache: per layer the last window of keys, the compressors' tails, and the entries so
-far. Tensors held here are replaced, never written in place, and entries only grow, so a snapshot
-is a handful of references and restoring it is exact (spec T8).
+far. Tensors held here are replaced, never written in place, but for the spare room behind the entries,
+which only grow; so a snapshot is a handful of references and restoring it is exact (spec T8).
 """
 
 import itertools
@@ -59,7 +59,9 @@ class Entries:
 
     def _reserve(self, count: int) -> None:
         assert self._buffer is not None
-        if count <= self._buffer.shape[0]:
+        # Outside of inference mode its tensors cannot be written to, only copied.
+        frozen = self._buffer.is_inference() and not torch.is_inference_mode_enabled()
+        if count <= self._buffer.shape[0] and not frozen:
             return
         grown = self._buffer.new_empty(max(count, 2 * self._count), self._buffer.shape[1])
         grown[: self._count] = self._buffer[: self._count]
@@ -101,6 +103,11 @@ class SequenceCache:
         self._live.append(serial)
         layers = tuple((replace(c), len(c.entries), len(c.index_keys)) for c in self.layers)
         return Snapshot(self.num_tokens, layers, serial)
+
+    def discard(self, snapshot: Snapshot) -> None:
+        """Forget a snapshot that will not be restored."""
+        if snapshot.serial in self._live:
+            self._live.remove(snapshot.serial)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Return, bit for bit, to an earlier point of this sequence.

@@ -5,6 +5,8 @@ tables). `randomize` leaves no parameter at zero or one: sinks, positional biase
 routing biases and hash tables that are constant hide bugs.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -53,7 +55,8 @@ def initialize(model: nn.Module, seed: int) -> None:
             parameter.fill_(0.01)
         elif leaf.startswith("hc_") and leaf.endswith("base"):
             parameter.zero_()
-            parameter[:streams] = -torch.log(torch.tensor(streams - 1.0))  # sigmoid = 1 / streams
+            others = max(streams - 1.0, 0.01)  # sigmoid = 1 / streams, or nearly 1 for one stream
+            parameter[:streams] = -math.log(others)
             if parameter.shape[0] > streams:
                 parameter[2 * streams :] = _KEEP_STREAMS * torch.eye(streams).flatten()
         elif leaf in ("attn_sink", "ape", "bias"):

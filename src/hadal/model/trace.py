@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hadal.errors import InputError
 from hadal.model.selection import Selection
 
 __all__ = ["Trace"]
@@ -39,6 +40,27 @@ class Trace:
     indexer_losses: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     balance_losses: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     expert_loads: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    def __post_init__(self) -> None:
+        if self.indexer_stage not in (None, "dense", "sparse"):
+            raise InputError(
+                f"indexer_stage: expected 'dense', 'sparse' or None, got {self.indexer_stage!r}"
+            )
+
+    def begin(self, names: list[str]) -> None:
+        """Check that layers of these names may record into, or be replayed from, this trace.
+
+        Raises:
+            InputError: A pass was recorded already, or there is none to replay.
+        """
+        known = [name for name in names if name in self.routes]
+        if self.replaying and len(known) < len(names):
+            raise InputError(f"trace: no recorded pass of {sorted(set(names) - set(known))}")
+        if known and not self.replaying:
+            raise InputError(
+                f"trace: a pass of {known} has been recorded already",
+                hint="use a Trace for one pass, and trace.replay() to repeat its choices",
+            )
 
     def replay(self) -> "Trace":
         """Return a trace that makes another pass repeat the choices of this one."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hadal.errors import InputError
 from hadal.model.trace import Trace
 from hadal.model.transformer import Transformer
 
@@ -66,6 +67,7 @@ def training_forward(
     Raises:
         InputError, ContextLengthError: As `Transformer.forward`.
     """
+    labels_T = _checked_labels(model, ids_T, labels_T)
     trace = Trace(indexer_stage=indexer_stage)
     streams_TMD = model.streams(ids_T, lengths, trace=trace)
     logits_TV = model.logits(streams_TMD)
@@ -78,6 +80,23 @@ def training_forward(
         expert_loads=trace.expert_loads,
         logits_TV=logits_TV,
     )
+
+
+def _checked_labels(model: Transformer, ids_T: Tensor, labels_T: Tensor | None) -> Tensor | None:
+    if labels_T is None:
+        return None
+    if labels_T.shape != ids_T.shape or labels_T.dtype.is_floating_point:
+        raise InputError(
+            f"labels: expected integers of shape {list(ids_T.shape)}, got "
+            f"{labels_T.dtype} {list(labels_T.shape)}"
+        )
+    counted = labels_T[labels_T != IGNORED]
+    if counted.numel() and (counted.min() < 0 or counted.max() >= model.config.vocab_size):
+        raise InputError(
+            f"labels: expected 0..{model.config.vocab_size - 1} or {IGNORED}, got "
+            f"{int(counted.min())}..{int(counted.max())}"
+        )
+    return labels_T.long()
 
 
 def next_token_labels(ids_T: Int[Tensor, " T"], lengths: Sequence[int]) -> Int[Tensor, " T"]:

@@ -6,7 +6,7 @@ calls; docs/reading-the-model.md follows the report instead. Shape letters: T to
 M streams, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -71,6 +71,9 @@ class Transformer(nn.Module):
         precision: Simulated roundings; by default those of the published model if the config is
             quantised, none otherwise.
         seed: Of the initial weights of a plain model; a stored one starts uninitialised.
+
+    Raises:
+        InputError: `storage` is neither.
     """
 
     def __init__(
@@ -83,6 +86,8 @@ class Transformer(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if storage not in ("plain", "checkpoint"):
+            raise InputError(f"storage: expected 'plain' or 'checkpoint', got {storage!r}")
         self.config = config
         self.dtype = dtype
         self.storage = storage
@@ -123,7 +128,7 @@ class Transformer(nn.Module):
 
     def new_cache(self) -> SequenceCache:
         """Return the state of a sequence without tokens, for `forward`."""
-        return SequenceCache([b.attn.new_cache(self.device, self.dtype) for b in self.blocks])
+        return self._fresh(self.blocks)
 
     def new_draft_cache(self, mtp_idx: int = 0) -> SequenceCache:
         """Return the state of a sequence without tokens, for `draft`."""
@@ -151,7 +156,8 @@ class Transformer(nn.Module):
             InputError: Ids, lengths or caches that do not fit; nothing has been changed then.
             ContextLengthError: A sequence would be longer than the config allows.
         """
-        return self.logits(self.streams(ids_T, lengths, caches, trace=trace))
+        with _recording(caches):
+            return self.logits(self.streams(ids_T, lengths, caches, trace=trace))
 
     def streams(
         self,
@@ -165,10 +171,11 @@ class Transformer(nn.Module):
 
         Arguments and errors are those of `forward`.
         """
-        state, batch = self._begin(ids_T, lengths, caches, self.new_cache)
-        embedded_TD = self.embed(ids_T)
-        streams_TMD = embedded_TD.unsqueeze(1).expand(-1, self.config.hc_mult, -1)
-        return _run(self.blocks, streams_TMD, ids_T, batch, state, trace, cached=caches is not None)
+        state, batch = self._begin(ids_T, lengths, caches, self.blocks, trace)
+        with _recording(caches):
+            embedded_TD = self.embed(ids_T)
+            streams_TMD = embedded_TD.unsqueeze(1).expand(-1, self.config.hc_mult, -1)
+            return _run(self.blocks, streams_TMD, ids_T, batch, state, trace)
 
     def logits(self, streams_TMD: Float[Tensor, "T M D"]) -> Float[Tensor, "T V"]:
         """Return the logits of the next token, float32."""
@@ -203,18 +210,16 @@ class Transformer(nn.Module):
         if not 0 <= mtp_idx < len(self.mtp):
             raise InputError(f"MTP block {mtp_idx}: the model has {len(self.mtp)}")
         block = self.mtp_blocks[mtp_idx]
-        state, batch = self._begin(
-            next_ids_T, lengths, caches, lambda: self.new_draft_cache(mtp_idx)
-        )
-        if streams_TMD.shape[0] != next_ids_T.shape[0]:
+        state, batch = self._begin(next_ids_T, lengths, caches, [block], trace)
+        expected = (next_ids_T.shape[0], self.config.hc_mult, self.config.hidden_size)
+        if tuple(streams_TMD.shape) != expected:
             raise InputError(
-                f"draft: {streams_TMD.shape[0]} streams for {next_ids_T.shape[0]} next tokens"
+                f"draft: expected streams {list(expected)}, got {list(streams_TMD.shape)}"
             )
-        joined = block.join(streams_TMD, self.embed(next_ids_T))
-        streams_TMD = _run(
-            [block], joined, next_ids_T, batch, state, trace, cached=caches is not None
-        )
-        return self._head(streams_TMD, block, block.norm), streams_TMD
+        with _recording(caches):
+            joined = block.join(streams_TMD, self.embed(next_ids_T))
+            streams_TMD = _run([block], joined, next_ids_T, batch, state, trace)
+            return self._head(streams_TMD, block, block.norm), streams_TMD
 
     def _head(self, streams_TMD: Tensor, owner: nn.Module, norm: RMSNorm) -> Tensor:
         fn, base, scale = (getattr(owner, f"hc_head_{n}") for n in ("fn", "base", "scale"))
@@ -226,23 +231,39 @@ class Transformer(nn.Module):
         ids_T: Tensor,
         lengths: Sequence[int],
         caches: Sequence[SequenceCache] | None,
-        fresh: Callable[[], SequenceCache],
+        blocks: Sequence[Block],
+        trace: Trace | None,
     ) -> tuple[list[SequenceCache], RaggedBatch]:
         """Check a call; without caches, make fresh ones that end with it."""
-        state = list(caches) if caches is not None else [fresh() for _ in lengths]
-        expected = len(fresh().layers)
+        if trace is not None:
+            trace.begin([block.attn.name for block in blocks])
+        state = [self._fresh(blocks) for _ in lengths] if caches is None else list(caches)
         if len(state) != len(lengths) or len({id(c) for c in state}) != len(state):
             raise InputError(
                 f"caches: expected {len(lengths)} different ones, got {len(state)}, of which "
                 f"{len({id(c) for c in state})} differ"
             )
-        if any(len(c.layers) != expected for c in state):
-            raise InputError(
-                f"caches: expected {expected} layers, got {[len(c.layers) for c in state]}",
-                hint="forward takes model.new_cache(), draft takes model.new_draft_cache()",
+        for cache in state:
+            fits = len(cache.layers) == len(blocks) and all(
+                block.attn.takes(layer, self.dtype)
+                for block, layer in zip(blocks, cache.layers, strict=True)
             )
+            if not fits:
+                raise InputError(
+                    f"caches: expected {len(blocks)} layers of this model in {self.dtype}, got "
+                    f"{len(cache.layers)} layers in {cache.layers[0].window.dtype}",
+                    hint="forward takes model.new_cache(), draft takes model.new_draft_cache()",
+                )
         starts = [c.num_tokens for c in state]
         return state, RaggedBatch.of(self.config, ids_T, lengths, starts)
+
+    def _fresh(self, blocks: Sequence[Block]) -> SequenceCache:
+        return SequenceCache([b.attn.new_cache(self.device, self.dtype) for b in blocks])
+
+
+def _recording(caches: object) -> torch.set_grad_enabled:
+    """Return a context that records gradients only where the caller does and no cache is used."""
+    return torch.set_grad_enabled(torch.is_grad_enabled() and caches is None)
 
 
 def _run(
@@ -252,21 +273,17 @@ def _run(
     batch: RaggedBatch,
     state: list[SequenceCache],
     trace: Trace | None,
-    *,
-    cached: bool,
 ) -> Tensor:
     """Run blocks in order; after a failure the caches are as they were before."""
     before = [c.snapshot() for c in state]
     try:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not cached):
-            for idx, block in enumerate(blocks):
-                streams_TMD = block(
-                    streams_TMD, ids_T, batch, [c.layers[idx] for c in state], trace
-                )
+        for idx, block in enumerate(blocks):
+            streams_TMD = block(streams_TMD, ids_T, batch, [c.layers[idx] for c in state], trace)
     except BaseException:
         for cache, snapshot in zip(state, before, strict=True):
             cache.restore(snapshot)
         raise
-    for cache, length in zip(state, batch.lengths, strict=True):
+    for cache, snapshot, length in zip(state, before, batch.lengths, strict=True):
+        cache.discard(snapshot)
         cache.num_tokens += length
     return streams_TMD
