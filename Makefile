@@ -54,6 +54,7 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/python scripts/link_lines.py
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/precision_error.py

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTS = (  # quickest to find something first
     "tests/unit/test_mechanisms.py",
     "tests/unit/test_selection.py",
+    "tests/parity/test_published_precision.py",
     "tests/parity/test_mtp.py",
     "tests/unit/test_training.py",
     "tests/parity/test_transformers.py",
@@ -158,6 +159,37 @@ MUTANTS = (
         "cache.py",
         "cache.window, cache.tail, cache.index_tail = saved.window, saved.tail, saved.index_tail",
         "cache.tail, cache.index_tail = saved.tail, saved.index_tail",
+    ),
+    Mutant(
+        "compressors and other plain matrices quantise their input",
+        "linear.py",
+        "if self.precision.activations_fp8 and self.role in (Role.DENSE, Role.EXPERT):",
+        "if self.precision.activations_fp8:",
+    ),
+    Mutant(
+        "entries not rounded as the cache stores them",
+        "attention.py",
+        "cache.entries.append(self._simulate_storage(entries))",
+        "cache.entries.append(entries)",
+    ),
+    Mutant("KV scales for 128 channels", "quant/entries.py", "_BLOCK = 64", "_BLOCK = 128"),
+    Mutant(
+        "no floor under activation scales",
+        "quant/fp8.py",
+        "_AMAX_FLOOR = 1e-4",
+        "_AMAX_FLOOR = 1e-30",
+    ),
+    Mutant(
+        "index scores unscaled",
+        "indexer.py",
+        "self.scale = width**-0.5 * heads**-0.5",
+        "self.scale = 1.0",
+    ),
+    Mutant(
+        "sparse indexer loss over all entries",
+        "indexer.py",
+        "scores = scores.gather(1, selections[-1].index_TS)",
+        "scores = scores[:, : selections[-1].index_TS.shape[1]]",
     ),
     Mutant(
         "tail kept without its bias",

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hadal.errors import ContextLengthError, InputError
-from hadal.model import Transformer, logits, randomize
+from hadal.model import Trace, Transformer, logits, randomize
+from hadal.model.rope import inverse_frequencies
 from tests.configs import CONFIGS, schedule
 
 
@@ -50,9 +51,13 @@ def test_wrong_caches(model):
         model(ids, [1, 1], [cache, cache])
     with pytest.raises(InputError, match="expected 2 different ones, got 1"):
         model(ids, [1, 1], [cache])
-    with pytest.raises(InputError, match="expected 5 layers of this model in torch.float32, got 1 layers"):
+    with pytest.raises(
+        InputError, match=r"expected 5 layers of this model in torch\.float32, got 1 layers"
+    ):
         model(ids, [2], [model.new_draft_cache()])
-    with pytest.raises(InputError, match="expected 1 layers of this model in torch.float32, got 5 layers"):
+    with pytest.raises(
+        InputError, match=r"expected 1 layers of this model in torch\.float32, got 5 layers"
+    ):
         model.draft(torch.zeros(2, 4, 64), ids, [2], [cache])
 
 
@@ -89,11 +94,84 @@ def test_snapshots_of_another_time_or_cache_are_refused(model):
 
 
 def test_caches_record_no_gradients(model):
-    out = model(torch.zeros(3).long(), [3], [model.new_cache()])
-    assert model(torch.zeros(3).long(), [3]).requires_grad
-    streams = model.streams(torch.zeros(3).long(), [3], [model.new_cache()])
+    ids = torch.zeros(3).long()
+    assert model(ids, [3]).requires_grad
+    assert not model(ids, [3], [model.new_cache()]).requires_grad
+    streams = model.streams(ids, [3], [model.new_cache()])
     assert not streams.requires_grad
-    assert out.shape == (3, 512)
+    assert not model.draft(streams, ids, [3], [model.new_draft_cache()])[0].requires_grad
+
+
+def test_many_steps_leave_nothing_behind(model):
+    cache = model.new_cache()
+    for _ in range(20):
+        model(torch.zeros(1).long(), [1], [cache])
+    assert cache._live == []
+
+
+def test_leaving_inference_mode(model):
+    """A prefill served in inference mode can be continued outside of it."""
+    ids, caches = torch.randint(0, 512, (60,)), [model.new_cache() for _ in range(2)]
+    with torch.inference_mode():
+        for cache in caches:
+            model(ids[:30], [30], [cache])
+            model(ids[30:41], [11], [cache])
+        expected = model(ids[41:], [19], caches[:1])
+    with torch.no_grad():
+        assert torch.equal(model(ids[41:], [19], caches[1:]), expected)
+
+
+def test_default_device_and_dtype_do_not_matter():
+    config = schedule(0, 4, 128, compress_rope_theta=54_321.0)
+    expected = Transformer(config)(torch.arange(300), [300])
+    with torch.device("meta"):
+        inverse_frequencies(16, 54_322.0, config.rope_scaling)
+    assert inverse_frequencies(16, 54_322.0, config.rope_scaling).device.type == "cpu"
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        again = Transformer(config)
+        assert again.embed.weight.dtype == torch.float32
+        assert torch.equal(again(torch.arange(300), [300]), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("ids", "lengths", "message"),
+    [
+        ([1, 2], [2], "token ids as a tensor .* got list"),
+        (torch.zeros(2).long(), [2.0], r"whole numbers, got Tensor and \[2.0\]"),
+        (torch.zeros(0).long(), [], "at least one sequence"),
+    ],
+)
+def test_things_that_are_no_batch(model, ids, lengths, message):
+    with pytest.raises(InputError, match=message):
+        model(ids, lengths)
+
+
+def test_words_that_mean_nothing():
+    with pytest.raises(InputError, match="'plain' or 'checkpoint', got 'checkpiont'"):
+        Transformer(schedule(0), storage="checkpiont")
+    with pytest.raises(InputError, match="'dense', 'sparse' or None, got 'warm'"):
+        Trace(indexer_stage="warm")
+
+
+def test_a_trace_is_of_one_pass(model):
+    ids, trace = torch.zeros(20).long(), Trace()
+    model(ids, [20], trace=trace)
+    with pytest.raises(InputError, match="recorded already"):
+        model(ids, [20], trace=trace)
+    with pytest.raises(InputError, match="no recorded pass"):
+        model(ids, [20], trace=Trace(replaying=True))
+
+
+def test_caches_of_another_dtype_or_kind_are_refused(model):
+    rounded = Transformer(CONFIGS["flash_like"], dtype=torch.bfloat16)
+    with pytest.raises(InputError, match=r"in torch\.float32, got 5 layers in torch\.bfloat16"):
+        model(torch.zeros(2).long(), [2], [rounded.new_cache()])
+    one = Transformer(schedule(4))
+    with pytest.raises(InputError, match="hint: forward takes"):
+        one(torch.zeros(2).long(), [2], [one.new_draft_cache()])
 
 
 def test_empty_list_of_sequences(model):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from hadal.checkpoint import CheckpointSource, convert, load, make_random, meta_
 from hadal.checkpoint import tensor_specs as specs_of
 from hadal.checkpoint.names import expert_stack, to_official, to_transformers
 from hadal.config import ModelConfig
-from hadal.errors import CheckpointError, CheckpointMismatchError
+from hadal.errors import CheckpointError, CheckpointMismatchError, InputError
 from hadal.model import Precision, Transformer, logits, quant, randomize
 from tests.configs import CONFIGS, schedule
 
@@ -111,6 +112,125 @@ def test_fp4_converts_to_fp8_without_loss(kinds, tmp_path):
         assert torch.equal(found, exact)
 
 
+@pytest.fixture
+def edited(kinds, tmp_path):
+    """Return a function that copies a checkpoint with some tensors changed."""
+
+    def edit(kind, change):
+        convert(kinds / kind, tmp_path / "edited", layout="official")
+        (file,) = (tmp_path / "edited").glob("*.safetensors")
+        tensors = load_file(file)
+        change(tensors)
+        save_file({n: t.contiguous() for n, t in tensors.items()}, file)
+        return tmp_path / "edited"
+
+    return edit
+
+
+def test_dense_matrices_keep_their_codes(kinds, tmp_path):
+    """Between UE8M0 and float32 scales only the spelling changes; the matrices do not."""
+    convert(kinds / "instruct", tmp_path / "base", layout="official", weights="base")
+    convert(tmp_path / "base", tmp_path / "again", layout="official", weights="base")
+    same_tensors(tmp_path / "base", tmp_path / "again")
+    with (
+        CheckpointSource.open(kinds / "instruct") as before,
+        CheckpointSource.open(tmp_path / "base") as after,
+    ):
+        for name in ("layers.0.attn.wq_a", "layers.1.attn.wo_b", "mtp.0.e_proj"):
+            left, right = (s.read(f"{name}.weight") for s in (before, after))
+            assert torch.equal(left.view(torch.uint8), right.view(torch.uint8))
+            powers = quant.decode_ue8m0(before.read(f"{name}.scale"))
+            assert torch.equal(powers, after.read(f"{name}.scale"))
+
+
+def test_mixed_scales_keep_their_codes(edited, kinds):
+    """A Base checkpoint in which some matrices have UE8M0 scales (T10c)."""
+
+    def change(tensors):
+        name = "layers.1.attn.wq_b"
+        matrix = torch.randn(tensors[f"{name}.weight"].shape) * 0.1
+        tensors[f"{name}.weight"], tensors[f"{name}.scale"] = quant.quantize_fp8(matrix)
+
+    path = edited("base", change)
+    with CheckpointSource.open(path) as source:
+        held = [source.read(f"layers.1.attn.wq_b.{leaf}") for leaf in ("weight", "scale")]
+        expected = quant.dequantize_fp8(*held)
+    loaded = load(path).blocks[1].attn.wq_b
+    assert torch.equal(loaded.dense_weight(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int32])
+@pytest.mark.parametrize("storage", ["checkpoint", "plain"])
+def test_scales_of_another_dtype_are_refused(edited, dtype, storage):
+    """T10a: their bytes are no exponents."""
+
+    def change(tensors):
+        name = "layers.1.attn.wq_b.scale"
+        tensors[name] = quant.decode_ue8m0(tensors[name]).to(dtype)
+
+    with pytest.raises(CheckpointMismatchError, match=r"layers\.1\.attn\.wq_b"):
+        load(edited("instruct", change), storage=storage)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int64])
+def test_integers_are_no_weights(edited, dtype):
+    path = edited("plain", lambda t: t.update({"norm.weight": t["norm.weight"].to(dtype)}))
+    with pytest.raises(CheckpointMismatchError, match=r"norm\.weight: expected float32"):
+        load(path)
+
+
+def test_hash_tables_are_checked(edited):
+    """T13: they index experts without further checks."""
+    name = "layers.0.ffn.gate.tid2eid"
+    path = edited("plain", lambda t: t.update({name: torch.full_like(t[name], 99)}))
+    with pytest.raises(CheckpointError, match=r"expected experts 0\.\.7, got 99\.\.99"):
+        load(path)
+
+
+def test_config_that_contradicts_the_tensors(kinds, tmp_path):
+    """T10b: neither is believed over the other."""
+    convert(kinds / "base", tmp_path / "x", layout="official")
+    file = tmp_path / "x" / "config.json"
+    raw = json.loads(file.read_text())
+    for change in ({"expert_dtype": "fp4"}, {"quantization_config": None}):
+        file.write_text(json.dumps(raw | change))
+        with pytest.raises(CheckpointError, match="but the stored ones are fp8"):
+            load(tmp_path / "x")
+
+
+def test_save_refuses_another_network(tmp_path):
+    model = Transformer(KINDS["plain"])
+    with pytest.raises(CheckpointMismatchError):
+        save(model, tmp_path / "x", config=CONFIGS["odd"])
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_every_float_dtype_round_trips(dtype, tmp_path):
+    model = Transformer(KINDS["plain"], dtype=dtype)
+    save(model, tmp_path / "x")
+    again = load(tmp_path / "x")
+    assert again.dtype == dtype
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+
+
+def test_stray_copy_without_an_index(kinds, tmp_path):
+    """Which of two files wins must not depend on their names."""
+    convert(kinds / "plain", tmp_path / "x", layout="official")
+    (file,) = (tmp_path / "x").glob("*.safetensors")
+    (tmp_path / "x" / "z-copy.safetensors").write_bytes(file.read_bytes())
+    (tmp_path / "x" / "model.safetensors.index.json").unlink()
+    with pytest.raises(CheckpointError, match="both hold"):
+        load(tmp_path / "x")
+
+
+def test_draft_modules_can_be_left_out_of_a_conversion(kinds, tmp_path):
+    convert(kinds / "plain", tmp_path / "x", layout="official", mtp=False)
+    assert not any(n.startswith("mtp.") for n in CheckpointSource.open(tmp_path / "x").specs)
+    assert len(load(tmp_path / "x").mtp) == 0
+
+
 def test_all_problems_are_listed_at_once(kinds, tmp_path):
     convert(kinds / "plain", tmp_path / "x", layout="official")
     (file,) = (tmp_path / "x").glob("*.safetensors")
@@ -200,6 +320,45 @@ class TestDamage:
         index = tmp_path / "x" / "model.safetensors.index.json"
         index.write_text(json.dumps({"weight_map": {"norm.weight": "../kinds/secret"}}))
         with pytest.raises(CheckpointError, match="outside its folder"):
+            load(tmp_path / "x")
+
+    def test_two_writers_of_one_target(self, kinds, tmp_path):
+        """One wins, the other is told; neither's cleaning up touches the other's work."""
+        outcomes = []
+
+        def write():
+            try:
+                convert(kinds / "plain", tmp_path / "x", layout="official")
+                outcomes.append("written")
+            except CheckpointError as err:
+                outcomes.append(str(err))
+
+        threads = [threading.Thread(target=write) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert outcomes.count("written") == 1
+        same_tensors(kinds / "plain", tmp_path / "x")
+        assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+    def test_odd_targets(self, kinds, tmp_path, monkeypatch):
+        (tmp_path / "empty").mkdir()
+        monkeypatch.chdir(tmp_path / "empty")
+        (tmp_path / "link").symlink_to(tmp_path / "empty")
+        convert(kinds / "plain", tmp_path / "link", layout="official")
+        same_tensors(kinds / "plain", tmp_path / "empty")
+        with pytest.raises(InputError, match="max_shard_bytes"):
+            convert(kinds / "plain", tmp_path / "y", layout="official", max_shard_bytes=-3)
+
+    def test_stack_that_unrolls_for_ever(self, kinds, tmp_path):
+        convert(kinds / "plain", tmp_path / "x", layout="official")
+        save_file(
+            {"model.layers.0.mlp.experts.gate_up_proj": torch.zeros(2_000_000, 0, 4)},
+            tmp_path / "x" / "z.safetensors",
+        )
+        (tmp_path / "x" / "model.safetensors.index.json").unlink()
+        with pytest.raises(CheckpointError, match="not a stack of experts"):
             load(tmp_path / "x")
 
     def test_target_exists(self, kinds, tmp_path):

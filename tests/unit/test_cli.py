@@ -75,16 +75,37 @@ def test_checkpoint_commands(tmp_path):
     ("arguments", "code", "message"),
     [
         (["cost", "--model", "gpt"], 2, "hint: give one of"),
-        (["cost", "--context", "12x"], 1, "expected a token count"),
+        (["cost", "--context", "12x"], 2, "expected a token count"),
+        (["cost", "--context", "1e400"], 2, "expected at most"),
+        (["cost", "--model", "x[/foo]"], 2, "unknown model 'x[/foo]'"),
+        (["cost", "--model", "m" * 5000], 2, "unknown model"),
+        (["checkpoint", "make", "x", "--seed", "9" * 23], 2, "seed: expected"),
         (["checkpoint", "inspect", "nowhere"], 3, "no checkpoint at nowhere"),
+        (["checkpoint", "inspect", "x[/foo]"], 3, "no checkpoint at x[/foo]"),
         (["checkpoint", "convert", "nowhere", "there"], 3, "no checkpoint"),
     ],
 )
 def test_errors_say_what_to_do(arguments, code, message, tmp_path):
     result = run(*arguments, cwd=tmp_path)
-    assert result.returncode in (code, 2)
+    assert result.returncode == code
     assert message in result.stderr + result.stdout
     assert "Traceback" not in result.stderr
+
+
+def test_names_with_brackets(tmp_path):
+    """They are markup to the display library."""
+    target = tmp_path / "x[" / "foo]"
+    assert run("checkpoint", "make", target).returncode == 0
+    result = run("checkpoint", "inspect", target, "--tensors")
+    assert result.returncode == 0
+    assert "foo]" in result.stdout
+
+
+def test_full_output():
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run([HADAL, "cost", "--json"], stdout=full, stderr=subprocess.PIPE)
+    assert result.returncode == 3
+    assert b"Traceback" not in result.stderr
 
 
 def test_help_has_examples():

@@ -1,5 +1,6 @@
 """Presets, the upstream's JSON in every spelling, and errors that list everything (T2, T10b, T18)."""
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -122,6 +123,56 @@ def test_not_a_config(tmp_path):
         read_config(tmp_path)
     with pytest.raises(ConfigError, match="missing keys"):
         read_config({"hidden_size": 8})
+
+
+@pytest.mark.parametrize("value", ["4096", None, True, [], {}, 1.5, float("nan"), "x" * 10_000])
+@pytest.mark.parametrize("key", [*to_upstream(PRESETS["flash"])])
+def test_any_value_of_the_wrong_type_is_named(key, value):
+    """No raw TypeError, whatever stands where; a value is accepted only if it fits."""
+    fitting = {
+        "architectures": True,
+        "expert_dtype": False,
+        "rope_scaling": value in (None, {}),  # no scaling
+        "quantization_config": value in (None, {}),  # {}: all defaults
+    }
+    fits = fitting.get(key, value in (1.5, True))  # 1.5 is a number, True equals 1
+    if fits and key != "architectures":
+        with contextlib.suppress(ConfigError):
+            read_config(upstream(**{key: value}))
+    elif not fits:
+        with pytest.raises(ConfigError) as caught:
+            read_config(upstream(**{key: value}))
+        assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_scaling": {"type": "yarn", "factor": 0, "original_max_position_embeddings": 64}},
+        {"rope_scaling": {"type": "yarn", "factor": 16, "original_max_position_embeddings": 0}},
+        {"rope_scaling": {"type": "yarn"}},
+        {"compress_rope_theta": 1.0},
+        {"index_head_dim": 48, "qk_rope_head_dim": 32},
+        {"compress_ratios": [[0]] * 44},
+        {"compress_rates": {"heavily_compressed_attention": [1]}},
+    ],
+)
+def test_what_would_fail_at_the_first_token_fails_here(changes):
+    with pytest.raises(ConfigError):
+        read_config(upstream(**changes))
+
+
+def test_deeply_nested_json(tmp_path):
+    (tmp_path / "config.json").write_text("[" * 200_000)
+    with pytest.raises(ConfigError, match="not JSON"):
+        read_config(tmp_path)
+
+
+def test_reading_changes_nothing_of_the_callers():
+    raw = upstream(compress_rates={"compressed_sparse_attention": 4})
+    before = json.dumps(raw)
+    read_config(raw)
+    assert json.dumps(raw) == before
 
 
 def test_narrowed_keeps_the_layers():

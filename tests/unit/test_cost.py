@@ -150,6 +150,17 @@ def test_multiplied_matrices_only():
             assert group.store is not Store.INT64
 
 
+def test_window_only_network_grows_by_nothing(tmp_path):
+    import json
+
+    from hadal.config import to_upstream
+
+    (tmp_path / "config.json").write_text(json.dumps(to_upstream(CONFIGS["window_only"])))
+    report = estimate(str(tmp_path), 1000)
+    assert report.kv_bytes_per_token == 0
+    assert report.kv_bytes > 0
+
+
 def test_names_and_errors():
     assert resolve("pro") == resolve("DeepSeek-V4-Pro") == ModelConfig.v4_pro()
     with pytest.raises(ConfigError, match="unknown model 'v5'"):

@@ -133,3 +133,36 @@ def test_fake_quantisation_passes_the_gradient_straight(fake):
     (out * torch.arange(64.0)).sum().backward()
     assert weight.grad is not None
     assert torch.equal(weight.grad, torch.arange(64.0).expand(32, 64))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_no_format_can_hold_is_refused(bad):
+    weight = torch.zeros(128, 128)
+    weight[3, 4] = bad
+    for quantise in (quant.quantize_fp8, quant.quantize_fp4):
+        with pytest.raises(InputError, match="NaN or infinite"):
+            quantise(weight)
+
+
+def test_exponents_do_not_wrap():
+    for scale in (2.0**-130, float("inf"), 3.0):
+        with pytest.raises(InputError, match="powers of two"):
+            encode_ue8m0(torch.tensor([scale]))
+    with pytest.raises(InputError, match="expected float8_e8m0fnu or float32"):
+        decode_ue8m0(torch.ones(2, dtype=torch.bfloat16))
+    packed, _ = quant.quantize_fp4(torch.ones(128, 128))
+    tiny = encode_ue8m0(torch.full((128, 4), 2.0**-125))
+    values = quant.dequantize_fp8(*quant.fp4_to_fp8(packed, tiny))
+    assert torch.equal(values, quant.dequantize_fp4(packed, tiny))
+
+
+def test_floors_and_partial_blocks():
+    """Below the floor the scale stays; the last block of a row may be short."""
+    x = torch.full((1, 160), 1e-6)
+    x[0, 150] = 448.0
+    rounded = quant.round_trip_kv_entries(torch.nn.functional.pad(x, (0, 16)), 16)[0]
+    floor_scale = 2.0 ** math.ceil(math.log2(1e-4 / 448))
+    expected = (torch.tensor(1e-6) / floor_scale).to(torch.float8_e4m3fn).float() * floor_scale
+    assert rounded[0] == expected  # first two blocks of 64: the floor
+    assert rounded[130] == 0.0  # third block, of 32: the scale of 448
+    assert rounded[150] == 448.0

@@ -1,11 +1,16 @@
 """The training forward: every loss, where its gradient goes, and packing (7.1)."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from hadal.errors import InputError
 from hadal.model import Trace, Transformer, logits, randomize, training_forward
-from tests.configs import CONFIGS
+from hadal.model.norm import rms_norm
+from hadal.model.rope import rotate, rotation
+from tests.configs import CONFIGS, schedule
 
 
 @pytest.fixture
@@ -140,3 +145,89 @@ def test_replay_repeats_the_choices_of_another_model(model):
         forced = other(ids, [400], trace=trace.replay())
     assert any(not torch.equal(free.routes[n], trace.routes[n]) for n in trace.routes)
     assert (forced - exact).square().mean() < (alone - exact).square().mean()
+
+
+@pytest.mark.parametrize("lengths", [[1], [3], [3, 3]])
+@pytest.mark.parametrize("stage", ["dense", "sparse"])
+def test_samples_without_any_entry_have_no_indexer_loss(model, stage, lengths):
+    """A mean over nothing is NaN, and one such batch would destroy the indexer."""
+    output = training_forward(model, tokens(sum(lengths)), lengths, indexer_stage=stage)
+    assert output.indexer.item() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.zeros(3).long(), r"shape \[4\], got torch.int64 \[3\]"),
+        (torch.zeros(4), "expected integers"),
+        (torch.tensor([0, 1, 512, -100]), r"expected 0..511 or -100, got 0..512"),
+    ],
+)
+def test_labels_are_checked(model, labels, message):
+    with pytest.raises(InputError, match=message):
+        training_forward(model, tokens(4), [4], labels_T=labels)
+
+
+@pytest.mark.parametrize("stage", ["dense", "sparse"])
+def test_indexer_loss_is_the_formula(stage):
+    """One CSA layer, written out over all entries: scale, set and target."""
+    model = Transformer(schedule(4, index_topk=6))
+    randomize(model, 3)
+    ids = tokens(80)
+    loss = training_forward(model, ids, [80], indexer_stage=stage).indexer
+    attention = model.blocks[0].attn
+    inputs = {}
+    handle = attention.register_forward_pre_hook(lambda _, args: inputs.update(x=args[0]))
+    trace = Trace(indexer_stage=stage)
+    model(ids, [80], trace=trace)
+    handle.remove()
+    config, x = model.config, inputs["x"]
+    positions = torch.arange(80)
+    angles = rotation(config, attention.kind, positions)
+    latent = attention.q_norm(attention.wq_a(x))
+
+    def entries(compressor):
+        kv, gate = compressor.project(x, positions)
+        return compressor(kv, gate, compressor.fresh_tail(x.device), 0)[0]
+
+    keys = torch.cat(
+        (rotate(attention.kv_norm(attention.wkv(x)), angles), entries(attention.compressor))
+    )
+    q = attention.wq_b(latent).unflatten(-1, (config.num_attention_heads, -1))
+    q = rotate(rms_norm(q, config.rms_norm_eps), angles)
+    indexer = attention.indexer
+    qi = rotate(indexer.wq_b(latent).unflatten(-1, (config.index_n_heads, -1)), angles)
+    w = indexer.weights_proj(x) * config.index_head_dim**-0.5 * config.index_n_heads**-0.5
+    scores = torch.einsum(
+        "ti,tic->tc", w, torch.einsum("tik,ck->tic", qi, entries(indexer.compressor)).relu()
+    )
+    total, count = 0.0, 0
+    for t in range(80):
+        near = [p for p in range(80) if t - config.sliding_window < p <= t]
+        far = list(range((t + 1) // 4))
+        if stage == "sparse":
+            far = sorted(sorted(far, key=lambda c, t=t: (-scores[t, c].item(), c))[:6])
+        if not far:
+            continue
+        logits_HS = q[t] @ keys[near + [80 + c for c in far]].T * config.head_dim**-0.5
+        joint = torch.cat((logits_HS, attention.attn_sink[:, None]), 1).softmax(1)
+        target = joint[:, len(near) : -1].sum(0)
+        target = target / target.sum()
+        total += (target * (target.log() - scores[t, far].log_softmax(0))).sum().item()
+        count += 1
+    assert loss.item() == pytest.approx(total / count, rel=1e-4)
+
+
+def test_two_mtp_blocks_chain(model):
+    """The second block reads the first one's streams and one token more; losses are averaged."""
+    config = dataclasses.replace(
+        CONFIGS["window_only"], num_nextn_predict_layers=2, compress_ratios=(0, 0, 0, 0)
+    )
+    two = Transformer(config)
+    randomize(two, 0)
+    ids = tokens(60)
+    first, streams = two.draft(two.streams(ids, [60])[:59], ids[1:], [59])
+    second, _ = two.draft(streams[:58], ids[2:], [58], mtp_idx=1)
+    expected = (F.cross_entropy(first[:-1], ids[2:]) + F.cross_entropy(second[:-1], ids[3:])) / 2
+    output = training_forward(two, ids, [60])
+    assert output.mtp.item() == pytest.approx(expected.item(), rel=1e-5)

@@ -9,7 +9,7 @@ from hadal.checkpoint.load import read_checkpoint_config
 from hadal.checkpoint.reformat import Reformatted, check_complete
 from hadal.checkpoint.save import DEFAULT_SHARD_BYTES, config_json
 from hadal.checkpoint.source import CheckpointSource
-from hadal.checkpoint.specs import tensor_specs
+from hadal.checkpoint.specs import plain_dtype, tensor_specs
 from hadal.checkpoint.writer import Layout, Progress, write_checkpoint
 
 __all__ = ["WeightKind", "convert"]
@@ -24,6 +24,7 @@ def convert(
     layout: Layout,
     weights: WeightKind | None = None,
     dtype: torch.dtype | None = None,
+    mtp: bool = True,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     progress: Progress | None = None,
 ) -> None:
@@ -36,6 +37,7 @@ def convert(
         weights: Stored formats of the result: `instruct` (FP4 experts, FP8), `base` (FP8, float32
             scales), `plain` (floats); by default those of the source.
         dtype: Of tensors that are not quantised; by default the source's.
+        mtp: False leaves the draft modules out, also those of DSpark checkpoints.
         max_shard_bytes: Tensor bytes of one file, unless a single tensor is larger.
         progress: Called with bytes done and bytes in all.
 
@@ -45,10 +47,12 @@ def convert(
         ConfigError: The source's config.json is not that of a V4 network.
     """
     with CheckpointSource.open(source_path) as source:
-        config = read_checkpoint_config(source_path, source)
+        config = read_checkpoint_config(source_path, source, mtp=mtp)
+        if not mtp:
+            source.drop_mtp()
         if weights is not None:
             config = config.plain() if weights == "plain" else config.quantized(weights)
-        dtype = dtype or source.specs["embed.weight"].dtype
+        dtype = dtype or plain_dtype(source.specs)
         target = tensor_specs(config, dtype)
         reformatted = Reformatted(source, target)
         check_complete(source_path, source, reformatted, target)

@@ -9,14 +9,18 @@ from torch import Tensor, nn
 
 from hadal.checkpoint.reformat import Reformatted, check_complete
 from hadal.checkpoint.source import CheckpointSource, Source
-from hadal.checkpoint.specs import TensorSpec
+from hadal.checkpoint.specs import TensorSpec, plain_dtype
 from hadal.checkpoint.writer import Progress
 from hadal.config import ModelConfig, WeightQuantization, read_config
+from hadal.errors import CheckpointError
 from hadal.model import Precision, Transformer
 
 __all__ = ["load", "read_checkpoint_config"]
 
-_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_EXPERT_FORMATS: dict[torch.dtype, Literal["fp4", "fp8"]] = {
+    torch.int8: "fp4",
+    torch.float8_e4m3fn: "fp8",
+}
 
 
 def load(
@@ -51,10 +55,8 @@ def load(
     with CheckpointSource.open(path) as source:
         config = read_checkpoint_config(path, source, mtp=mtp)
         if not mtp:
-            source.specs = {n: s for n, s in source.specs.items() if not n.startswith("mtp.")}
-        if dtype is None:
-            held = source.specs.get("embed.weight")
-            dtype = held.dtype if held and held.dtype in _FLOATS else torch.bfloat16
+            source.drop_mtp()
+        dtype = dtype or plain_dtype(source.specs)
         with torch.device("meta"):
             model = Transformer(
                 config,
@@ -66,6 +68,7 @@ def load(
         reformatted = Reformatted(source, target)
         check_complete(path, source, reformatted, target)
         _fill(model, reformatted, torch.device(device), progress)
+    _check_hash_tables(path, model)
     return model
 
 
@@ -76,17 +79,40 @@ def read_checkpoint_config(
 
     config.json alone does not say: its first revision lacks `expert_dtype`, and the Base files name
     UE8M0 scales while the stored ones are float32 (spec 1.2, T10).
+
+    Raises:
+        ConfigError: config.json is not that of a V4 network.
+        CheckpointError: It names another format of the experts than the tensors have.
     """
     expert = source.specs.get("layers.0.ffn.experts.0.w1.weight")
+    found = _EXPERT_FORMATS.get(expert.dtype) if expert else None
+    config = read_config(Path(path), expert_dtype=found, mtp=mtp)
+    if expert is None:
+        return config  # the comparison with the model will say what is missing
+    if config.expert_dtype != found:
+        raise CheckpointError(
+            f"{path}: config.json says that experts are {config.expert_dtype or 'plain floats'}, "
+            f"but the stored ones are {found or expert.dtype}",
+            hint="correct expert_dtype and quantization_config in config.json",
+        )
     scale = source.specs.get("layers.0.attn.wq_a.scale")
-    found = {torch.int8: "fp4", torch.float8_e4m3fn: "fp8"}.get(expert.dtype) if expert else None
-    config = read_config(Path(path), expert_dtype=found, mtp=mtp)  # pyright: ignore[reportArgumentType]
-    if config.quantization_config is None or scale is None:
+    if found is None or scale is None:
         return config
     scale_dtype = "float32" if scale.dtype == torch.float32 else "ue8m0"
     return dataclasses.replace(
         config, quantization_config=WeightQuantization(scale_dtype=scale_dtype)
     )
+
+
+def _check_hash_tables(path: str | Path, model: Transformer) -> None:
+    """Refuse tables that would index experts that do not exist."""
+    num_experts = model.config.n_routed_experts
+    for name, table in model.named_buffers():
+        low, high = (int(v) for v in table.aminmax())
+        if low < 0 or high >= num_experts:
+            raise CheckpointError(
+                f"{path}: {name}: expected experts 0..{num_experts - 1}, got {low}..{high}"
+            )
 
 
 def _fill(

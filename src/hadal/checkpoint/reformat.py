@@ -11,13 +11,17 @@ import torch
 from torch import Tensor
 
 from hadal.checkpoint.source import Source
-from hadal.checkpoint.specs import TensorSpec
+from hadal.checkpoint.specs import FLOATS, TensorSpec
 from hadal.errors import CheckpointMismatchError
 from hadal.model import quant
 
 __all__ = ["Reformatted", "check_complete"]
 
-_NEED_A_SCALE = (torch.int8, torch.float8_e4m3fn)
+_SCALES = {
+    torch.int8: (torch.float8_e8m0fnu, torch.uint8),
+    torch.float8_e4m3fn: (torch.float8_e8m0fnu, torch.uint8, torch.float32),
+}
+"""Dtypes in which the scales of a quantised matrix may be stored; others are no scales."""
 
 
 class Reformatted:
@@ -69,11 +73,16 @@ class Reformatted:
     def _has_its_scale(self, matrix: str, held: TensorSpec) -> bool:
         """Return whether a quantised matrix came with a scale of the right shape."""
         scale = self._source.specs.get(matrix.removesuffix("weight") + "scale")
-        if held.dtype not in _NEED_A_SCALE:
+        if held.dtype not in _SCALES:
             return True
         rows, columns = _logical_shape(held)
         fine = (rows, columns // 32), (-(-rows // 128), -(-columns // 128))
-        return scale is not None and scale.shape == fine[held.dtype != torch.int8]
+        dtypes = _SCALES[held.dtype]
+        return (
+            scale is not None
+            and scale.shape == fine[held.dtype != torch.int8]
+            and scale.dtype in dtypes
+        )
 
     @staticmethod
     def _matrix_of(scale_name: str) -> str:
@@ -94,20 +103,34 @@ class Reformatted:
 
     def _quantised(self, stem: str) -> tuple[Tensor, Tensor]:
         scale = self._target[f"{stem}.scale"]
+        held = self._source.specs[f"{stem}.weight"].dtype
         if self._target[f"{stem}.weight"].dtype == torch.int8:
             return quant.quantize_fp4(self._floats(stem))
-        if self._source.specs[f"{stem}.weight"].dtype == torch.int8:
+        if held == torch.int8:
             names = (f"{stem}.weight", f"{stem}.scale")
             eight, powers = quant.fp4_to_fp8(*(self._source.read(n) for n in names))
             return eight, powers.to(scale.dtype)
+        is_fp8 = held == torch.float8_e4m3fn
+        if is_fp8 and (powers := self._same_scales(stem, scale.dtype)) is not None:
+            return self._source.read(f"{stem}.weight"), powers
         return quant.quantize_fp8(self._floats(stem), scale_dtype=scale.dtype)
+
+    def _same_scales(self, stem: str, dtype: torch.dtype) -> Tensor | None:
+        """Return the held scales in another dtype, so that the codes stay; None if it has none."""
+        scales = quant.decode_ue8m0(self._source.read(f"{stem}.scale"))
+        if dtype == torch.float32:
+            return scales
+        mantissa, _ = torch.frexp(scales)
+        return quant.encode_ue8m0(scales) if bool((mantissa == 0.5).all()) else None
 
 
 def _convertible(held: TensorSpec, wanted: TensorSpec) -> bool:
-    """Return whether the shapes agree, counting two FP4 codes a byte, and the kinds do."""
-    if (held.dtype == torch.int64) != (wanted.dtype == torch.int64):
-        return False
-    return _logical_shape(held) == _logical_shape(wanted)
+    """Return whether the shapes agree, counting two FP4 codes a byte, and both are weights."""
+    if held.dtype == wanted.dtype:
+        return held.shape == wanted.shape
+    weights = (*FLOATS, *_SCALES)
+    both = held.dtype in weights and wanted.dtype in weights
+    return both and _logical_shape(held) == _logical_shape(wanted)
 
 
 def _logical_shape(spec: TensorSpec) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from hadal.checkpoint.reformat import Reformatted
+from hadal.checkpoint.reformat import Reformatted, check_complete
 from hadal.checkpoint.source import ModelSource
 from hadal.checkpoint.specs import tensor_specs
 from hadal.checkpoint.writer import Layout, Progress, write_checkpoint
@@ -45,12 +45,15 @@ def save(
 
     Raises:
         CheckpointError: The folder exists and is not empty, or writing failed.
+        CheckpointMismatchError: The config is another network's.
         InputError: A matrix cannot take the format that is asked for.
     """
     config = config or model.config
     if dtype is None:
         dtype = model.dtype if config.quantization_config is None else torch.bfloat16
-    source = Reformatted(ModelSource(model), tensor_specs(config, dtype))
+    held, target = ModelSource(model), tensor_specs(config, dtype)
+    source = Reformatted(held, target)
+    check_complete(path, held, source, target)
     write_checkpoint(
         source,
         Path(path),

@@ -62,6 +62,9 @@ _DTYPES = {
     "U8": torch.uint8,
 }
 
+_MAX_EXPERTS = 65_536
+"""More experts than this in one stack are a damaged or hostile header, not a model."""
+
 
 @dataclass
 class CheckpointSource:
@@ -96,6 +99,10 @@ class CheckpointSource:
         """Return one tensor, as a view of the mapped file where the platform allows."""
         return self._readers[name]()
 
+    def drop_mtp(self) -> None:
+        """Leave out the draft modules, whatever their kind."""
+        self.specs = {n: s for n, s in self.specs.items() if not n.startswith("mtp.")}
+
     def close(self) -> None:
         """Unmap the files. Tensors already read stay valid."""
         self._readers.clear()
@@ -116,7 +123,7 @@ class CheckpointSource:
                 hint="the file is missing or cut short; copy it again",
             ) from err
         found = set(handle.keys())
-        if wanted - found or (found - wanted and wanted):
+        if wanted != found:
             raise CheckpointError(
                 f"{file} and its index disagree: {len(wanted - found)} tensors are missing and "
                 f"{len(found - wanted)} are not listed, e.g. {min(wanted ^ found)}"
@@ -135,6 +142,8 @@ class CheckpointSource:
         if pieces is None:
             self._put(official, spec, lambda: handle.get_tensor(name))
             return
+        if spec.num_bytes == 0 or spec.shape[0] > _MAX_EXPERTS:
+            raise CheckpointError(f"tensor {name}: not a stack of experts: {spec}")
         for piece, rows, expert_id in pieces:
             shape = (rows.stop - rows.start, *spec.shape[2:])
             self._put(
@@ -180,7 +189,7 @@ def _indexed_names(path: Path) -> dict[str, str]:
         try:
             weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             names = {str(k): str(v) for k, v in weight_map.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as err:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
             raise CheckpointError(f"{index} is not a safetensors index: {err!r}") from err
         if outside := [f for f in names.values() if Path(f).name != f]:
             raise CheckpointError(f"{index} names a file outside its folder: {outside[0]!r}")
@@ -195,7 +204,13 @@ def _indexed_names(path: Path) -> dict[str, str]:
     for file in files:
         try:
             with safe_open(file, framework="pt") as handle:
-                names |= dict.fromkeys(handle.keys(), file.name)
+                held = dict.fromkeys(handle.keys(), file.name)
         except (OSError, SafetensorError) as err:
             raise CheckpointError(f"cannot read {file}: {err}") from err
+        if twice := sorted(names.keys() & held.keys()):
+            raise CheckpointError(
+                f"{path}: {names[twice[0]]} and {file.name} both hold {twice[0]}",
+                hint="remove the stray file, or restore model.safetensors.index.json",
+            )
+        names |= held
     return names

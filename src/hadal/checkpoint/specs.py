@@ -5,6 +5,7 @@ table that could drift from the code.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,10 @@ import torch
 from hadal.config import ModelConfig
 from hadal.model import Transformer
 
-__all__ = ["TensorSpec", "meta_model", "tensor_specs"]
+__all__ = ["FLOATS", "TensorSpec", "meta_model", "plain_dtype", "tensor_specs"]
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""Dtypes of tensors that are not quantised."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,15 @@ class TensorSpec:
 
     def __str__(self) -> str:
         return f"{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
+
+
+def plain_dtype(specs: Mapping[str, TensorSpec]) -> torch.dtype:
+    """Return the dtype of a checkpoint's unquantised tensors, as its embedding has it.
+
+    BF16 where that says nothing sensible; the comparison with the model reports the tensor then.
+    """
+    embedding = specs.get("embed.weight")
+    return embedding.dtype if embedding and embedding.dtype in FLOATS else torch.bfloat16
 
 
 def meta_model(config: ModelConfig, dtype: torch.dtype = torch.bfloat16) -> Transformer:

@@ -5,6 +5,7 @@ from pathlib import Path
 from hadal.checkpoint.save import save
 from hadal.checkpoint.writer import Layout
 from hadal.config import ModelConfig
+from hadal.errors import InputError
 from hadal.model import Transformer, randomize
 
 __all__ = ["make_random"]
@@ -16,8 +17,11 @@ def make_random(
     """Write a checkpoint whose every parameter is random, in the stored formats of a config.
 
     Raises:
+        InputError: The seed is not one of torch's.
         CheckpointError: The folder exists and is not empty, or writing failed.
     """
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed: expected 0..2^63-1, got {seed}")
     model = Transformer(config.plain())
     randomize(model, seed)
     save(model, path, config=config, layout=layout)

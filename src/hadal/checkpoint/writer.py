@@ -8,6 +8,7 @@ place and renamed into it when all of it is on disk, so a crash leaves no half o
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 from hadal.checkpoint.names import expert_stack, to_transformers
 from hadal.checkpoint.source import Source
 from hadal.checkpoint.specs import TensorSpec
-from hadal.errors import CheckpointError
+from hadal.errors import CheckpointError, InputError
 
 __all__ = ["Layout", "Progress", "write_checkpoint"]
 
@@ -28,6 +29,7 @@ Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
 
 _DTYPE_NAMES = {
+    torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
     torch.bfloat16: "BF16",
@@ -62,24 +64,44 @@ def write_checkpoint(
         CheckpointError: The folder exists and is not empty, or writing failed; then nothing is
             left behind.
     """
+    if max_shard_bytes < 1:
+        raise InputError(f"max_shard_bytes: expected at least 1, got {max_shard_bytes}")
+    path = path.resolve()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise CheckpointError(
             f"{path} exists and is not an empty folder", hint="choose another path or remove it"
         )
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        partial.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A name of its own: another writer of the same path, here or in another container on the
+        # same disk, must not lose its work to our cleaning up.
+        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+    except OSError as err:
+        raise CheckpointError(f"cannot write {path}: {err.strerror or err}") from err
+    try:
         _write_files(source, partial, layout, max_shard_bytes, progress)
-        (partial / "config.json").write_text(json.dumps(config_json, indent=2) + "\n")
+        _write_text(partial / "config.json", json.dumps(config_json, indent=2) + "\n")
+        partial.chmod(0o777 & ~_umask())
         _sync_folder(partial)
-        if path.exists():
-            path.rmdir()
-        partial.rename(path)
+        partial.rename(path)  # over an empty folder too, and fails if it has been filled meanwhile
         _sync_folder(path.parent)
     except OSError as err:
         raise CheckpointError(f"cannot write {path}: {err.strerror or err}") from err
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _write_text(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
 
 
 def _write_files(
@@ -96,14 +118,16 @@ def _write_files(
         with (folder / file).open("wb") as out:
             out.write(_header(shard))
             for entry in shard:
+                start = out.tell()
                 for part in entry.parts:
                     done += _write_tensor(source.read(part), out)
                     if progress is not None:
                         progress(done, total)
+                assert out.tell() - start == entry.spec.num_bytes, entry.name
             out.flush()
             os.fsync(out.fileno())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
+    _write_text(folder / "model.safetensors.index.json", json.dumps(index, indent=1) + "\n")
 
 
 def _entries(source: Source, layout: Layout) -> list[_Entry]:

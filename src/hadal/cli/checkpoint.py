@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
-from hadal.cli.quantities import human_bytes, human_count
-from hadal.errors import ConfigError
+from hadal.cli.quantities import human_bytes
 
 if TYPE_CHECKING:
     from hadal.checkpoint.writer import Progress as ProgressCallback
@@ -20,7 +20,6 @@ __all__ = ["app"]
 
 app = App(name="checkpoint", help="Convert, make and inspect checkpoints.")
 Json = Annotated[bool, Parameter(name="--json", negative="")]
-SIZES = ("nano", "small-flash", "small-pro")
 
 
 @app.command
@@ -31,6 +30,7 @@ def convert(
     layout: Literal["official", "huggingface"] = "official",
     weights: Literal["instruct", "base", "plain"] | None = None,
     dtype: Literal["bfloat16", "float32"] | None = None,
+    mtp: bool = True,
     shard_bytes: int = 5 * 10**9,
     json_output: Json = False,
 ) -> None:
@@ -47,6 +47,7 @@ def convert(
         layout: Names and stacking of the result.
         weights: instruct: FP4 experts, FP8 rest; base: FP8; plain: floats. Default: as in SOURCE.
         dtype: Of tensors that are not quantised. Default: as in SOURCE.
+        mtp: --no-mtp leaves the draft modules out, also those of DSpark checkpoints.
         shard_bytes: Tensor bytes of one file.
         json_output: Print the result as JSON.
     """
@@ -61,6 +62,7 @@ def convert(
             layout=layout,
             weights=weights,
             dtype=getattr(torch, dtype) if dtype else None,
+            mtp=mtp,
             max_shard_bytes=shard_bytes,
             progress=progress,
         )
@@ -104,7 +106,9 @@ def make(
 
 
 @app.command
-def inspect(path: Path, *, tensors: bool = False, json_output: Json = False) -> None:
+def inspect(
+    path: Path, *, tensors: bool = False, mtp: bool = True, json_output: Json = False
+) -> None:
     """Show what a checkpoint holds, and whether it is complete.
 
     Examples:
@@ -113,18 +117,20 @@ def inspect(path: Path, *, tensors: bool = False, json_output: Json = False) -> 
     Args:
         path: Folder with config.json and safetensors files, in either layout.
         tensors: List every tensor under its official name.
+        mtp: --no-mtp leaves the draft modules out.
         json_output: Print JSON.
     """
     from hadal.checkpoint import CheckpointSource, tensor_specs
     from hadal.checkpoint.load import read_checkpoint_config
-    from hadal.checkpoint.reformat import check_complete
+    from hadal.checkpoint.reformat import Reformatted, check_complete
+    from hadal.checkpoint.specs import plain_dtype
 
     with CheckpointSource.open(path) as source:
-        config = read_checkpoint_config(path, source)
-        embedding = source.specs.get("embed.weight")
-        if embedding is None:
-            raise ConfigError(f"checkpoint {path} has no embed.weight")
-        check_complete(path, source, source, tensor_specs(config, embedding.dtype))
+        config = read_checkpoint_config(path, source, mtp=mtp)
+        if not mtp:
+            source.drop_mtp()
+        target = tensor_specs(config, plain_dtype(source.specs))
+        check_complete(path, source, Reformatted(source, target), target)
         specs = source.specs
     total = sum(spec.num_bytes for spec in specs.values())
     summary: dict[str, Any] = {
@@ -142,8 +148,9 @@ def inspect(path: Path, *, tensors: bool = False, json_output: Json = False) -> 
         return
     console = Console(highlight=False)
     console.print(
-        f"{path}: {len(specs):,} tensors ({human_count(len(specs))}), {human_bytes(total)}, "
-        f"experts {summary['experts']}, {config.num_hidden_layers} layers, complete"
+        f"{path}: {len(specs):,} tensors, {human_bytes(total)}, "
+        f"experts {summary['experts']}, {config.num_hidden_layers} layers, complete",
+        markup=False,
     )
     for name, spec in summary.get("specs", {}).items():
         console.print(f"  {name}: {spec}", markup=False)
@@ -155,5 +162,5 @@ def _progress_bar(title: str) -> "Generator[ProgressCallback]":
     console = Console(stderr=True)
     columns = ("{task.description}", BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=None)
+        task = bar.add_task(escape(title), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from hadal.cli.quantities import human_bytes, human_count, parse_tokens
@@ -64,12 +65,12 @@ def cost(
             convention=convention,
             kv_format=kv,
         )
-        Console(stderr=True).print(f"wrote {plot}", highlight=False)
+        Console(stderr=True).print(f"wrote {plot}", highlight=False, markup=False)
 
 
 def _show(report: CostReport) -> None:
     console = Console()
-    console.print(f"[bold]{report.model}[/bold] at {report.context:,} tokens")
+    console.print(f"[bold]{escape(report.model)}[/bold] at {report.context:,} tokens")
     if report.parameters:
         console.print(_parameters(report), _weights(report))
     if report.flops:

@@ -5,7 +5,7 @@ Exit codes: 0 ok, 1 the task failed, 2 wrong usage or settings, 3 the machine or
 
 import sys
 
-from cyclopts import App
+from cyclopts import App, CycloptsError
 from rich.console import Console
 
 from hadal import __version__
@@ -28,7 +28,9 @@ def main() -> None:
     """Run the command line."""
     console = Console(stderr=True)
     try:
-        app()
+        app(exit_on_error=False)
+    except CycloptsError:  # it has printed what is wrong
+        sys.exit(2)
     except (ConfigError, InputError) as err:
         console.print(f"error: {err}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
@@ -38,5 +40,8 @@ def main() -> None:
     except BrokenPipeError:  # the reader of a pipe left, as `head` does
         sys.stderr.close()
         sys.exit(0)
+    except OSError as err:  # a full disk under standard output, an impossible path
+        console.print(f"error: {err}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(3)
     except KeyboardInterrupt:
         sys.exit(130)

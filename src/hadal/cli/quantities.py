@@ -7,6 +7,7 @@ from cyclopts import Token
 
 __all__ = ["human_bytes", "human_count", "parse_tokens"]
 
+_MOST = 1e12
 _FACTORS = {"": 1, "k": 1024, "m": 1024**2}
 
 
@@ -21,7 +22,10 @@ def parse_tokens(_: type, tokens: Sequence[Token]) -> int:
     if match is None:
         raise ValueError(f"expected a token count such as 4096, 128K, 1M or 1e6, got {text!r}")
     number, suffix = match.groups()
-    return int(float(number) * _FACTORS[suffix.lower()])
+    value = float(number) * _FACTORS[suffix.lower()]
+    if value > _MOST:
+        raise ValueError(f"expected at most {_MOST:,.0f} tokens, got {text!r:.40}")
+    return int(value)
 
 
 def human_count(number: float) -> str:

@@ -92,7 +92,7 @@ def read_config(
         if values["expert_dtype"] not in ("fp4", "fp8"):
             raise ConfigError(
                 "config.json: expert_dtype: expected 'fp4' or 'fp8', "
-                f"got {values['expert_dtype']!r}",
+                f"got {values['expert_dtype']!r:.80}",
                 hint="give expert_dtype=; checkpoint.load() finds it from the stored tensors",
             )
         values["quantization_config"] = _read_quantization(quantization, values["expert_dtype"])
@@ -164,7 +164,7 @@ def _translate(raw: dict[str, Any], *, mtp: bool) -> dict[str, Any]:
             raise ConfigError(f"config.json: {short} and {name} disagree")
     for key, expected in _FIXED.items():
         if key in values and (found := values.pop(key)) != expected:
-            raise ConfigError(f"config.json: {key}: expected {expected!r}, got {found!r}")
+            raise ConfigError(f"config.json: {key}: expected {expected!r}, got {found!r:.80}")
     _translate_rope(values)
     _translate_schedule(values, mtp=mtp)
     if isinstance(values.get("eos_token_id"), list) and values["eos_token_id"]:
@@ -200,11 +200,11 @@ def _read_yarn(scaling: dict[str, Any]) -> YarnScaling | None:
     if kind == "default":
         return None
     if kind != "yarn":
-        raise ConfigError(f"config.json: rope_scaling type: expected 'yarn', got {kind!r}")
+        raise ConfigError(f"config.json: rope_scaling type: expected 'yarn', got {kind!r:.80}")
     if scaling.get("attention_factor", 1.0) != 1.0:
         raise ConfigError(
             "config.json: attention_factor: V4 has no YaRN amplitude factor (expected 1.0), "
-            f"got {scaling['attention_factor']}"
+            f"got {scaling['attention_factor']!r:.80}"
         )
     known = {f.name for f in dataclasses.fields(YarnScaling)}
     inert = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "attention_factor"}
@@ -261,7 +261,7 @@ def _read_quantization(raw: dict[str, Any], expert_dtype: str) -> WeightQuantiza
     for key, value in expected.items():
         if raw.get(key, value) != value:
             raise ConfigError(
-                f"config.json: quantization_config.{key}: expected {value!r}, got {raw[key]!r}"
+                f"config.json: quantization_config.{key}: expected {value!r}, got {raw[key]!r:.80}"
             )
     inert = {"weight_block_size", "expert_dtype", "modules_to_not_convert", "dequantize"}
     if unknown := sorted(set(raw) - set(expected) - inert):

@@ -37,10 +37,10 @@ def resolve(name: str) -> Model:
             return PRESETS[key]()
     if short in BASELINES:
         return BASELINES[short]
-    if Path(name).exists():
+    if len(name) < 4096 and Path(name).exists():
         return read_config(Path(name))
     raise ConfigError(
-        f"unknown model {name!r}",
+        f"unknown model {name!r:.80}",
         hint=f"give one of {', '.join([*PRESETS, *BASELINES])}, or the path of a config.json",
     )
 

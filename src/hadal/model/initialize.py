@@ -22,7 +22,7 @@ def hash_table(
     vocab_size: int, num_experts: int, num_active: int, generator: torch.Generator
 ) -> Tensor:
     """Return distinct random experts for every token id, each expert equally likely."""
-    draws = torch.rand(vocab_size, num_experts, generator=generator)
+    draws = torch.rand(vocab_size, num_experts, generator=generator, dtype=torch.float32)
     return draws.topk(num_active, dim=1).indices
 
 
@@ -64,7 +64,9 @@ def initialize(model: nn.Module, seed: int) -> None:
         elif "norm" in name:
             parameter.fill_(1.0)
         else:
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=generator, dtype=torch.float32) * std
+            )
     _fill_hash_tables(model, generator)
 
 
@@ -74,7 +76,7 @@ def randomize(model: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         leaf = name.rpartition(".")[2]
-        noise = torch.randn(parameter.shape, generator=generator)
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
         if leaf == "bias":
             noise *= 0.05
         elif leaf == "ape" or leaf.endswith("base") or leaf == "attn_sink":

@@ -23,12 +23,15 @@ from hadal.model.quant.fp8 import (
     round_trip_activations,
 )
 from hadal.model.quant.hadamard import hadamard
+from hadal.model.quant.scales import decode_ue8m0, encode_ue8m0
 
 __all__ = [
+    "decode_ue8m0",
     "dequantize_fp4",
     "dequantize_fp8",
     "dequantize_index_keys",
     "dequantize_kv_entries",
+    "encode_ue8m0",
     "fake_quantize_fp4",
     "fake_quantize_fp8",
     "fp4_to_fp8",
