@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 WORKERS ?= $(shell nproc)
 
-.PHONY: demo test test-quick test-shapes test-slow check format bench mutants setup clean help
+.PHONY: demo test test-quick test-shapes test-slow check format bench mutants setup \
+	system-packages clean help
 
 help:
 	@echo "make demo        set up, then show what works"
@@ -23,10 +24,18 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: Python 3.11 or newer is needed, found $$($(PYTHON) --version)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(MAKE) --no-print-directory system-packages
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --editable '.[engine,plot,parity,dev]'
 	@touch $@
+
+# Debian splits venv off; nothing else of the system is needed.
+system-packages:
+	@[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null || \
+		{ echo "error: $(PYTHON) has no venv module; install it (Debian: apt-get install python3-venv)"; \
+		exit 1; }
+	apt-get update -qq && apt-get install -y -qq python3-venv
 
 demo: $(STAMP)
 	$(BIN)/hadal demo
