@@ -1,8 +1,10 @@
 """Rules that the tree keeps: sizes, docstrings, no side effects, layers, markers."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,22 @@ def test_import_prints_nothing_and_does_not_load_torch():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout == result.stderr == ""
+
+
+def test_every_import_is_declared():
+    """What the sources import is what an extra installs: jaxtyping was once forgotten."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    declared = [*project["dependencies"], *extras["engine"], *extras["plot"]]
+    names = {re.match(r"[A-Za-z0-9_-]+", d)[0].lower() for d in declared}
+    imported = set()
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {a.name.split(".")[0] for a in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.split(".")[0])
+    assert imported - set(sys.stdlib_module_names) - {"hadal"} <= names
 
 
 def test_layers_point_one_way():

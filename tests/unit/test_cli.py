@@ -53,6 +53,17 @@ def test_cost_without_torch_installed():
     assert '"num_tensors": 69187' in result.stdout, result.stderr
 
 
+def test_what_needs_torch_says_so():
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.argv = ['hadal', 'demo']\n"
+        "from hadal.cli.main import main\nmain()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "hint: pip install 'hadal[engine]'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_checkpoint_commands(tmp_path):
     made = run("checkpoint", "make", tmp_path / "nano", "--json")
     assert made.returncode == 0, made.stderr

@@ -14,6 +14,9 @@ from hadal.errors import ConfigError, HadalError, InputError
 
 __all__ = ["app", "main"]
 
+_ENGINE_MODULES = {"torch", "safetensors", "numpy", "jaxtyping"}
+"""Installed by the `engine` extra; planning works without them."""
+
 app = App(
     name="hadal",
     help="The open stack for long-running agents on DeepSeek-V4.",
@@ -40,6 +43,16 @@ def main() -> None:
     except BrokenPipeError:  # the reader of a pipe left, as `head` does
         sys.stderr.close()
         sys.exit(0)
+    except ModuleNotFoundError as err:
+        if err.name not in _ENGINE_MODULES:
+            raise
+        console.print(
+            f"error: this needs {err.name}, which is not installed\n"
+            "hint: pip install 'hadal[engine]'",
+            markup=False,
+            highlight=False,
+        )
+        sys.exit(2)
     except OSError as err:  # a full disk under standard output, an impossible path
         console.print(f"error: {err}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(3)
