@@ -4,10 +4,13 @@ import json
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["demo"]
 
@@ -42,12 +45,7 @@ def _checkpoints(console: Console, folder: Path) -> dict[str, Any]:
         CheckpointSource.open(folder / "official") as first,
         CheckpointSource.open(folder / "back") as second,
     ):
-        same = all(
-            first.read(n).view(-1).equal(second.read(n).view(-1))
-            if first.read(n).dtype.is_floating_point is False
-            else bool((first.read(n).float() == second.read(n).float()).all())
-            for n in first.specs
-        )
+        same = all(_same_bits(first.read(n), second.read(n)) for n in first.specs)
         count = len(first.specs)
     console.print(
         f"1. nano, random weights, FP4 experts and FP8: {count} tensors; official -> Hugging Face "
@@ -56,13 +54,22 @@ def _checkpoints(console: Console, folder: Path) -> dict[str, Any]:
     return {"tensors": count, "layouts_identical": same}
 
 
+def _same_bits(a: "Tensor", b: "Tensor") -> bool:
+    import torch
+
+    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+
+
 def _arithmetic(console: Console, folder: Path) -> dict[str, Any]:
     import torch
 
     from hadal.checkpoint import load
+    from hadal.model import Precision
 
     model = load(folder / "official", storage="plain", dtype=torch.float32)
-    exact = load(folder / "official", storage="plain", dtype=torch.float32, precision=_exact())
+    exact = load(
+        folder / "official", storage="plain", dtype=torch.float32, precision=Precision.exact()
+    )
     ids = torch.randint(0, model.config.vocab_size, (600,), generator=torch.manual_seed(0))
     with torch.no_grad():
         whole = exact(ids, [600])
@@ -88,12 +95,6 @@ def _arithmetic(console: Console, folder: Path) -> dict[str, Any]:
         f"{rounded:.3f} rms, of {whole.square().mean().sqrt():.3f}"
     )
     return {"max_difference": worst, "rounding_rms": rounded}
-
-
-def _exact() -> Any:
-    from hadal.model import Precision
-
-    return Precision.exact()
 
 
 def _plan(console: Console) -> dict[str, Any]:
