@@ -156,6 +156,23 @@ def test_exponents_do_not_wrap():
     assert torch.equal(values, quant.dequantize_fp4(packed, tiny))
 
 
+def test_floor_under_activation_scales():
+    """Values far below it land on the subnormal grid of the floor's scale."""
+    rounded = quant.round_trip_activations(torch.full((1, 128), 1e-9))
+    floor_scale = 2.0 ** math.ceil(math.log2(1e-4 / 448))
+    assert rounded[0, 0].item() == 2 * 2.0**-9 * floor_scale
+
+
+def test_scales_of_neighbouring_blocks_are_apart():
+    """A large channel takes precision from its own 64 channels, not from the next ones."""
+    kv = torch.full((1, 144), 0.003)
+    kv[0, 70] = 448.0
+    rounded = quant.round_trip_kv_entries(kv, 16)[0]
+    assert rounded[3] == torch.tensor(0.003 * 2**13).to(torch.float8_e4m3fn).float() / 2**13
+    assert rounded[100] == torch.tensor(0.003).to(torch.float8_e4m3fn).float()
+    assert rounded[3] != rounded[100]
+
+
 def test_floors_and_partial_blocks():
     """Below the floor the scale stays; the last block of a row may be short."""
     x = torch.full((1, 160), 1e-6)
