@@ -112,6 +112,13 @@ def test_names_with_brackets(tmp_path):
     assert "foo]" in result.stdout
 
 
+def test_reader_of_the_pipe_leaves():
+    command = f"{HADAL} checkpoint --help | true; {HADAL} cost -m v4-pro -m v4-flash | head -n 1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert "1,048,576" in result.stdout
+    assert result.stderr == ""
+
+
 def test_full_output():
     with Path("/dev/full").open("w") as full:
         result = subprocess.run([HADAL, "cost", "--json"], stdout=full, stderr=subprocess.PIPE)

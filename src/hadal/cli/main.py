@@ -3,6 +3,7 @@
 Exit codes: 0 ok, 1 the task failed, 2 wrong usage or settings, 3 the machine or files failed.
 """
 
+import os
 import sys
 
 from cyclopts import App, CycloptsError
@@ -31,7 +32,10 @@ def main() -> None:
     """Run the command line."""
     console = Console(stderr=True)
     try:
-        app(exit_on_error=False)
+        try:
+            app(exit_on_error=False)
+        finally:
+            sys.stdout.flush()  # here, so that a full disk is an error like any other
     except CycloptsError:  # it has printed what is wrong
         sys.exit(2)
     except (ConfigError, InputError) as err:
@@ -41,7 +45,7 @@ def main() -> None:
         console.print(f"error: {err}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(3)
     except BrokenPipeError:  # the reader of a pipe left, as `head` does
-        sys.stderr.close()
+        _abandon_stdout()
         sys.exit(0)
     except ModuleNotFoundError as err:
         if err.name not in _ENGINE_MODULES:
@@ -55,6 +59,12 @@ def main() -> None:
         sys.exit(2)
     except OSError as err:  # a full disk under standard output, an impossible path
         console.print(f"error: {err}", markup=False, highlight=False, soft_wrap=True)
+        _abandon_stdout()
         sys.exit(3)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _abandon_stdout() -> None:
+    """Point standard output elsewhere, so that the flush at exit does not fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
