@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hadal.errors import ContextLengthError, InputError
-from hadal.model import Trace, Transformer, logits, randomize
+from hadal.model import Trace, Transformer, logits, randomize, training_forward
 from hadal.model.rope import inverse_frequencies
 from tests.configs import CONFIGS, schedule
 
@@ -186,3 +186,16 @@ def test_bfloat16_runs_and_stays_close():
     ids = torch.randint(0, 512, (200,))
     error = logits(rounded, [ids])[0] - logits(exact, [ids])[0]
     assert 0 < error.square().mean().sqrt() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.zeros(3).long(), r"shape \[4\], got torch.int64 \[3\]"),
+        (torch.zeros(4), "expected integers"),
+        (torch.tensor([0, 1, 512, -100]), r"expected 0..511 or -100, got 0..512"),
+    ],
+)
+def test_labels_are_checked(model, labels, message):
+    with pytest.raises(InputError, match=message):
+        training_forward(model, torch.zeros(4).long(), [4], labels_T=labels)
