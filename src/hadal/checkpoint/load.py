@@ -58,12 +58,7 @@ def load(
             source.drop_mtp()
         dtype = dtype or plain_dtype(source.specs)
         with torch.device("meta"):
-            model = Transformer(
-                config,
-                storage=storage,
-                dtype=dtype,
-                precision=precision or Precision.of(config),
-            )
+            model = Transformer(config, storage=storage, dtype=dtype, precision=precision)
         target = {n: TensorSpec(t.dtype, tuple(t.shape)) for n, t in model.state_dict().items()}
         reformatted = Reformatted(source, target)
         check_complete(path, source, reformatted, target)

@@ -67,7 +67,7 @@ class Transformer(nn.Module):
         config: Sizes and stored formats.
         storage: `plain` floats, to train or to compute with; or `checkpoint`, the stored formats
             of `config` (FP8, FP4), dequantised at every use.
-        dtype: Of activations and of plain tensors (a stored model keeps BF16 tensors anyway).
+        dtype: Of activations and of tensors that are neither quantised nor always float32.
         precision: Simulated roundings; by default those of the published model if the config is
             quantised, none otherwise.
         seed: Of the initial weights of a plain model; a stored one starts uninitialised.
