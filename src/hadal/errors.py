@@ -3,6 +3,9 @@
     HadalError                          base: .code (stable), .retryable, .hint
     ├── ConfigError (ValueError)        settings that are unknown or do not fit together
     ├── InputError (ValueError)         a tensor or argument of the wrong type, shape or range
+    ├── EncodingError (ValueError)      messages, text and token ids
+    │   ├── InvalidConversationError    messages that cannot be rendered: roles, order, shapes
+    │   └── MalformedCompletionError    a completion that the published reference refuses (strict)
     ├── CheckpointError                 a checkpoint that cannot be read or written
     │   └── CheckpointMismatchError     its tensors are not the model's; all of them are listed
     └── EngineError                     running the model
@@ -21,9 +24,12 @@ __all__ = [
     "CheckpointMismatchError",
     "ConfigError",
     "ContextLengthError",
+    "EncodingError",
     "EngineError",
     "HadalError",
     "InputError",
+    "InvalidConversationError",
+    "MalformedCompletionError",
 ]
 
 
@@ -72,6 +78,43 @@ class InputError(HadalError, ValueError):
     """A tensor or argument has the wrong type, shape or range."""
 
     code = "input"
+
+
+class EncodingError(HadalError, ValueError):
+    """Messages, text and token ids do not fit together."""
+
+    code = "encoding"
+
+
+class InvalidConversationError(EncodingError):
+    """Messages cannot be read or rendered.
+
+    Attributes:
+        where: Path of the offending value within the request, as `messages[2].content`, or "".
+    """
+
+    code = "invalid_conversation"
+
+    def __init__(self, message: str, *, where: str = "", hint: str | None = None) -> None:
+        self.where = where
+        super().__init__(f"{where}: {message}" if where else message, hint=hint)
+
+
+class MalformedCompletionError(EncodingError):
+    """A completion breaks the format (strict parsing only).
+
+    Attributes:
+        offset: Characters from the start of the completion to the fault.
+        text: The text concerned, shortened.
+    """
+
+    code = "malformed_completion"
+
+    def __init__(self, reason: str, *, offset: int, text: str = "") -> None:
+        self.offset = offset
+        self.text = text if len(text) <= 200 else f"{text[:200]}…"
+        found = f", found {self.text!r}" if text else ""
+        super().__init__(f"malformed completion at character {offset}: {reason}{found}")
 
 
 class CheckpointError(HadalError):

@@ -10,6 +10,9 @@ from hadal.errors import CheckpointMismatchError, ContextLengthError, HadalError
 INSTANCES = [
     errors.ConfigError("a", hint="b"),
     errors.InputError("a"),
+    errors.EncodingError("a"),
+    errors.InvalidConversationError("a", where="messages[0]", hint="b"),
+    errors.MalformedCompletionError("a", offset=3, text="x" * 300),
     errors.CheckpointError("a", hint="b"),
     CheckpointMismatchError("checkpoint x", missing=["m"], unexpected=["u"], mismatched=["s"]),
     errors.EngineError("a"),
@@ -42,7 +45,7 @@ def test_messages():
     assert str(ContextLengthError(limit=1000, actual=1200)) == (
         "context too long: expected at most 1,000 tokens, got 1,200"
     )
-    text = str(INSTANCES[3])
+    text = str(INSTANCES[6])
     assert "1 missing:\n  m" in text
     assert "1 unexpected:\n  u" in text
     assert "1 of another shape or dtype:\n  s" in text

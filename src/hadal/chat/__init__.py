@@ -1,0 +1,47 @@
+"""What is said in a conversation: messages, tools and the JSON shapes of three chat APIs."""
+
+from hadal.chat.messages import (
+    AssistantMessage,
+    Content,
+    Conversation,
+    DeveloperMessage,
+    ExtractedUrl,
+    ImagePart,
+    Message,
+    Mode,
+    NamedToolChoice,
+    ReminderMessage,
+    SystemMessage,
+    Task,
+    TextPart,
+    Tool,
+    ToolCall,
+    ToolChoice,
+    ToolMessage,
+    UserMessage,
+)
+from hadal.chat.outcome import Problem, ProblemKind, Termination
+
+__all__ = [
+    "AssistantMessage",
+    "Content",
+    "Conversation",
+    "DeveloperMessage",
+    "ExtractedUrl",
+    "ImagePart",
+    "Message",
+    "Mode",
+    "NamedToolChoice",
+    "Problem",
+    "ProblemKind",
+    "ReminderMessage",
+    "SystemMessage",
+    "Task",
+    "Termination",
+    "TextPart",
+    "Tool",
+    "ToolCall",
+    "ToolChoice",
+    "ToolMessage",
+    "UserMessage",
+]
