@@ -6,36 +6,33 @@ its path. Two kinds are told apart. A fault is always an error. A field that is 
 knows it, or the message format has no place for it) is an error or a logged warning, as the
 caller's policy says. No value is ever quoted: requests hold secrets, and logs are kept.
 
-Not here: any field of one API. See `openai_chat`, `openai_responses`, `anthropic`.
+Mode, effort and tool choice: `controls`. The fields of each API: `openai_chat`, `openai_responses`, `anthropic`.
 """
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from hadal.chat.messages import Content, Message, Mode, NamedToolChoice, TextPart, Tool, ToolChoice
+from hadal.chat.messages import Content, Message, TextPart
 from hadal.errors import InvalidConversationError
 
 __all__ = [
     "Reading",
-    "ThinkingField",
     "UnknownPolicy",
     "WireModel",
     "arguments_text",
-    "check_tool_choice",
-    "decide_mode",
     "join_texts",
     "kind_of",
     "member",
     "parts_of",
     "read_body",
     "read_text",
-    "read_thinking",
     "refuse_loss",
     "says_something",
+    "take_options",
 ]
 
 UnknownPolicy = Literal["error", "warn"]
@@ -56,14 +53,6 @@ class WireModel(BaseModel):
     """A JSON object from outside. Unknown fields are kept, so that they can be reported."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
-
-
-class ThinkingField(WireModel):
-    """The `thinking` object of DeepSeek's and Anthropic's APIs."""
-
-    type: Literal["enabled", "disabled", "adaptive"] | None = None
-    budget_tokens: int | None = None
-    display: str | None = None
 
 
 class _Fault(NamedTuple):
@@ -110,9 +99,9 @@ class Reading:
         self,
         value: Any,
         path: str,
-        models: Mapping[str, type[WireModel]],
+        models: Mapping[str, type[ModelT]],
         refused: Mapping[str, str] = _NOTHING,
-    ) -> WireModel:
+    ) -> ModelT:
         """Validate an object by its `type`, and note its unknown fields.
 
         Raises:
@@ -168,7 +157,7 @@ class Reading:
                 self.left_out(where, "unknown field")
 
     def left_out(self, path: str, text: str, hint: str | None = None) -> None:
-        """Note a field whose value ends up nowhere; `finish` treats it as the policy says."""
+        """Note a field whose value ends up nowhere; `settle` treats it as the policy says."""
         self._left_out.append(_Fault(path, text, hint))
 
     def each(self, items: Iterable[Any], path: str, read: Callable[[Any, str], T]) -> Iterator[T]:
@@ -180,25 +169,34 @@ class Reading:
                 self.refuse(err)
 
     def refuse(self, err: InvalidConversationError) -> None:
-        """Keep an error for `finish`."""
+        """Keep an error for `settle`."""
         self._faults.append(_Fault(err.where, err.message.removeprefix(f"{err.where}: "), err.hint))
 
-    def finish(self) -> None:
-        """Settle the request.
+    def settle(self, read: Callable[[], T]) -> T:
+        """Return what `read` returns, if the whole request is in order.
 
         Raises:
-            InvalidConversationError: There were faults, or fields left out that the policy refuses.
+            InvalidConversationError: `read` raised it, or there were faults, or fields left out
+                that the policy refuses; all are listed.
         """
-        faults = self._faults
-        if self._unknown == "error":
-            hint = "correct or remove it, or read with unknown='warn' to go on without it"
-            faults = [*faults, *(f._replace(hint=f.hint or hint) for f in self._left_out)]
-        if faults:
-            raise _error_of(faults)
+        try:
+            value = read()
+        except InvalidConversationError as err:
+            self.refuse(err)
+            raise _error_of(self._refused()) from None
+        if refused := self._refused():
+            raise _error_of(refused)
         for path, text, _ in self._left_out[:_LISTED_MAX]:
             logger.warning("field left out: %s: %s", path, text, extra={"field_path": path})
         if len(self._left_out) > _LISTED_MAX:
             logger.warning("fields left out: %d more", len(self._left_out) - _LISTED_MAX)
+        return value
+
+    def _refused(self) -> list[_Fault]:
+        if self._unknown == "warn":
+            return self._faults
+        hint = "remove it, or read with unknown='warn' to go on without it"
+        return [*self._faults, *(f._replace(hint=f.hint or hint) for f in self._left_out)]
 
 
 def read_body(body: Mapping[str, Any] | bytes | str) -> Mapping[str, Any]:
@@ -266,6 +264,21 @@ def arguments_text(value: Any, path: str) -> str:
     )
 
 
+def take_options(
+    reading: Reading, found: WireModel, options: Set[str], faults: Mapping[str, str] = _NOTHING
+) -> dict[str, Any]:
+    """Take the fields that go untouched into `Conversation.options`; note the other unknown ones.
+
+    Raises:
+        InvalidConversationError: A field of `faults` has a value.
+    """
+    extra = found.__pydantic_extra__ or {}
+    taken = {name: v for name, v in extra.items() if name in options and v is not None}
+    rest = {name: v for name, v in extra.items() if name not in options}
+    reading.note_extra(WireModel.model_validate(rest), "", faults=faults)
+    return taken
+
+
 def join_texts(texts: Sequence[str]) -> Content:
     """Content of text blocks in the APIs that always send a list: one block is just its text."""
     if len(texts) == 1:
@@ -285,66 +298,6 @@ def parts_of(content: Content, where: str) -> list[str]:
     if len(texts) != len(content):
         raise InvalidConversationError("a part is not text", where=where)
     return texts
-
-
-def decide_mode(
-    switches: Iterable[bool | None], efforts: Mapping[str, Any]
-) -> tuple[Mode | None, str | None]:
-    """Mode and effort of a request from every field that speaks of them.
-
-    One "off" wins over anything else, effort included: agents send both, and hosted services
-    that refuse the pair break them. The effort "none" is an "off" too. Any other effort is kept
-    as it is spelt and does not decide the mode: the caller's default does.
-
-    Args:
-        switches: True for on, False for off, None for a field that says nothing.
-        efforts: Path of each effort field to its value.
-
-    Raises:
-        InvalidConversationError: An effort of a wrong type, or two that differ.
-    """
-    given: dict[str, str] = {}
-    for path, value in efforts.items():
-        if isinstance(value, int) and not isinstance(value, bool):
-            given[path] = str(value)  # V4.1 counts from 1 to 100
-        elif value is not None:
-            given[path] = read_text(value, path)
-    if len(set(given.values())) > 1:
-        raise InvalidConversationError(
-            f"the efforts in {', '.join(given)} differ", where=next(iter(given))
-        )
-    effort = next(iter(given.values()), None)
-    said = [s for s in switches if s is not None]
-    if effort == "none":
-        return "chat", None
-    if not said:
-        return None, effort
-    return ("thinking" if all(said) else "chat"), effort
-
-
-def read_thinking(reading: Reading, value: Any, path: str) -> tuple[bool | None, dict[str, Any]]:
-    """Read a `thinking` object: whether it is on, and what else it says, for the options."""
-    if value is None:
-        return None, {}
-    found = reading.check(ThinkingField, value, path)
-    reading.note_extra(found, path)
-    rest = found.model_dump(exclude_none=True, exclude=set(found.__pydantic_extra__ or {}))
-    if found.type in ("enabled", "disabled"):
-        del rest["type"]  # the mode says it; "adaptive" stays, as no mode does
-    return (None if found.type is None else found.type != "disabled"), rest
-
-
-def check_tool_choice(choice: ToolChoice, tools: Iterable[Tool], path: str) -> None:
-    """Check that a forced call is possible.
-
-    Raises:
-        InvalidConversationError: A call is required and the tool, or any tool, is not declared.
-    """
-    names = {tool.name for tool in tools}
-    if isinstance(choice, NamedToolChoice) and choice.name not in names:
-        raise InvalidConversationError("names a tool that is not declared", where=path)
-    if choice == "required" and not names:
-        raise InvalidConversationError("requires a call, but no tool is declared", where=path)
 
 
 def refuse_loss(message: Message, where: str, api: str, fields: Iterable[str]) -> None:

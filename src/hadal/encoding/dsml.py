@@ -75,11 +75,9 @@ class CallWriter:
         self._parameter_open = split_trusted(tags.parameter_open_prefix)
         self._parameter_close = split_trusted(tags.parameter_close)
 
-    def open_block(self, out: list[str], tool: str | None = None) -> None:
-        """Write the opening of a block, and of a call of `tool` if one is forced."""
+    def open_block(self, out: list[str]) -> None:
+        """Write the opening of a block, which the model then has to go on with."""
         out += self._block_open
-        if tool is not None:
-            out += [*self._invoke_open, tool, '">\n']
 
     def write_block(self, out: list[str], calls: Sequence[tuple[str, list[Parameter]]]) -> None:
         """Write the blank line and the block of these calls."""

@@ -1,21 +1,24 @@
 """`Encoding`: the front door. Messages to text and ids, and a completion back to a message."""
 
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
 from hadal.chat.messages import (
+    AssistantMessage,
     Message,
-    NamedToolChoice,
     Tool,
     ToolChoice,
 )
 from hadal.chat.openai_chat import read_messages
 from hadal.encoding.deltas import Section
 from hadal.encoding.generations import Effort, detect_generation, generation_named
+from hadal.encoding.parser import FinishReason, Parser
 from hadal.encoding.passes import Dict
+from hadal.encoding.reference import parse_reference
 from hadal.encoding.renderer import Renderer, RenderSettings
 from hadal.encoding.repair import arrange, calls_tools, place_declarations, to_reference
 from hadal.encoding.tokenizer import Tokenizer
@@ -133,7 +136,7 @@ class Encoding:
             bos: Begin with the beginning-of-sentence token (never after a context).
             tools: Declared for the whole conversation, instead of on its system message.
             tool_choice: "none" renders no tools; "required" or a name opens the block of calls,
-                in chat mode only.
+                in chat mode only (which tool it is, `grammar` enforces).
             response_format: For the whole conversation.
             generation_prompt: Open the next assistant turn: None after user turns (as the
                 reference does), True always, False never.
@@ -169,7 +172,7 @@ class Encoding:
         items = self._render(new, settings, old)
         start = self._start(new, settings)
         if tool_choice not in ("auto", "none"):
-            self._force_call(items, tool_choice, mode=mode, start=start)
+            self._force_call(items, mode=mode, start=start)
             start = "calls"
         return Prompt(tuple(items), start)
 
@@ -208,7 +211,8 @@ class Encoding:
                 assistant.
         """
         whole = self.prompt([*context, *messages], **settings).text
-        before = self.prompt(context, **{**settings, "generation_prompt": False}).text
+        closed: dict[str, Any] = {**settings, "generation_prompt": False}
+        before = self.prompt(context, **closed).text
         last = context[-1] if context else None
         role = last.get("role") if isinstance(last, Mapping) else getattr(last, "role", None)
         if role != "assistant":
@@ -229,6 +233,75 @@ class Encoding:
         eos = self.tokenizer.control_id(EOS)
         closing = [] if ids and ids[-1] == eos else [eos]
         return closing + self.tokenizer.encode_items(prompt.items)
+
+    def stream(
+        self,
+        mode: str = "thinking",
+        *,
+        start: Section | None = None,
+        tools: Sequence[Tool | Mapping[str, Any]] | None = None,
+        new_id: Callable[[], str] | None = None,
+        budgets: Mapping[Section, int] | None = None,
+    ) -> Parser:
+        """A parser for one completion that arrives in pieces.
+
+        Args:
+            mode: "thinking" or "chat".
+            start: Section in which the prompt left off, as `Prompt.start` says; None for the
+                beginning of a turn in this mode.
+            tools: Declared tools; an empty sequence: calls are not enabled; None: not known.
+            new_id: Makes the ids of calls; by default they are random.
+            budgets: Characters after which a section is reported by an `Overrun` delta.
+
+        Raises:
+            ConfigError: Unknown mode or section.
+        """
+        if mode not in ("thinking", "chat"):
+            raise ConfigError(f"unknown mode: expected 'thinking' or 'chat', got {mode!r}")
+        begin = start or ("reasoning" if mode == "thinking" else "content")
+        if begin not in ("reasoning", "content", "calls"):
+            raise ConfigError(
+                f"unknown section: expected reasoning, content or calls, got {begin!r}"
+            )
+        tags = self.generation.tags
+        check = partial(parse_reference, thinking=begin == "reasoning", tags=tags)
+        return Parser(
+            tags,
+            start=begin,
+            tools=None if tools is None else _read_tools(tools),
+            new_id=new_id or _random_id,
+            budgets=budgets,
+            decode_ids=self._tokenizer.decode_bytes if self._tokenizer else None,
+            check=check if self.strict else None,
+        )
+
+    def parse(
+        self,
+        completion: str | bytes | Sequence[int],
+        mode: str = "thinking",
+        *,
+        finish_reason: FinishReason | None = None,
+        **settings: Any,
+    ) -> AssistantMessage:
+        """Parse a whole completion: the same as feeding it to `stream` in one piece, or in any.
+
+        Args:
+            completion: Text, UTF-8 or token ids.
+            mode: "thinking" or "chat".
+            finish_reason: Why the engine stopped; None: only an end-of-sentence token in the text
+                shows that it is whole.
+            settings: As for `stream`.
+
+        Raises:
+            ConfigError: Unknown mode, section or reason.
+            MalformedCompletionError: Strict face only: where the reference raises.
+        """
+        parser = self.stream(mode, **settings)
+        if isinstance(completion, str | bytes):
+            parser.feed(completion)
+        else:
+            parser.feed_ids(completion)
+        return parser.finish(finish_reason)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, control tokens spelled out."""
@@ -278,17 +351,18 @@ class Encoding:
             return "reasoning" if continues and not last.get("content") else "content"
         return "reasoning"
 
-    def _force_call(
-        self, items: list[str], choice: ToolChoice, *, mode: str, start: Section
-    ) -> None:
+    def _force_call(self, items: list[str], *, mode: str, start: Section) -> None:
         if mode == "thinking" or start != "content":
             raise ConfigError(
                 "a forced tool call cannot follow reasoning: the block would open before the "
                 "model has thought",
                 hint="use mode='chat', or let grammar(tools) hold from the end of the reasoning",
             )
-        name = choice.name if isinstance(choice, NamedToolChoice) else None
-        self._renderer.calls.open_block(items, name)
+        self._renderer.calls.open_block(items)
+
+
+def _random_id() -> str:
+    return f"call_{secrets.token_hex(12)}"
 
 
 def _without_tools(message: Message) -> Message:
