@@ -3,14 +3,20 @@
 The three APIs spell these differently and mean the same, so the decisions stand here once.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from hadal.chat.messages import Mode, NamedToolChoice, Tool, ToolChoice
 from hadal.chat.wire import Reading, WireModel, read_text
 from hadal.errors import InvalidConversationError
 
-__all__ = ["check_tool_choice", "decide_mode", "read_thinking", "written_thinking"]
+__all__ = [
+    "check_tool_choice",
+    "decide_mode",
+    "read_thinking",
+    "read_tool_choice",
+    "written_thinking",
+]
 
 
 class _Thinking(WireModel):
@@ -66,6 +72,23 @@ def read_thinking(reading: Reading, value: Any, path: str) -> tuple[bool | None,
     if found.type in ("enabled", "disabled"):
         del rest["type"]  # the mode says it; "adaptive" stays, as no mode does
     return (None if found.type is None else found.type != "disabled"), rest
+
+
+def read_tool_choice(value: Any, read_name: Callable[[], str]) -> ToolChoice:
+    """Read the words that both OpenAI shapes share; `read_name` reads a named tool.
+
+    Raises:
+        InvalidConversationError: Another word.
+    """
+    if value is None:
+        return "auto"
+    if not isinstance(value, str):
+        return NamedToolChoice(read_name())
+    if value in ("auto", "none", "required"):
+        return value
+    raise InvalidConversationError(
+        "expected 'auto', 'none', 'required' or a function", where="tool_choice"
+    )
 
 
 def check_tool_choice(choice: ToolChoice, tools: Iterable[Tool], path: str) -> None:

@@ -15,6 +15,7 @@ from hadal.chat.controls import (
     check_tool_choice,
     decide_mode,
     read_thinking,
+    read_tool_choice,
     written_thinking,
 )
 from hadal.chat.messages import (
@@ -163,18 +164,12 @@ def _conversation(reading: Reading, found: _Request) -> Conversation:
 
 
 def _tool_choice(reading: Reading, value: Any) -> ToolChoice:
-    if value is None:
-        return "auto"
-    if isinstance(value, str):
-        if value in ("auto", "none", "required"):
-            return value
-        raise InvalidConversationError(
-            "expected 'auto', 'none', 'required' or a function", where="tool_choice"
-        )
-    chosen = reading.tagged(value, "tool_choice", {"function": _NamedChoice})
-    assert isinstance(chosen, _NamedChoice)
-    reading.note_extra(chosen.function, "tool_choice.function")
-    return NamedToolChoice(chosen.function.name)
+    def named() -> str:
+        chosen = reading.tagged(value, "tool_choice", {"function": _NamedChoice})
+        reading.note_extra(chosen.function, "tool_choice.function")
+        return chosen.function.name
+
+    return read_tool_choice(value, named)
 
 
 def _response_format(value: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -32,6 +32,7 @@ __all__ = [
     "read_text",
     "refuse_loss",
     "says_something",
+    "shown",
     "take_options",
 ]
 
@@ -101,8 +102,10 @@ class Reading:
         path: str,
         models: Mapping[str, type[ModelT]],
         refused: Mapping[str, str] = _NOTHING,
+        *,
+        losses: Mapping[str, str] = _NOTHING,
     ) -> ModelT:
-        """Validate an object by its `type`, and note its unknown fields.
+        """Validate an object by its `type`, and note its unknown fields (see `note_extra`).
 
         Raises:
             InvalidConversationError: No such type, a type in `refused` (its text is the hint), or
@@ -114,13 +117,14 @@ class Reading:
         model = models.get(kind) if isinstance(kind, str) else None
         if model is None:
             expected = ", ".join(repr(name) for name in models)
-            named = _shown(kind) if isinstance(kind, str) else kind_of(kind)
+            named = shown(kind) if isinstance(kind, str) else kind_of(kind)
             hint = refused.get(kind) if isinstance(kind, str) else None
             raise InvalidConversationError(
                 f"type {named} is not supported: expected one of {expected}", where=path, hint=hint
             )
         found = self.check(model, value, path)
-        self.note_extra(found, path)
+        if found.__pydantic_extra__:
+            self.note_extra(found, path, losses=losses)
         return found
 
     def note_extra(
@@ -320,7 +324,7 @@ def says_something(value: Any) -> bool:
 
 def member(path: str, name: object) -> str:
     """Path of a field within an object."""
-    return f"{path}.{_shown(name)}" if path else _shown(name)
+    return f"{path}.{shown(name)}" if path else shown(name)
 
 
 def _join(path: str, location: Iterable[str | int]) -> str:
@@ -329,7 +333,7 @@ def _join(path: str, location: Iterable[str | int]) -> str:
     return path
 
 
-def _shown(name: object) -> str:
+def shown(name: object) -> str:
     """A key from outside, short and on one line."""
     text = str(name)
     plain = text.isprintable() and 0 < len(text) <= _KEY_LEN_MAX

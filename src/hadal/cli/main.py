@@ -10,8 +10,8 @@ from cyclopts import App, CycloptsError
 from rich.console import Console
 
 from hadal import __version__
-from hadal.cli import checkpoint, cost, demo
-from hadal.errors import ConfigError, HadalError, InputError
+from hadal.cli import checkpoint, cost, demo, encoding
+from hadal.errors import ConfigError, EncodingError, HadalError, InputError
 
 __all__ = ["app", "main"]
 
@@ -25,6 +25,8 @@ app = App(
 )
 app.command(cost.cost)
 app.command(checkpoint.app)
+app.command(encoding.encode)
+app.command(encoding.decode)
 app.command(demo.demo)
 
 
@@ -38,7 +40,7 @@ def main() -> None:
             sys.stdout.flush()  # here, so that a full disk is an error like any other
     except CycloptsError:  # it has printed what is wrong
         sys.exit(2)
-    except (ConfigError, InputError) as err:
+    except (ConfigError, EncodingError, InputError) as err:
         console.print(f"error: {err}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except HadalError as err:

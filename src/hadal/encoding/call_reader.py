@@ -157,7 +157,8 @@ class CallReader(Cursor):
             return False
         self._take("malformed", min(found))
         self._close_broken()
-        self._expect(self._block)
+        self._state = self._block  # what whitespace was due here is moot
+        self._gap_due = False
         return True
 
     def _close_broken(self) -> None:

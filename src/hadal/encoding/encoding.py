@@ -146,6 +146,10 @@ class Encoding:
             InvalidConversationError: A message that cannot be read or rendered.
         """
         settings = RenderSettings(mode, effort, drop_thinking, bos, generation_prompt, self.strict)
+        if isinstance(tool_choice, str) and tool_choice not in ("auto", "none", "required"):
+            raise ConfigError(
+                f"unknown tool_choice: expected auto, none, required or a name, got {tool_choice!r}"
+            )
         declared = () if tool_choice == "none" else _read_tools(tools)
         if self.strict:
             if declared or response_format is not None:
