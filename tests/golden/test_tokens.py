@@ -1,6 +1,9 @@
 """Token ids: exactly those of one pass on benign text, and no control id out of anybody's text."""
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer as HFTokenizer
 
 from hadal.encoding.tokens import Control
@@ -46,6 +49,25 @@ def test_encode_equals_one_pass_over_the_rendered_text(case, one_pass):
         assert ids == one_pass.encode(case["expected"], add_special_tokens=False).ids
 
 
+@hypothesis_settings(max_examples=300, deadline=None)
+@given(st.lists(st.text(alphabet=st.characters(max_codepoint=127)) | st.text(), max_size=4))
+def test_ascii_shortcut_equals_the_file(texts):
+    """Runs of ASCII take cheaper split patterns: the ids are those of the file's own."""
+    plain = tokenizer()._plain  # the tokenizer as the file defines it
+    texts = [text.encode("utf-8", "replace").decode() for text in texts]
+    ids = [plain.encode(text, add_special_tokens=False).ids for text in texts]
+    assert [tokenizer().encode_text(text) for text in texts] == ids
+
+
+def test_ascii_shortcut_on_every_triple_of_ascii():
+    everything = "".join(a + b + c for a in ASCII for b in ASCII for c in ASCII)
+    rows = [everything[i : i + 4096] for i in range(0, len(everything), 4096)]
+    plain = tokenizer()._plain.encode_batch_fast(rows, add_special_tokens=False)
+    assert [tokenizer().encode_text(row) for row in rows] == [e.ids for e in plain]
+    assert tokenizer()._ascii is not tokenizer()._plain
+
+
+ASCII = "".join(map(chr, [0, 9, 10, 11, 13, 27, *range(32, 127)]))
 TOKENS = sorted(t for t in tokenizer().added if "place▁holder" not in t and "place_holder" not in t)
 
 

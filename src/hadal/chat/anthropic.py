@@ -38,6 +38,7 @@ from hadal.chat.wire import (
     WireModel,
     read_body,
     read_text,
+    read_tool,
     refuse_loss,
     shown,
     take_options,
@@ -155,15 +156,13 @@ def _tool(reading: Reading, value: Any, path: str) -> Tool:
         )
     found = reading.check(_Tool, value, path)
     reading.note_extra(found, path, losses=_TOOL_LOSSES)
-    if not found.name:
-        raise InvalidConversationError("is empty", where=f"{path}.name")
     function: dict[str, Any] = {"name": found.name}
     if found.description is not None:
         function["description"] = found.description
     function["parameters"] = found.input_schema
     if found.strict is not None:
         function["strict"] = found.strict
-    return Tool(function)
+    return read_tool(function, path)
 
 
 def _tool_choice(reading: Reading, value: Any, options: dict[str, Any]) -> ToolChoice:

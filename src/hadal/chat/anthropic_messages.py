@@ -159,7 +159,8 @@ def _assistant(reading: Reading, value: Any, path: str) -> Message:
                 if (block.caller or {}).get("type", "direct") != "direct":
                     reading.left_out(f"{where}.caller", "calls made by code", SERVER_TOOL_HINT)
                 arguments = arguments_text(block.input, f"{where}.input")
-                calls.append(ToolCall(block.name, arguments, block.id))
+                name = read_text(block.name, f"{where}.name")
+                calls.append(ToolCall(name, arguments, block.id))
     # Blanks among several blocks are placeholders.
     kept = [t for t in thoughts if t.strip()] or thoughts[:1]
     reasoning = "\n\n".join(kept) if kept else None

@@ -38,6 +38,7 @@ from hadal.chat.wire import (
     arguments_text,
     kind_of,
     read_text,
+    read_tool,
 )
 from hadal.errors import InvalidConversationError
 
@@ -302,7 +303,7 @@ class MessageReader:
         if function.id not in (None, call_id):
             raise InvalidConversationError("id and function.id differ", where=path)
         arguments = arguments_text(function.arguments, f"{path}.function.arguments")
-        return ToolCall(function.name, arguments, call_id)
+        return ToolCall(read_text(function.name, f"{path}.function.name"), arguments, call_id)
 
     def tools(self, value: Sequence[Any] | None, path: str) -> tuple[Tool, ...]:
         """Read declared tools."""
@@ -316,9 +317,7 @@ class MessageReader:
             raise InvalidConversationError(
                 "is not supported: expected 'function'", where=f"{path}.type"
             )
-        if not read_text(found.function.get("name"), f"{path}.function.name"):
-            raise InvalidConversationError("is empty", where=f"{path}.function.name")
-        return Tool(found.function)
+        return read_tool(found.function, f"{path}.function")
 
 
 def to_chat_message(message: Message) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from hadal.chat.wire import (
     parts_of,
     read_body,
     read_text,
+    read_tool,
     refuse_loss,
     take_options,
 )
@@ -137,12 +138,10 @@ def _tool(reading: Reading, value: Any, path: str) -> Tool:
     hint = "run the tool yourself and declare it as a function"
     refused = {kind: hint} if isinstance(kind, str) else {}
     found = reading.tagged(value, path, {"function": _FunctionTool}, refused)
-    if not found.name:
-        raise InvalidConversationError("is empty", where=f"{path}.name")
     # The order of the published examples, whatever the client's: the model sees it.
     names = ("name", "description", "parameters", "strict")
     given = {name: getattr(found, name) for name in names}
-    return Tool({name: value for name, value in given.items() if value is not None})
+    return read_tool({name: v for name, v in given.items() if v is not None}, path)
 
 
 def _tool_choice(reading: Reading, value: Any) -> ToolChoice:

@@ -8,9 +8,10 @@ processes write at once: a slot that was given two different texts holds none.
 import os
 import sqlite3
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self
@@ -125,8 +126,8 @@ class InMemoryStore:
 class SQLiteStore:
     """Keeps reasoning in a file; safe for several threads and processes, and for kill -9.
 
-    A process that was forked opens a connection of its own. The file holds what the model
-    thought about users' requests: protect it as you protect those.
+    A process that was forked opens a connection of its own. A new file is readable for its owner
+    only, since what the model thought tells what users asked.
 
     Args:
         path: The file; made if there is none. Its folder must exist.
@@ -212,6 +213,9 @@ class SQLiteStore:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         with self._storage_errors("open"):
+            with suppress(FileExistsError):
+                # Before SQLite makes it readable for all; its log files take the same rights.
+                os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
             self._db = sqlite3.connect(
                 self._path,
                 timeout=self._timeout_s,
@@ -227,8 +231,7 @@ class SQLiteStore:
 
     def _prepare(self) -> None:
         """Check that the file is a store, or make it one."""
-        # Readers then do not wait for a writer, and a kill leaves a log that the next one replays.
-        self._db.execute("PRAGMA journal_mode = WAL")
+        self._enter_wal_mode()
         # Survives a kill of the process; the last turns may be lost in a power failure.
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.execute("BEGIN IMMEDIATE")
@@ -254,6 +257,21 @@ class SQLiteStore:
                 self._db.execute("ROLLBACK")
             raise
 
+    def _enter_wal_mode(self) -> None:
+        """Have a log, which a kill cannot harm, instead of a journal; waits for other openers."""
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as err:
+                busy = err.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                if not busy or time.monotonic() >= deadline:
+                    raise
+            # The pragma fails at once where another process is at it; a transaction waits its turn.
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute("ROLLBACK")
+
     def _check_process(self) -> None:
         if self._pid != os.getpid():
             # Closing the parent's connection here would drop the parent's locks: keep it, unused.
@@ -277,11 +295,14 @@ class SQLiteStore:
     def _storage_errors(self, doing: str) -> Generator[None]:
         try:
             yield
+        except OSError as err:
+            raise StorageError(
+                f"cannot {doing} the reasoning store {self._path}: {err.strerror}"
+            ) from err
         except sqlite3.Error as err:
-            broken = getattr(err, "sqlite_errorcode", None) in (
-                sqlite3.SQLITE_CORRUPT,
-                sqlite3.SQLITE_NOTADB,
-            )
+            # The low byte is the kind; above it stand details. Python's own errors have no code.
+            kind = getattr(err, "sqlite_errorcode", 0) & 0xFF
+            broken = kind in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
             hint = "delete it: it is a cache" if broken else None
             raise StorageError(
                 f"cannot {doing} the reasoning store {self._path}: {err}", hint=hint

@@ -215,7 +215,8 @@ def _item(reading: Reading, fold: _Fold, raw: Any, path: str) -> None:
             turn.thoughts += [] if text is None else [text]
         case _Call():
             arguments = arguments_text(item.arguments, f"{path}.arguments")
-            fold.call(ToolCall(item.name, arguments, item.call_id), path)
+            name = read_text(item.name, f"{path}.name")
+            fold.call(ToolCall(name, arguments, item.call_id), path)
         case _:
             assert isinstance(item, _Result)
             output = join_texts(_texts(reading, item.output, f"{path}.output"))

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from hadal.chat.messages import Content, Message, TextPart
+from hadal.chat.messages import Content, Message, TextPart, Tool
 from hadal.errors import InvalidConversationError
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "parts_of",
     "read_body",
     "read_text",
+    "read_tool",
     "refuse_loss",
     "says_something",
     "shown",
@@ -266,6 +267,22 @@ def arguments_text(value: Any, path: str) -> str:
     raise InvalidConversationError(
         f"expected JSON text or an object, got {kind_of(value)}", where=path
     )
+
+
+def read_tool(function: Mapping[str, Any], path: str) -> Tool:
+    """Make a tool of a function object; the model sees the whole of it as JSON.
+
+    Raises:
+        InvalidConversationError: It has no name, or cannot be written as JSON text.
+    """
+    if not read_text(function.get("name"), f"{path}.name"):
+        raise InvalidConversationError("is empty", where=f"{path}.name")
+    try:
+        text = json.dumps(function, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        raise InvalidConversationError("is not a JSON object", where=path) from None
+    read_text(text, path)
+    return Tool(function)
 
 
 def take_options(
