@@ -8,6 +8,7 @@
     │   └── MalformedCompletionError    a completion that the published reference refuses (strict)
     ├── CheckpointError                 a checkpoint that cannot be read or written
     │   └── CheckpointMismatchError     its tensors are not the model's; all of them are listed
+    ├── StorageError                    a store on disk that cannot be read or written
     └── EngineError                     running the model
         └── ContextLengthError          more tokens than the model or the window holds
 
@@ -30,6 +31,7 @@ __all__ = [
     "InputError",
     "InvalidConversationError",
     "MalformedCompletionError",
+    "StorageError",
 ]
 
 
@@ -156,6 +158,13 @@ class CheckpointMismatchError(CheckpointError):
             if names
         ]
         super().__init__(f"{what}: tensors do not match the model\n" + "\n".join(parts), hint=hint)
+
+
+class StorageError(HadalError):
+    """A store on disk cannot be read or written: locked, full, read-only or damaged."""
+
+    code = "storage"
+    retryable = True
 
 
 class EngineError(HadalError):

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hadal.chat import (
@@ -357,6 +357,7 @@ MESSAGES = st.lists(
 )
 
 
+@settings(derandomize=True, deadline=None)
 @given(
     st.builds(
         Conversation,

@@ -385,8 +385,10 @@ def test_a_database_of_something_else_is_not_touched(path):
     other = sqlite3.connect(path)
     other.execute("CREATE TABLE precious (x)")
     other.close()
+    before = path.read_bytes()
     with pytest.raises(StorageError, match="something else"):
         SQLiteStore(path)
+    assert path.read_bytes() == before
 
 
 def test_a_store_of_another_version_is_refused(path):

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hadal.chat import (
@@ -352,6 +352,7 @@ def conversations(draw):
     return messages
 
 
+@settings(derandomize=True, deadline=None)
 @given(conversations())
 def test_messages_survive_writing_and_reading(messages):
     body = json.dumps({"input": to_responses_input(messages)})
@@ -363,6 +364,7 @@ def test_a_call_behind_a_reasoned_turn_stays_a_turn_of_its_own():
     assert messages_of(*to_responses_input(messages)) == tuple(messages)
 
 
+@settings(derandomize=True, deadline=None)
 @given(
     st.builds(
         AssistantMessage,

@@ -15,6 +15,7 @@ INSTANCES = [
     errors.MalformedCompletionError("a", offset=3, text="x" * 300),
     errors.CheckpointError("a", hint="b"),
     CheckpointMismatchError("checkpoint x", missing=["m"], unexpected=["u"], mismatched=["s"]),
+    errors.StorageError("a", hint="b"),
     errors.EngineError("a"),
     ContextLengthError(limit=10, actual=12, hint="h"),
 ]

@@ -231,31 +231,38 @@ class SQLiteStore:
 
     def _prepare(self) -> None:
         """Check that the file is a store, or make it one."""
+        self._is_new()  # first of all, so that a file of something else is not even put in WAL mode
         self._enter_wal_mode()
         # Survives a kill of the process; the last turns may be lost in a power failure.
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.execute("BEGIN IMMEDIATE")
         try:
-            application = self._db.execute("PRAGMA application_id").fetchone()[0]
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-            if not tables and not application:
+            if self._is_new():
                 for statement in _statements(_SCHEMA):
                     self._db.execute(statement)
-            elif application != _APPLICATION_ID:
-                raise StorageError(
-                    f"{self._path} is a database of something else", hint="give another path"
-                )
-            elif version != _SCHEMA_VERSION:
-                raise StorageError(
-                    f"{self._path}: expected schema version {_SCHEMA_VERSION}, got {version}",
-                    hint="delete it (it is a cache), or use the version of hadal that wrote it",
-                )
             self._db.execute("COMMIT")
         except BaseException:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise
+
+    def _is_new(self) -> bool:
+        """Whether the file is empty; what is neither empty nor a store is an error."""
+        application = self._db.execute("PRAGMA application_id").fetchone()[0]
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if not tables and not application:
+            return True
+        if application != _APPLICATION_ID:
+            raise StorageError(
+                f"{self._path} is a database of something else", hint="give another path"
+            )
+        if version != _SCHEMA_VERSION:
+            raise StorageError(
+                f"{self._path}: expected schema version {_SCHEMA_VERSION}, got {version}",
+                hint="delete it (it is a cache), or use the version of hadal that wrote it",
+            )
+        return False
 
     def _enter_wal_mode(self) -> None:
         """Have a log, which a kill cannot harm, instead of a journal; waits for other openers."""

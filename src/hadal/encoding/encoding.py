@@ -10,12 +10,14 @@ from typing import Any, Self
 from hadal.chat.messages import (
     AssistantMessage,
     Message,
+    NamedToolChoice,
     Tool,
     ToolChoice,
 )
 from hadal.chat.openai_chat import read_messages
 from hadal.encoding.deltas import Section
 from hadal.encoding.generations import Effort, detect_generation, generation_named
+from hadal.encoding.grammar import Grammar, write_grammar
 from hadal.encoding.parser import FinishReason, Parser
 from hadal.encoding.passes import Dict
 from hadal.encoding.reference import parse_reference
@@ -306,6 +308,29 @@ class Encoding:
         else:
             parser.feed_ids(completion)
         return parser.finish(finish_reason)
+
+    def grammar(
+        self,
+        tools: Sequence[Tool | Mapping[str, Any]],
+        *,
+        tool_choice: ToolChoice = "auto",
+        parallel: bool = True,
+    ) -> Grammar:
+        """The grammar of calls of these tools, for an engine that can be held to one.
+
+        Args:
+            tools: Declared tools.
+            tool_choice: "required": the structural tag demands a call; a name: of that tool.
+            parallel: Allow several calls.
+
+        Raises:
+            InvalidConversationError: No tools, two of one name, or a name that has no safe markup.
+        """
+        read = _read_tools(tools)
+        if isinstance(tool_choice, NamedToolChoice):
+            read = tuple(tool for tool in read if tool.name == tool_choice.name)
+        required = tool_choice not in ("auto", "none")
+        return write_grammar(read, self.generation.tags, required=required, parallel=parallel)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, control tokens spelled out."""
