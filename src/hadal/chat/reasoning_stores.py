@@ -248,9 +248,10 @@ class SQLiteStore:
 
     def _is_new(self) -> bool:
         """Whether the file is empty; what is neither empty nor a store is an error."""
+        # Tables first: another process may make them, and the marks with them, between two reads.
+        tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         application = self._db.execute("PRAGMA application_id").fetchone()[0]
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if not tables and not application:
             return True
         if application != _APPLICATION_ID:

@@ -6,7 +6,6 @@ not come through here. The result is messages in the reference's own keys, for t
 """
 
 import logging
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from hadal.chat.messages import (
     Message,
     ReminderMessage,
     SystemMessage,
+    TextPart,
     Tool,
     ToolMessage,
     UserMessage,
@@ -32,8 +32,6 @@ from hadal.errors import InvalidConversationError
 __all__ = ["arrange", "calls_tools", "place_declarations", "to_reference"]
 
 logger = logging.getLogger(__name__)
-
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def arrange(messages: Iterable[Message], generation: Generation) -> list[Message]:
@@ -161,12 +159,12 @@ def to_reference(message: Message, generation: Generation) -> Dict:
 def _assistant(message: AssistantMessage) -> Dict:
     out: Dict = {"role": "assistant", "content": _text(message.content)}
     if message.reasoning_content is not None:
-        out["reasoning_content"] = _clean(message.reasoning_content)
+        out["reasoning_content"] = message.reasoning_content
     if message.tool_calls:
         out["tool_calls"] = [
             {
                 "id": call.id,
-                "function": {"name": _clean(call.name), "arguments": _arguments(call.arguments)},
+                "function": {"name": call.name, "arguments": _arguments(call.arguments)},
             }
             for call in message.tool_calls
         ]
@@ -179,7 +177,7 @@ def _assistant(message: AssistantMessage) -> Dict:
 
 def _arguments(arguments: str) -> str:
     """Empty and null arguments are no arguments; what is not an object stays visible as it is."""
-    text = _clean(arguments)
+    text = arguments
     stripped = text.strip()
     if stripped in ("", "null"):
         return "{}"
@@ -193,26 +191,28 @@ def _arguments(arguments: str) -> str:
 def _text(content: Content) -> str:
     """Text of content; parts are joined by a blank line (the reference prints the list)."""
     if isinstance(content, str):
-        return _clean(content)
+        return content
+    texts: list[str] = []
     for part in content:
-        if not hasattr(part, "text"):
+        if not isinstance(part, TextPart):
             raise InvalidConversationError(
                 f"only text can stand here, got {type(part).__name__}",
                 hint="images have a place only in user and tool messages of V4.1",
             )
-    return _clean("\n\n".join(getattr(part, "text") for part in content))  # noqa: B009
+        texts.append(part.text)
+    return "\n\n".join(texts)
 
 
 def _items(content: Content, generation: Generation) -> str | tuple[str, ...]:
     """User or tool content as text, or as items if it holds something with a control token."""
     if isinstance(content, str):
-        return _clean(content)
+        return content
     items: list[str] = []
     for i, part in enumerate(content):
         if i:
             items.append("\n\n")
         if isinstance(part, ExtractedUrl):
-            items += [EXTRACTED_URL, _clean(part.url)]
+            items += [EXTRACTED_URL, part.url]
         elif isinstance(part, ImagePart):
             if not generation.has_system_token:
                 raise InvalidConversationError(
@@ -221,10 +221,5 @@ def _items(content: Content, generation: Generation) -> str | tuple[str, ...]:
                 )
             items.append(IMAGE)
         else:
-            items.append(_clean(part.text))
+            items.append(part.text)
     return tuple(items)
-
-
-def _clean(text: str) -> str:
-    """Half of a surrogate pair, which has no UTF-8, becomes U+FFFD; clients cut emoji in half."""
-    return text if text.isascii() else _LONE_SURROGATE.sub("\ufffd", text)
