@@ -68,6 +68,7 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/precision_error.py
 	$(BIN)/python benchmarks/reference_model.py
+	$(BIN)/python benchmarks/encoding.py
 
 mutants: $(STAMP)
 	$(BIN)/python scripts/mutants.py

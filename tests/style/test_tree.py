@@ -67,6 +67,7 @@ def test_no_folder_without_a_meaning():
 def test_import_prints_nothing_and_does_not_load_torch():
     code = (
         "import sys, hadal, hadal.config, hadal.cost, hadal.errors, hadal.cli.main\n"
+        "import hadal.chat, hadal.encoding\n"
         "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules\n"
         "assert 'transformers' not in sys.modules"
     )

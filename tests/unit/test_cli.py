@@ -140,3 +140,5 @@ def test_demo():
     figures = json.loads(result.stdout)
     assert figures["layouts_identical"] is True
     assert figures["max_difference"] <= 1e-5
+    assert figures["call_identical"] is True
+    assert figures["cut_call"] == "length_in_call"

@@ -16,7 +16,7 @@ __all__ = ["demo"]
 
 
 def demo(*, json_output: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
-    """Write, convert, load and run a V4 network with random weights, and plan a large one.
+    """Write, convert, load and run a V4 network, plan a large one, and parse a broken tool call.
 
     Examples:
         hadal demo
@@ -27,7 +27,7 @@ def demo(*, json_output: Annotated[bool, Parameter(name="--json", negative="")] 
     console = Console(stderr=json_output, highlight=False)
     with tempfile.TemporaryDirectory(prefix="hadal-demo-") as folder:
         figures = _checkpoints(console, Path(folder)) | _arithmetic(console, Path(folder))
-    figures |= _plan(console)
+    figures |= _plan(console) | _format(console)
     if json_output:
         print(json.dumps(figures))  # noqa: T201 - data goes to stdout
     console.print("\nNext: `hadal cost --help`, `hadal checkpoint --help`, README.md")
@@ -107,3 +107,27 @@ def _plan(console: Console) -> dict[str, Any]:
             f"and {report.ratios['kv_of_v3.2']:.1%} of its KV ({report.kv_bytes / 1e9:.1f} GB)"
         )
     return {name: report.ratios for name, report in reports.items()}
+
+
+def _format(console: Console) -> dict[str, Any]:
+    from hadal.encoding import Encoding
+
+    encoding = Encoding.load("v4")
+    arguments = {"path": "a.py", "text": 'print("<b>")', "count": 2}
+    call = {"id": "1", "function": {"name": "edit", "arguments": arguments}}
+    asked: dict[str, Any] = {"role": "user", "content": "Edit a.py."}
+    called: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [call]}
+    text = encoding.render([asked, called], mode="chat")
+    completion = text[len(encoding.render([asked], mode="chat")) :]
+    stream = encoding.stream(start="content")
+    for char in completion:
+        stream.feed(char)
+    result = stream.finish()
+    same = json.loads(result.tool_calls[0].arguments) == arguments
+    console.print(
+        f"5. a tool call in {len(completion)} characters of DSML, streamed one at a time: "
+        f"arguments {'identical' if same else 'DIFFERENT'}"
+    )
+    broken = encoding.parse(completion[:150], start="content")
+    console.print(f"   cut at character 150: {broken.termination}, nothing lost")
+    return {"call_identical": same, "cut_call": str(broken.termination)}
