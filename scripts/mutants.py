@@ -114,8 +114,8 @@ MUTANTS = (
     Mutant(
         "tie goes to the highest index",
         "selection.py",
-        "equal.cumsum(1) <= room",
-        "equal.flip(1).cumsum(1).flip(1) <= room",
+        "(scores_TC.float() + 0.0)",
+        "(scores_TC.float() + 1e-9 * index_C)",
     ),
     Mutant(
         "entry rotated at its index",

@@ -8,6 +8,7 @@ errors of 0.1 and more.
 import pytest
 import torch
 
+from hadal.errors import InputError
 from hadal.model import SequenceCache, Trace, Transformer, logits, randomize
 from hadal.model.indexer import index_scores
 from hadal.model.rope import rotation
@@ -163,3 +164,35 @@ def test_rollback_leaves_the_state_as_if_never_drafted(drafted):
         rest = ids[length : length + 140]
         after = model(rest, [140], [cache])
         assert torch.equal(after, model(rest, [140], [clean]))
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_rewind_is_a_call_that_ended_earlier(name):
+    """Speculation keeps the accepted part of a call without a second pass, at every phase."""
+    model = random_model(name)
+    ids = tokens(model, 420)
+    for length, kept in ((1, 0), (3, 1), (126, 2), (127, 1), (254, 5), (255, 3), (256, 129)):
+        cache, clean = model.new_cache(), model.new_cache()
+        model(ids[:length], [length], [cache])
+        cache.rewindable = True
+        model(ids[length : length + 130], [130], [cache])
+        cache.rewind(length + kept)
+        model(ids[: length + kept], [length + kept], [clean])
+        assert cache.num_bytes() == clean.num_bytes()
+        rest = ids[length + kept : length + kept + 20]
+        assert torch.equal(model(rest, [20], [cache]), model(rest, [20], [clean]))
+
+
+def test_rewind_refuses_what_it_did_not_keep():
+    model = random_model("flash_like")
+    cache = model.new_cache()
+    model(tokens(model, 20), [20], [cache])
+    with pytest.raises(InputError, match="tokens 0 to 20"):
+        cache.rewind(10)
+    cache.rewindable = True
+    model(tokens(model, 20), [20], [cache])
+    with pytest.raises(InputError, match="cannot rewind to token 19"):
+        cache.rewind(19)
+    cache.rewind(30)
+    with pytest.raises(InputError, match="once"):
+        cache.rewind(25)

@@ -9,6 +9,7 @@ import torch
 
 from hadal.config import LayerKind, ModelConfig
 from hadal.model import Precision, Trace, Transformer, mhc, randomize
+from hadal.model.cache import Entries
 from hadal.model.compressor import Tail, pool_windows
 from hadal.model.core_attention import Keys, core_attention
 from hadal.model.elementwise import sigmoid, silu, softmax, softplus
@@ -92,8 +93,8 @@ class TestCompressor:
         tail = Tail.fresh(rate, width, overlap=overlap, device=torch.device("cpu"))
         entries = []
         for part_kv, part_gate in zip(kv.split(cut), gate.split(cut), strict=True):
-            new, tail = pool_windows(part_kv, part_gate, tail, rate=rate, overlap=overlap)
-            entries.append(new)
+            entries.append(pool_windows(part_kv, part_gate, tail))
+            tail = tail.advance(part_kv, part_gate)
         return torch.cat(entries), tail
 
     @pytest.mark.parametrize(("rate", "overlap"), [(4, True), (4, False), (128, False)])
@@ -123,9 +124,7 @@ class TestCompressor:
         compressor = model.blocks[0].attn.compressor
         kv, gate = torch.randn(2, 256, 32)
         entries, _ = compressor(kv, gate, compressor.fresh_tail(torch.device("cpu")), 3)
-        pooled, _ = pool_windows(
-            kv, gate, compressor.fresh_tail(torch.device("cpu")), rate=128, overlap=False
-        )
+        pooled = pool_windows(kv, gate, compressor.fresh_tail(torch.device("cpu")))
         angles = rotation(model.config, LayerKind.HCA, torch.tensor([3 * 128, 4 * 128]))
         assert torch.equal(entries, rotate(compressor.norm(pooled), angles))
 
@@ -185,7 +184,11 @@ class TestAttention:
         heads = sink.shape[0]
         q = torch.randn(t, heads, 8)
         near = torch.randn(past + t, 8)
-        keys = Keys(near, window, entries, visible, selection, sink)
+        store = None
+        if entries is not None:
+            store = Entries()
+            store.append(entries)
+        keys = Keys(near, window, store, visible, selection, sink)
         return q, near, core_attention(q, keys, entry_mass=True)
 
     @pytest.mark.parametrize("past", [0, 5, 15])

@@ -5,6 +5,8 @@ compressor, selection, softmax) runs sequence by sequence. Shape letters: T toke
 H heads, K head dim, R width of the query latent, G output groups.
 """
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from hadal.config import LayerKind, ModelConfig
 from hadal.model import quant
 from hadal.model.batch import RaggedBatch
-from hadal.model.cache import LayerCache, last_rows
+from hadal.model.cache import LayerCache, Step
 from hadal.model.compressor import Compressor
 from hadal.model.core_attention import Keys, core_attention
 from hadal.model.indexer import Indexer
@@ -55,7 +57,8 @@ class Attention(nn.Module):
 
     def new_cache(self, device: torch.device, dtype: torch.dtype) -> LayerCache:
         """Return the state of a sequence without tokens."""
-        cache = LayerCache(torch.zeros(0, self.config.head_dim, dtype=dtype, device=device))
+        window = torch.zeros(0, self.config.head_dim, dtype=dtype, device=device)
+        cache = LayerCache(window, self.config.sliding_window)
         if self.compressor is not None:
             cache.tail = self.compressor.fresh_tail(device)
         if self.indexer is not None:
@@ -84,7 +87,9 @@ class Attention(nn.Module):
         losses: list[Tensor] = []
         for sequence_idx, rows in enumerate(batch.slices):
             own = {name: tensor[rows] for name, tensor in projected.items()}
-            output, loss = self._attend(own, caches[sequence_idx], sequence_idx, trace)
+            cache = caches[sequence_idx]
+            cache.step = self._step(own, cache) if batch.rewindable[sequence_idx] else None
+            output, loss = self._attend(own, cache, sequence_idx, trace)
             outputs.append(output)
             losses += loss
         if trace is not None and losses:
@@ -117,21 +122,30 @@ class Attention(nn.Module):
             projected |= {"index_kv": kv, "index_gate": gate}
         return projected
 
+    def _step(self, own: Projected, cache: LayerCache) -> Step:
+        """Return what a later rewind needs of this call."""
+        return Step(
+            before=replace(cache, step=None),
+            window=own["window"],
+            compressed=(own["kv"], own["gate"]) if self.compressor is not None else None,
+            index_compressed=(
+                (own["index_kv"], own["index_gate"]) if self.indexer is not None else None
+            ),
+        )
+
     def _attend(
         self, own: Projected, cache: LayerCache, sequence_idx: int, trace: Trace | None
     ) -> tuple[Tensor, list[Tensor]]:
         """Extend one sequence's cache by its new tokens, then attend: a token sees itself."""
-        window_PK = torch.cat((cache.window, own["window"]))
-        cache.window = last_rows(window_PK, self.config.sliding_window - 1)
+        window_PK = cache.extend_window(own["window"])
         self._compress(own, cache)
-        entries = cache.entries.rows() if self.compressor is not None else None
         rate = self.compressor.rate if self.compressor is not None else 1
         visible_T = visible_entries(own["position"], rate)
         selection, scores_TS = self._select(own, cache, visible_T, sequence_idx, trace)
         keys = Keys(
             window_PK=window_PK,
             window=self.config.sliding_window,
-            entries_CK=entries,
+            entries=cache.entries if self.compressor is not None else None,
             visible_T=visible_T,
             selection=selection,
             sink_H=self.attn_sink,
@@ -177,7 +191,7 @@ class Attention(nn.Module):
             selection, scores_TS = self.indexer.choose(
                 own["index_query"],
                 own["index_weight"],
-                cache.index_keys.rows(),
+                cache.index_keys,
                 visible_T,
                 top_k=self.config.index_topk if must_choose else None,
                 with_scores=stage is not None,

@@ -26,12 +26,14 @@ class RaggedBatch:
     Attributes:
         lengths: New tokens of each sequence.
         starts: Absolute position of the first new token of each.
+        rewindable: Whether its caches must keep what `SequenceCache.rewind` needs.
         device: Where the tensors live.
     """
 
     config: ModelConfig
     lengths: tuple[int, ...]
     starts: tuple[int, ...]
+    rewindable: tuple[bool, ...]
     device: torch.device
 
     @classmethod
@@ -41,6 +43,7 @@ class RaggedBatch:
         ids_T: Int[Tensor, " T"],
         lengths: Sequence[int],
         starts: Sequence[int],
+        rewindable: Sequence[bool] | None = None,
     ) -> "RaggedBatch":
         """Check a call's ids and lengths.
 
@@ -84,7 +87,8 @@ class RaggedBatch:
                 actual=longest,
                 hint="max_position_embeddings of the model config sets the limit",
             )
-        return cls(config, tuple(lengths), tuple(starts), ids_T.device)
+        keeps = tuple(rewindable) if rewindable is not None else (False,) * len(lengths)
+        return cls(config, tuple(lengths), tuple(starts), keeps, ids_T.device)
 
     @cached_property
     def slices(self) -> tuple[slice, ...]:

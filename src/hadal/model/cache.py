@@ -1,24 +1,52 @@
 """What one sequence leaves behind for its next tokens (report 3.5; spec/model.md 5).
 
-The reference cache: per layer the last window of keys, the compressors' tails, and the entries so
-far. Tensors held here are replaced, never written in place, but for the spare room behind the entries,
-which only grow; so a snapshot is a handful of references and restoring it is exact (spec T8).
+Per layer the last window of keys, the compressors' tails, and the entries so far. Windows and tails
+are replaced, never written in place, and entries only grow; so a snapshot is a handful of references
+and restoring it is exact (spec T8). Entries are kept by an `EntryStore`: here one growing buffer, in
+`hadal.engine` blocks that sequences share.
 """
 
 import itertools
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hadal.errors import InputError
 from hadal.model.compressor import Tail
 
-__all__ = ["Entries", "LayerCache", "SequenceCache", "Snapshot", "last_rows"]
+__all__ = ["Entries", "EntryStore", "LayerCache", "SequenceCache", "Snapshot", "Step", "last_rows"]
 
 _SERIALS = itertools.count()
 """Unique in the process, so that no cache takes another's snapshot for its own."""
+
+
+class EntryStore(Protocol):
+    """Compressed entries, or index keys, of one sequence in one layer."""
+
+    def __len__(self) -> int: ...
+
+    def append(self, rows: Float[Tensor, "C K"]) -> None:
+        """Add rows at the end."""
+        ...
+
+    def rows(self, start: int = 0, stop: int | None = None) -> Float[Tensor, "C K"]:
+        """Return consecutive rows, which the caller must not write to."""
+        ...
+
+    def gather(self, index: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape K"]:
+        """Return rows by number."""
+        ...
+
+    def truncate(self, count: int) -> None:
+        """Forget all rows from `count` on."""
+        ...
+
+    def num_bytes(self) -> int:
+        """Return the bytes that the rows occupy, spare room left out."""
+        ...
 
 
 class Entries:
@@ -47,15 +75,23 @@ class Entries:
             self._buffer[self._count : self._count + rows.shape[0]] = rows
         self._count += rows.shape[0]
 
-    def rows(self) -> Float[Tensor, "C K"]:
-        """Return all rows, as a view."""
+    def rows(self, start: int = 0, stop: int | None = None) -> Float[Tensor, "C K"]:
+        """Return consecutive rows, as a view."""
         assert self._buffer is not None
-        return self._buffer[: self._count]
+        return self._buffer[start : self._count if stop is None else min(stop, self._count)]
+
+    def gather(self, index: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape K"]:
+        """Return rows by number."""
+        return self.rows()[index]
 
     def truncate(self, count: int) -> None:
         """Forget all rows from `count` on."""
         assert count <= self._count
         self._count = count
+
+    def num_bytes(self) -> int:
+        """Return the bytes that the rows occupy, spare room left out."""
+        return 0 if self._buffer is None else _num_bytes(self.rows())
 
     def _reserve(self, count: int) -> None:
         assert self._buffer is not None
@@ -68,16 +104,52 @@ class Entries:
         self._buffer = grown
 
 
+@dataclass(frozen=True)
+class Step:
+    """What one call added to a layer, token by token, so that a part of it can be kept."""
+
+    before: "LayerCache"
+    window: Tensor
+    compressed: tuple[Tensor, Tensor] | None
+    index_compressed: tuple[Tensor, Tensor] | None
+
+
 @dataclass
 class LayerCache:
     """State of one layer; the compressed parts are None where the layer has none."""
 
     window: Tensor
     """[<= window - 1, K] rotated keys of the last tokens, oldest first."""
+    window_size: int
     tail: Tail | None = None
     index_tail: Tail | None = None
-    entries: Entries = field(default_factory=Entries)
-    index_keys: Entries = field(default_factory=Entries)
+    entries: EntryStore = field(default_factory=Entries)
+    index_keys: EntryStore = field(default_factory=Entries)
+    step: Step | None = None
+    """Of the last call, if `SequenceCache.rewindable`."""
+
+    def extend_window(self, rows: Float[Tensor, "T K"]) -> Float[Tensor, "P K"]:
+        """Add the keys of new tokens; return the old and the new together."""
+        window_PK = torch.cat((self.window, rows))
+        self.window = last_rows(window_PK, self.window_size - 1)
+        return window_PK
+
+    def rewind(self, start: int, kept: int) -> None:
+        """Return to `kept` tokens after position `start`, where the last call began."""
+        step = self.step
+        assert step is not None
+        self.window, self.step = step.before.window, None
+        self.extend_window(step.window[:kept])
+        for tail, projected, store in (
+            ("tail", step.compressed, self.entries),
+            ("index_tail", step.index_compressed, self.index_keys),
+        ):
+            if projected is None:
+                continue
+            kv, gate = projected
+            old: Tail = getattr(step.before, tail)
+            setattr(self, tail, old.advance(kv[:kept], gate[:kept]))
+            store.truncate((start + kept) // old.rate)
 
 
 @dataclass(frozen=True)
@@ -91,10 +163,19 @@ class Snapshot:
 
 @dataclass
 class SequenceCache:
-    """State of one sequence in all layers of a stack (the main one, or one MTP block)."""
+    """State of one sequence in all layers of a stack (the main one, or one MTP block).
+
+    Attributes:
+        layers: State of each layer.
+        num_tokens: Tokens seen so far.
+        rewindable: Keep what `rewind` needs of each call; costs memory in proportion to the call.
+        call_start: Where the last call began.
+    """
 
     layers: list[LayerCache]
     num_tokens: int = 0
+    rewindable: bool = False
+    call_start: int = 0
     _live: list[int] = field(default_factory=list[int])
 
     def snapshot(self) -> Snapshot:
@@ -125,21 +206,51 @@ class SequenceCache:
         self._live = [s for s in self._live if s <= snapshot.serial]
         for cache, (saved, num_entries, num_keys) in zip(self.layers, snapshot.layers, strict=True):
             cache.window, cache.tail, cache.index_tail = saved.window, saved.tail, saved.index_tail
+            cache.step = None
             cache.entries.truncate(num_entries)
             cache.index_keys.truncate(num_keys)
         self.num_tokens = snapshot.num_tokens
 
+    def rewind(self, num_tokens: int) -> None:
+        """Keep only the first tokens of the last call, as if the rest had never been given.
+
+        Bit for bit the state of a call that ended there; costs no pass through the model.
+
+        Raises:
+            InputError: The point is not within the last call, or the cache was not `rewindable`.
+        """
+        if num_tokens == self.num_tokens:
+            return
+        if not self.call_start <= num_tokens < self.num_tokens or self.layers[0].step is None:
+            raise InputError(
+                f"cannot rewind to token {num_tokens}: the last call took tokens "
+                f"{self.call_start} to {self.num_tokens}",
+                hint="set rewindable before the call; a call can be rewound once",
+            )
+        for cache in self.layers:
+            cache.rewind(self.call_start, num_tokens - self.call_start)
+        self.num_tokens = num_tokens
+
     def num_bytes(self) -> int:
         """Return the bytes that the state occupies, spare room of growing buffers left out."""
-        return sum(t.numel() * t.element_size() for c in self.layers for t in _tensors(c))
+        stores = sum(c.entries.num_bytes() + c.index_keys.num_bytes() for c in self.layers)
+        return stores + self.slot_bytes()
+
+    def slot_bytes(self) -> int:
+        """Return the bytes of the part that does not grow: windows and tails."""
+        return sum(_num_bytes(t) for c in self.layers for t in _slot(c))
 
 
-def _tensors(cache: LayerCache) -> list[Tensor]:
+def _slot(cache: LayerCache) -> list[Tensor]:
     tensors = [cache.window]
     for tail in (cache.tail, cache.index_tail):
         if tail is not None:
             tensors += [tail.kv, tail.gate, tail.previous_kv, tail.previous_gate]
-    return tensors + [store.rows() for store in (cache.entries, cache.index_keys) if len(store)]
+    return tensors
+
+
+def _num_bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def last_rows(rows: Tensor, count: int) -> Tensor:

@@ -27,16 +27,23 @@ class Tail:
     """What a compressor must remember of the tokens before the next one. Never written in place.
 
     Attributes:
+        rate: W, tokens of a window.
         kv: [t, Kp] projected tokens of the unfinished window, t < W.
         gate: [t, Kp] their pooling logits, positional bias included.
         previous_kv: [W, K] first half of the previous window; zeros at the start.
         previous_gate: [W, K] its logits; -inf at the start, which gives it no weight.
     """
 
+    rate: int
     kv: Tensor
     gate: Tensor
     previous_kv: Tensor
     previous_gate: Tensor
+
+    @property
+    def overlap(self) -> bool:
+        """Return whether entries reach into the window before their own."""
+        return self.previous_kv.shape[0] > 0
 
     @classmethod
     def fresh(cls, rate: int, width: int, *, overlap: bool, device: torch.device) -> "Tail":
@@ -45,34 +52,45 @@ class Tail:
             0, width * (2 if overlap else 1), dtype=torch.float32, device=device
         )
         previous = torch.zeros(rate if overlap else 0, width, dtype=torch.float32, device=device)
-        return cls(projected, projected, previous, torch.full_like(previous, float("-inf")))
+        no_weight = torch.full_like(previous, float("-inf"))
+        return cls(rate, projected, projected, previous, no_weight)
+
+    def advance(self, kv: Float[Tensor, "T Kp"], gate: Float[Tensor, "T Kp"]) -> "Tail":
+        """Return the state after more tokens, on memory of its own."""
+        kv, gate = torch.cat((self.kv, kv)), torch.cat((self.gate, gate))
+        full = kv.shape[0] // self.rate * self.rate
+        previous = (self.previous_kv, self.previous_gate)
+        if self.overlap and full:
+            width, last = kv.shape[1] // 2, slice(full - self.rate, full)
+            previous = (_own(kv[last, :width]), _own(gate[last, :width]))
+        return Tail(self.rate, _own(kv[full:]), _own(gate[full:]), *previous)
+
+
+def _own(rows: Tensor) -> Tensor:
+    """Return rows on memory of their own, so that a large chunk is not kept for a few of them."""
+    return rows if torch.is_grad_enabled() else rows.clone()
 
 
 def pool_windows(
-    kv: Float[Tensor, "T Kp"], gate: Float[Tensor, "T Kp"], tail: Tail, *, rate: int, overlap: bool
-) -> tuple[Float[Tensor, "C K"], Tail]:
+    kv: Float[Tensor, "T Kp"], gate: Float[Tensor, "T Kp"], tail: Tail
+) -> Float[Tensor, "C K"]:
     """Pool every window that is now full into one entry, in float32.
 
-    With `overlap`, an entry has 2W slots: the first half of the channels of the previous window,
+    With overlap, an entry has 2W slots: the first half of the channels of the previous window,
     then the second half of the current one.
-
-    Returns:
-        The entries of the windows that these tokens closed, and the tail after them.
     """
+    rate = tail.rate
     kv, gate = torch.cat((tail.kv, kv)), torch.cat((tail.gate, gate))
     full = kv.shape[0] // rate * rate
     kv_CWK, gate_CWK = kv[:full].unflatten(0, (-1, rate)), gate[:full].unflatten(0, (-1, rate))
-    rest_kv, rest_gate = kv[full:], gate[full:]
-    if not overlap:
-        entries = (softmax(gate_CWK, dim=1) * kv_CWK).sum(dim=1)
-        return entries, Tail(rest_kv, rest_gate, tail.previous_kv, tail.previous_gate)
+    if not tail.overlap:
+        return (softmax(gate_CWK, dim=1) * kv_CWK).sum(dim=1)
     width = kv.shape[1] // 2
     before_kv = torch.cat((tail.previous_kv.unsqueeze(0), kv_CWK[..., :width]))
     before_gate = torch.cat((tail.previous_gate.unsqueeze(0), gate_CWK[..., :width]))
     kv_CSK = torch.cat((before_kv[:-1], kv_CWK[..., width:]), dim=1)
     gate_CSK = torch.cat((before_gate[:-1], gate_CWK[..., width:]), dim=1)
-    entries = (softmax(gate_CSK, dim=1) * kv_CSK).sum(dim=1)
-    return entries, Tail(rest_kv, rest_gate, before_kv[-1], before_gate[-1])
+    return (softmax(gate_CSK, dim=1) * kv_CSK).sum(dim=1)
 
 
 class Compressor(nn.Module):
@@ -120,7 +138,8 @@ class Compressor(nn.Module):
             tail: State after the tokens before.
             first_entry: Entries that the sequence already has.
         """
-        pooled, tail = pool_windows(kv, gate, tail, rate=self.rate, overlap=self.overlap)
+        pooled = pool_windows(kv, gate, tail)
         entry_idx = torch.arange(first_entry, first_entry + pooled.shape[0], device=kv.device)
         normed = self.norm(pooled.to(self.dtype))
-        return rotate(normed, rotation(self.config, self.kind, entry_idx * self.rate)), tail
+        entries = rotate(normed, rotation(self.config, self.kind, entry_idx * self.rate))
+        return entries, tail.advance(kv, gate)

@@ -6,11 +6,13 @@ B queries of a block, H heads, K head dim, P window keys, C entries, S selected 
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from hadal.model.cache import EntryStore
 from hadal.model.selection import Selection
 
 __all__ = ["Keys", "core_attention"]
@@ -25,7 +27,7 @@ class Keys:
     Attributes:
         window_PK: Keys of up to `window - 1` tokens before the first query, then of the queries.
         window: Keys that a query sees, itself included.
-        entries_CK: Compressed entries so far; None in a layer without.
+        entries: Compressed entries so far; None in a layer without.
         visible_T: How many of them each query may see.
         selection: Which of those it does see; None for all.
         sink_H: Raw logit that only the denominator contains; not scaled.
@@ -33,10 +35,16 @@ class Keys:
 
     window_PK: Tensor
     window: int
-    entries_CK: Tensor | None
+    entries: EntryStore | None
     visible_T: Tensor
     selection: Selection | None
     sink_H: Tensor
+
+    @cached_property
+    def all_entries_CK(self) -> Tensor:
+        """Return every entry, read once for all blocks of queries."""
+        assert self.entries is not None
+        return self.entries.rows()
 
 
 def core_attention(
@@ -96,13 +104,13 @@ def _window_keys(keys: Keys, q_BHK: Tensor, rows: slice) -> tuple[Tensor, Bool[T
 def _entries(keys: Keys, rows: slice) -> tuple[Tensor | None, Bool[Tensor, "B S"]]:
     """Return the entries that a block can see: gathered per query, or one set for all."""
     visible_B = keys.visible_T[rows]
-    if keys.entries_CK is None:
+    if keys.entries is None:
         return None, visible_B.new_zeros((visible_B.shape[0], 0), dtype=torch.bool)
     if keys.selection is not None:
         index_BS = keys.selection.index_TS[rows]
-        return keys.entries_CK[index_BS], keys.selection.valid_TS[rows]
-    index_C = torch.arange(keys.entries_CK.shape[0], device=visible_B.device)
-    return keys.entries_CK, index_C < visible_B.unsqueeze(1)
+        return keys.entries.gather(index_BS), keys.selection.valid_TS[rows]
+    index_C = torch.arange(len(keys.entries), device=visible_B.device)
+    return keys.all_entries_CK, index_C < visible_B.unsqueeze(1)
 
 
 def _masked(logits_BHS: Tensor, seen_BS: Tensor) -> Tensor:

@@ -12,15 +12,18 @@ from torch import Tensor, nn
 
 from hadal.config import LayerKind, ModelConfig
 from hadal.model import quant
+from hadal.model.cache import EntryStore
 from hadal.model.compressor import Compressor
 from hadal.model.linear import Formats, Linear, Role
 from hadal.model.product import product
 from hadal.model.rope import Rotation, rotate
-from hadal.model.selection import Selection, select_top_k
+from hadal.model.selection import RunningTopK, Selection
 
 __all__ = ["Indexer", "index_scores"]
 
 _QUERY_BLOCK = 64
+_KEY_BLOCK = 4096
+"""Scores of 64 queries for 4,096 keys are 1 MiB, at any length of the context."""
 
 
 def index_scores(
@@ -68,37 +71,49 @@ class Indexer(nn.Module):
         self,
         query_TIK: Float[Tensor, "T I K"],
         weight_TI: Float[Tensor, "T I"],
-        key_CK: Float[Tensor, "C K"],
+        keys: EntryStore,
         visible_T: Int[Tensor, " T"],
         *,
         top_k: int | None,
         with_scores: bool,
     ) -> tuple[Selection | None, Float[Tensor, "T S"] | None]:
-        """Score the entries and choose among them, in blocks of queries to bound memory.
+        """Score the entries and choose among them, in blocks of queries and keys to bound memory.
 
         Args:
             query_TIK: Index queries of one sequence.
             weight_TI: Their head weights.
-            key_CK: Index keys of all entries so far.
+            keys: Index keys of all entries so far.
             visible_T: How many of them each query may see.
             top_k: How many to choose; None for all.
             with_scores: Return the scores, of the chosen entries or of all, for the loss.
         """
         selections: list[Selection] = []
         kept: list[Tensor] = []
-        bfloat16 = self.precision.index_scores_bf16
         for start in range(0, query_TIK.shape[0], _QUERY_BLOCK):
             rows = slice(start, start + _QUERY_BLOCK)
-            scores = index_scores(query_TIK[rows], weight_TI[rows], key_CK, in_bfloat16=bfloat16)
-            if top_k is not None:
-                selections.append(select_top_k(scores.detach(), visible_T[rows], top_k))
-                scores = scores.gather(1, selections[-1].index_TS)
+            best = RunningTopK(visible_T[rows], top_k) if top_k is not None else None
+            blocks: list[Tensor] = []
+            for first in range(0, len(keys), _KEY_BLOCK):
+                scores = self._scores(
+                    query_TIK[rows], weight_TI[rows], keys.rows(first, first + _KEY_BLOCK)
+                )
+                if best is not None:
+                    best.add(scores.detach(), first)
+                if with_scores:
+                    blocks.append(scores)
+            if best is not None:
+                selections.append(best.selection())
             if with_scores:
-                kept.append(scores)
+                scores_TC = torch.cat(blocks, dim=1) if blocks else weight_TI[rows, :0]
+                kept.append(scores_TC.gather(1, selections[-1].index_TS) if best else scores_TC)
         return (
             Selection.joined(selections) if selections else None,
             torch.cat(kept) if with_scores else None,
         )
+
+    def _scores(self, query_TIK: Tensor, weight_TI: Tensor, key_CK: Tensor) -> Tensor:
+        bfloat16 = self.precision.index_scores_bf16
+        return index_scores(query_TIK, weight_TI, key_CK, in_bfloat16=bfloat16)
 
     def simulate_storage(self, x: Float[Tensor, "*rows K"]) -> Float[Tensor, "*rows K"]:
         """Rotate and round queries or keys as `precision` asks; both must pass through here."""

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["Selection", "all_visible", "select_top_k", "visible_entries"]
+__all__ = ["RunningTopK", "Selection", "all_visible", "select_top_k", "visible_entries"]
 
 
 @dataclass(frozen=True)
@@ -41,37 +41,57 @@ def visible_entries(positions_T: Int[Tensor, " T"], rate: int) -> Int[Tensor, " 
     return (positions_T + 1) // rate
 
 
+class RunningTopK:
+    """The `k` best visible entries of each query, over scores that arrive block by block.
+
+    Equal scores go to the lowest index. Validity comes from `visible_T`, never from the scores, so
+    whatever stands beyond (other sequences' values, NaN) can not be chosen (spec T17).
+
+    Args:
+        visible_T: How many entries each query may see.
+        k: How many to choose.
+    """
+
+    def __init__(self, visible_T: Int[Tensor, " T"], k: int) -> None:
+        self._visible_T = visible_T
+        self._k = k
+        self._best_TS = visible_T.new_zeros((visible_T.shape[0], 0), dtype=torch.int64)
+        """Order keys of the best so far: see `_order_keys`."""
+
+    def add(self, scores_TC: Float[Tensor, "T C"], first: int) -> None:
+        """Take the scores of entries `first`, `first + 1`, ..."""
+        index_C = torch.arange(first, first + scores_TC.shape[1], device=scores_TC.device)
+        hidden_TC = index_C >= self._visible_T.unsqueeze(1)
+        keys_TC = _order_keys(scores_TC.masked_fill(hidden_TC, float("-inf")), index_C)
+        candidates = torch.cat((self._best_TS, keys_TC), dim=1)
+        count = min(self._k, candidates.shape[1])
+        self._best_TS = candidates.topk(count, dim=1, sorted=False).values
+
+    def selection(self) -> Selection:
+        """Return the choice; with fewer entries than `k` all of them."""
+        index_TS = (_LAST_INDEX - (self._best_TS & _LAST_INDEX)).sort(dim=1).values
+        valid_TS = index_TS < self._visible_T.unsqueeze(1)
+        return Selection(index_TS.masked_fill(~valid_TS, 0), valid_TS)
+
+
 def select_top_k(
     scores_TC: Float[Tensor, "T C"], visible_T: Int[Tensor, " T"], k: int
 ) -> Selection:
-    """Return the `k` best visible entries of each query; equal scores go to the lowest index.
+    """Return the `k` best visible entries of each query of a whole table of scores."""
+    best = RunningTopK(visible_T, k)
+    best.add(scores_TC, 0)
+    return best.selection()
 
-    Validity comes from `visible_T`, never from the scores, so whatever stands beyond (other
-    sequences' values, NaN) can not be chosen (spec T17).
+
+_LAST_INDEX = 2**31 - 1
+
+
+def _order_keys(scores_TC: Float[Tensor, "T C"], index_C: Tensor) -> Int[Tensor, "T C"]:
+    """Return whole numbers that order as (score, then lowest index first), all different.
+
+    A float's bits order like its value once the negative ones are turned over; adding zero makes
+    one zero of the two.
     """
-    num_entries = scores_TC.shape[1]
-    k = min(k, num_entries)
-    hidden = ~all_visible(visible_T, scores_TC)
-    scores = scores_TC.masked_fill(hidden, float("-inf"))
-    chosen = _k_best(scores, k) & ~hidden
-    index_TS = _indices(chosen, k)
-    valid_TS = torch.arange(k, device=scores.device) < chosen.sum(1, keepdim=True)
-    return Selection(index_TS.masked_fill(~valid_TS, 0), valid_TS)
-
-
-def _k_best(scores: Tensor, k: int) -> Bool[Tensor, "T C"]:
-    """Mark k entries a row: all above the k-th value, then the first of those equal to it."""
-    if k == 0:
-        return torch.zeros_like(scores, dtype=torch.bool)
-    threshold = scores.topk(k, dim=1).values[:, -1:]
-    above, equal = scores > threshold, scores == threshold
-    room = k - above.sum(1, keepdim=True)
-    return above | (equal & (equal.cumsum(1) <= room))
-
-
-def _indices(chosen: Bool[Tensor, "T C"], k: int) -> Int[Tensor, "T S"]:
-    """Return the positions of the True values of each row in ascending order, padded behind."""
-    num_entries = chosen.shape[1]
-    order = torch.arange(num_entries, device=chosen.device).expand_as(chosen)
-    keys = torch.where(chosen, order, num_entries)
-    return keys.topk(k, dim=1, largest=False, sorted=True).values
+    bits = (scores_TC.float() + 0.0).view(torch.int32)
+    ordered = bits ^ ((bits >> 31) & _LAST_INDEX)
+    return (ordered.long() << 32) | (_LAST_INDEX - index_C)

@@ -254,8 +254,8 @@ class Transformer(nn.Module):
                     f"{len(cache.layers)} layers in {cache.layers[0].window.dtype}",
                     hint="forward takes model.new_cache(), draft takes model.new_draft_cache()",
                 )
-        starts = [c.num_tokens for c in state]
-        return state, RaggedBatch.of(self.config, ids_T, lengths, starts)
+        starts, rewindable = [c.num_tokens for c in state], [c.rewindable for c in state]
+        return state, RaggedBatch.of(self.config, ids_T, lengths, starts, rewindable)
 
     def _fresh(self, blocks: Sequence[Block]) -> SequenceCache:
         return SequenceCache([b.attn.new_cache(self.device, self.dtype) for b in blocks])
@@ -285,5 +285,6 @@ def _run(
         raise
     for cache, snapshot, length in zip(state, before, batch.lengths, strict=True):
         cache.discard(snapshot)
+        cache.call_start = cache.num_tokens
         cache.num_tokens += length
     return streams_TMD
