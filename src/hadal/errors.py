@@ -10,7 +10,8 @@
     │   └── CheckpointMismatchError     its tensors are not the model's; all of them are listed
     ├── StorageError                    a store on disk that cannot be read or written
     └── EngineError                     running the model
-        └── ContextLengthError          more tokens than the model or the window holds
+        ├── ContextLengthError          more tokens than the model or the window holds
+        └── CapacityError               more than the cache or the queue holds; may work later
 
 A message says what happened, to what, what was expected and what was found; `hint` says what to do
 about it and is printed on a line of its own. Classes also inherit the built-in that a caller would
@@ -21,6 +22,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 __all__ = [
+    "CapacityError",
     "CheckpointError",
     "CheckpointMismatchError",
     "ConfigError",
@@ -171,6 +173,13 @@ class EngineError(HadalError):
     """Running the model failed."""
 
     code = "engine"
+
+
+class CapacityError(EngineError):
+    """More is asked for than the cache, the queue or a limit holds; later there may be room."""
+
+    code = "capacity"
+    retryable = True
 
 
 class ContextLengthError(EngineError, ValueError):

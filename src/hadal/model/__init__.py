@@ -5,7 +5,7 @@ section to the code. Nothing here reads files (`hadal.checkpoint`) or sees a mes
 """
 
 from hadal.config import LayerKind, ModelConfig
-from hadal.model.cache import SequenceCache, Snapshot
+from hadal.model.cache import LayerCache, SequenceCache, Slot, Snapshot
 from hadal.model.initialize import initialize, randomize
 from hadal.model.precision import Precision
 from hadal.model.sequences import logits
@@ -14,10 +14,12 @@ from hadal.model.training import TrainingOutput, training_forward
 from hadal.model.transformer import Transformer
 
 __all__ = [
+    "LayerCache",
     "LayerKind",
     "ModelConfig",
     "Precision",
     "SequenceCache",
+    "Slot",
     "Snapshot",
     "Trace",
     "TrainingOutput",

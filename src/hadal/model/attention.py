@@ -5,8 +5,6 @@ compressor, selection, softmax) runs sequence by sequence. Shape letters: T toke
 H heads, K head dim, R width of the query latent, G output groups.
 """
 
-from dataclasses import replace
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -125,7 +123,7 @@ class Attention(nn.Module):
     def _step(self, own: Projected, cache: LayerCache) -> Step:
         """Return what a later rewind needs of this call."""
         return Step(
-            before=replace(cache, step=None),
+            before=cache.slot,
             window=own["window"],
             compressed=(own["kv"], own["gate"]) if self.compressor is not None else None,
             index_compressed=(

@@ -7,7 +7,8 @@ and restoring it is exact (spec T8). Entries are kept by an `EntryStore`: here o
 """
 
 import itertools
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -17,7 +18,16 @@ from torch import Tensor
 from hadal.errors import InputError
 from hadal.model.compressor import Tail
 
-__all__ = ["Entries", "EntryStore", "LayerCache", "SequenceCache", "Snapshot", "Step", "last_rows"]
+__all__ = [
+    "Entries",
+    "EntryStore",
+    "LayerCache",
+    "SequenceCache",
+    "Slot",
+    "Snapshot",
+    "Step",
+    "last_rows",
+]
 
 _SERIALS = itertools.count()
 """Unique in the process, so that no cache takes another's snapshot for its own."""
@@ -105,10 +115,28 @@ class Entries:
 
 
 @dataclass(frozen=True)
+class Slot:
+    """The part of a layer's state that does not grow. Its tensors are never written to."""
+
+    window: Tensor
+    """[<= window - 1, K] rotated keys of the last tokens, oldest first."""
+    tail: Tail | None
+    index_tail: Tail | None
+
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors in a fixed order."""
+        tensors = [self.window]
+        for tail in (self.tail, self.index_tail):
+            if tail is not None:
+                tensors += [tail.kv, tail.gate, tail.previous_kv, tail.previous_gate]
+        return tensors
+
+
+@dataclass(frozen=True)
 class Step:
     """What one call added to a layer, token by token, so that a part of it can be kept."""
 
-    before: "LayerCache"
+    before: Slot
     window: Tensor
     compressed: tuple[Tensor, Tensor] | None
     index_compressed: tuple[Tensor, Tensor] | None
@@ -128,28 +156,39 @@ class LayerCache:
     step: Step | None = None
     """Of the last call, if `SequenceCache.rewindable`."""
 
+    @property
+    def slot(self) -> Slot:
+        """Return the part that does not grow."""
+        return Slot(self.window, self.tail, self.index_tail)
+
+    @slot.setter
+    def slot(self, slot: Slot) -> None:
+        self.window, self.tail, self.index_tail = slot.window, slot.tail, slot.index_tail
+        self.step = None
+
     def extend_window(self, rows: Float[Tensor, "T K"]) -> Float[Tensor, "P K"]:
         """Add the keys of new tokens; return the old and the new together."""
         window_PK = torch.cat((self.window, rows))
         self.window = last_rows(window_PK, self.window_size - 1)
         return window_PK
 
+    def slot_after(self, kept: int) -> Slot:
+        """Return the slot as it was after this many tokens of the last call."""
+        assert self.step is not None
+        before, step = self.step.before, self.step
+        window_PK = torch.cat((before.window, step.window[:kept]))
+        return Slot(
+            last_rows(window_PK, self.window_size - 1),
+            _advance(before.tail, step.compressed, kept),
+            _advance(before.index_tail, step.index_compressed, kept),
+        )
+
     def rewind(self, start: int, kept: int) -> None:
         """Return to `kept` tokens after position `start`, where the last call began."""
-        step = self.step
-        assert step is not None
-        self.window, self.step = step.before.window, None
-        self.extend_window(step.window[:kept])
-        for tail, projected, store in (
-            ("tail", step.compressed, self.entries),
-            ("index_tail", step.index_compressed, self.index_keys),
-        ):
-            if projected is None:
-                continue
-            kv, gate = projected
-            old: Tail = getattr(step.before, tail)
-            setattr(self, tail, old.advance(kv[:kept], gate[:kept]))
-            store.truncate((start + kept) // old.rate)
+        self.slot = self.slot_after(kept)
+        for tail, store in ((self.tail, self.entries), (self.index_tail, self.index_keys)):
+            if tail is not None:
+                store.truncate((start + kept) // tail.rate)
 
 
 @dataclass(frozen=True)
@@ -157,7 +196,7 @@ class Snapshot:
     """A point of a sequence that `SequenceCache.restore` returns to."""
 
     num_tokens: int
-    layers: tuple[tuple[LayerCache, int, int], ...]
+    layers: tuple[tuple[Slot, int, int], ...]
     serial: int
 
 
@@ -182,7 +221,7 @@ class SequenceCache:
         """Remember the present point. Costs no copy of any tensor."""
         serial = next(_SERIALS)
         self._live.append(serial)
-        layers = tuple((replace(c), len(c.entries), len(c.index_keys)) for c in self.layers)
+        layers = tuple((c.slot, len(c.entries), len(c.index_keys)) for c in self.layers)
         return Snapshot(self.num_tokens, layers, serial)
 
     def discard(self, snapshot: Snapshot) -> None:
@@ -204,9 +243,8 @@ class SequenceCache:
                 hint="a snapshot is void once an earlier one has been restored",
             )
         self._live = [s for s in self._live if s <= snapshot.serial]
-        for cache, (saved, num_entries, num_keys) in zip(self.layers, snapshot.layers, strict=True):
-            cache.window, cache.tail, cache.index_tail = saved.window, saved.tail, saved.index_tail
-            cache.step = None
+        for cache, (slot, num_entries, num_keys) in zip(self.layers, snapshot.layers, strict=True):
+            cache.slot = slot
             cache.entries.truncate(num_entries)
             cache.index_keys.truncate(num_keys)
         self.num_tokens = snapshot.num_tokens
@@ -221,15 +259,39 @@ class SequenceCache:
         """
         if num_tokens == self.num_tokens:
             return
+        self._check_within_call(num_tokens)
+        for cache in self.layers:
+            cache.rewind(self.call_start, num_tokens - self.call_start)
+        self.num_tokens = num_tokens
+
+    def slots(self, num_tokens: int | None = None) -> tuple[Slot, ...]:
+        """Return windows and tails as they are, or were at an earlier point of the last call.
+
+        Raises:
+            InputError: As `rewind`.
+        """
+        if num_tokens is None or num_tokens == self.num_tokens:
+            return tuple(c.slot for c in self.layers)
+        self._check_within_call(num_tokens)
+        return tuple(c.slot_after(num_tokens - self.call_start) for c in self.layers)
+
+    def load_slots(self, slots: Sequence[Slot], num_tokens: int) -> None:
+        """Continue from windows and tails that `slots` returned, of a sequence with this beginning.
+
+        The entries are the caller's affair: each layer's store must hold those of `num_tokens` tokens.
+        """
+        for cache, slot in zip(self.layers, slots, strict=True):
+            cache.slot = slot
+        self.num_tokens = self.call_start = num_tokens
+        self._live.clear()
+
+    def _check_within_call(self, num_tokens: int) -> None:
         if not self.call_start <= num_tokens < self.num_tokens or self.layers[0].step is None:
             raise InputError(
                 f"cannot rewind to token {num_tokens}: the last call took tokens "
                 f"{self.call_start} to {self.num_tokens}",
                 hint="set rewindable before the call; a call can be rewound once",
             )
-        for cache in self.layers:
-            cache.rewind(self.call_start, num_tokens - self.call_start)
-        self.num_tokens = num_tokens
 
     def num_bytes(self) -> int:
         """Return the bytes that the state occupies, spare room of growing buffers left out."""
@@ -238,15 +300,14 @@ class SequenceCache:
 
     def slot_bytes(self) -> int:
         """Return the bytes of the part that does not grow: windows and tails."""
-        return sum(_num_bytes(t) for c in self.layers for t in _slot(c))
+        return sum(_num_bytes(t) for c in self.layers for t in c.slot.tensors())
 
 
-def _slot(cache: LayerCache) -> list[Tensor]:
-    tensors = [cache.window]
-    for tail in (cache.tail, cache.index_tail):
-        if tail is not None:
-            tensors += [tail.kv, tail.gate, tail.previous_kv, tail.previous_gate]
-    return tensors
+def _advance(tail: Tail | None, projected: tuple[Tensor, Tensor] | None, kept: int) -> Tail | None:
+    if tail is None or projected is None:
+        return tail
+    kv, gate = projected
+    return tail.advance(kv[:kept], gate[:kept])
 
 
 def _num_bytes(tensor: Tensor) -> int:
