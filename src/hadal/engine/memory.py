@@ -16,7 +16,7 @@ __all__ = ["MemoryPlan", "free_bytes", "scratch_bytes", "slot_bytes"]
 
 _QUERY_BLOCK = 64
 """Queries that attention and the indexer work on at a time."""
-_KEY_BLOCK = 4096
+_KEY_BLOCK = 1024
 """Index keys that are scored at a time."""
 
 
@@ -90,5 +90,5 @@ def scratch_bytes(config: ModelConfig, num_tokens: int, context: int) -> int:
     attended = config.sliding_window + _QUERY_BLOCK + max(dense, config.index_topk)
     logits = 4 * _QUERY_BLOCK * heads * attended * 8
     entries = 3 * dense * width * 8
-    scores = 8 * _QUERY_BLOCK * (_KEY_BLOCK + config.index_topk) * 4
+    scores = _QUERY_BLOCK * (_KEY_BLOCK + config.index_topk) * (2 * config.index_n_heads + 12) * 4
     return num_tokens * per_token + gathered * 2 + logits + entries + scores

@@ -62,10 +62,29 @@ class RunningTopK:
         """Take the scores of entries `first`, `first + 1`, ..."""
         index_C = torch.arange(first, first + scores_TC.shape[1], device=scores_TC.device)
         hidden_TC = index_C >= self._visible_T.unsqueeze(1)
-        keys_TC = _order_keys(scores_TC.masked_fill(hidden_TC, float("-inf")), index_C)
+        scores_TC = scores_TC.float().masked_fill(hidden_TC, float("-inf"))
+        if self._best_TS.shape[1] == self._k:
+            keys_TC = self._contenders(scores_TC, first)
+        else:
+            keys_TC = _order_keys(scores_TC, index_C)
         candidates = torch.cat((self._best_TS, keys_TC), dim=1)
         count = min(self._k, candidates.shape[1])
         self._best_TS = candidates.topk(count, dim=1, sorted=False).values
+
+    def _contenders(self, scores_TC: Tensor, first: int) -> Int[Tensor, "T M"]:
+        """Return the order keys of entries better than the worst chosen so far, few in a long context.
+
+        An equal score does not contend: its index is higher than all before.
+        """
+        worst_T = _scores_of(self._best_TS.amin(dim=1))
+        row, column = (scores_TC > worst_T.unsqueeze(1)).nonzero(as_tuple=True)
+        counts_T = torch.bincount(row, minlength=scores_TC.shape[0])
+        if not row.shape[0]:
+            return self._best_TS[:, :0]
+        place = torch.arange(row.shape[0], device=row.device) - (counts_T.cumsum(0) - counts_T)[row]
+        keys_TM = self._best_TS.new_full((scores_TC.shape[0], int(counts_T.max())), _NO_ENTRY)
+        keys_TM[row, place] = _order_keys(scores_TC[row, column], column + first)
+        return keys_TM
 
     def selection(self) -> Selection:
         """Return the choice; with fewer entries than `k` all of them."""
@@ -84,6 +103,8 @@ def select_top_k(
 
 
 _LAST_INDEX = 2**31 - 1
+_NO_ENTRY = -(2**63)
+"""Orders below every entry, so that it is never chosen where there are `k` of them."""
 
 
 def _order_keys(scores_TC: Float[Tensor, "T C"], index_C: Tensor) -> Int[Tensor, "T C"]:
@@ -93,5 +114,14 @@ def _order_keys(scores_TC: Float[Tensor, "T C"], index_C: Tensor) -> Int[Tensor,
     one zero of the two.
     """
     bits = (scores_TC.float() + 0.0).view(torch.int32)
-    ordered = bits ^ ((bits >> 31) & _LAST_INDEX)
-    return (ordered.long() << 32) | (_LAST_INDEX - index_C)
+    return (_turned(bits).long() << 32) | (_LAST_INDEX - index_C)
+
+
+def _scores_of(keys: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Return the scores that order keys were made of."""
+    return _turned((keys >> 32).int()).view(torch.float32)
+
+
+def _turned(bits: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+    """Turn the negative ones over; doing so twice changes nothing."""
+    return bits ^ ((bits >> 31) & _LAST_INDEX)
