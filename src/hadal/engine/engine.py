@@ -166,6 +166,12 @@ class Engine:
         self.num_steps += 1
         return [self._update(outcome) for outcome in outcomes]
 
+    def close(self) -> None:
+        """Cancel all requests and let go of the folder on disk."""
+        for request_id in list(self._requests):
+            self.cancel(request_id)
+        self.cache.shut_down()
+
     def _update(self, outcome: Outcome) -> Update:
         request = outcome.request
         completion = None

@@ -14,13 +14,15 @@ from torch import Tensor
 
 from hadal.engine.block_pool import BLOCK_TOKENS, BlockKey, BlockPool, chain_keys
 from hadal.engine.completion import PrefixUse
+from hadal.engine.disk_store import DiskStore, DiskUse
 from hadal.engine.engine_config import EngineConfig
 from hadal.engine.paged_cache import BlockStorage, SequenceBlocks
 from hadal.model import SequenceCache, Slot, Transformer
 
 __all__ = ["Checkpoint", "HybridCache", "LiveSequence"]
 
-_REMEMBERED_EVICTIONS = 1 << 16
+_BLOCK, _CHECKPOINT = b"B", b"C"
+"""Kinds of records on disk."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,18 @@ class Checkpoint:
     main: tuple[Slot, ...]
     draft: tuple[Slot, ...] = ()
     streams: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls, model: Transformer, num_tokens: int, tensors: list[Tensor], *, drafts: bool
+    ) -> "Checkpoint":
+        """Return the checkpoint that `tensors` gave the tensors of."""
+        rest = iter(tensors)
+        main = tuple(layer.slot.filled(rest) for layer in model.new_cache().layers)
+        if not drafts:
+            return cls(num_tokens, main)
+        draft = tuple(layer.slot.filled(rest) for layer in model.new_draft_cache().layers)
+        return cls(num_tokens, main, draft, next(rest))
 
     def tensors(self) -> list[Tensor]:
         """Return all tensors in a fixed order."""
@@ -94,6 +108,7 @@ class HybridCache:
         self._storage = storage
         self._root = root
         self.pool = BlockPool(storage.num_blocks)
+        self._disk = DiskStore(config.disk_path, config.disk_bytes) if config.disk_path else None
         self._checkpoints: OrderedDict[BlockKey, Checkpoint] = OrderedDict()
         self._passing: set[BlockKey] = set()
         """Checkpoints that a live sequence replaces by its next one."""
@@ -116,15 +131,18 @@ class HybridCache:
         reuse = reuse and self._config.prefix_caching
         keys = chain_keys(self._root, ids[:-1]) if reuse else []
         chain = self.pool.chain(keys)
+        for block in chain:
+            self.pool.hold(block)
+        in_memory = len(chain)
+        chain += self._read_blocks(keys[in_memory:])
         keys = keys[: len(chain)]
         end = len(chain) * BLOCK_TOKENS
         start, checkpoint = self._start(keys)
-        for block in chain:
-            self.pool.hold(block)
         blocks = SequenceBlocks(self._model.device, chain, len(chain))
         sequence = LiveSequence(self._storage.new_sequence(blocks, start), blocks, keys)
         self._load(sequence, checkpoint, start)
-        use = PrefixUse(hit=start, replayed=end - start, computed=len(ids) - end)
+        read = (len(chain) - in_memory) * BLOCK_TOKENS
+        use = PrefixUse(hit=start, replayed=end - start, computed=len(ids) - end, from_disk=read)
         return sequence, replace(use, reason=self._reason(ids, len(chain), reuse=reuse))
 
     def _start(self, keys: list[BlockKey]) -> tuple[int, Checkpoint | None]:
@@ -134,11 +152,40 @@ class HybridCache:
         for idx in range(len(keys), 0, -1):
             if idx * BLOCK_TOKENS < cold:
                 break
-            checkpoint = self._checkpoints.get(keys[idx - 1])
+            checkpoint = self._find_checkpoint(keys[idx - 1], idx * BLOCK_TOKENS)
             if checkpoint is not None:
-                self._checkpoints.move_to_end(keys[idx - 1])
                 return checkpoint.num_tokens, checkpoint
         return cold, None
+
+    def _find_checkpoint(self, key: BlockKey, num_tokens: int) -> Checkpoint | None:
+        checkpoint = self._checkpoints.get(key)
+        if checkpoint is not None:
+            self._checkpoints.move_to_end(key)
+        elif self._disk is not None:
+            tensors = self._disk.get(_CHECKPOINT, key)
+            if tensors is not None:
+                placed = [t.to(self._model.device) for t in tensors]
+                checkpoint = Checkpoint.of(self._model, num_tokens, placed, drafts=self._drafts)
+                self._remember(key, checkpoint)
+        return checkpoint
+
+    def _read_blocks(self, keys: Sequence[BlockKey]) -> list[int]:
+        """Bring blocks in from disk, as far as the chain goes and there is room; hold them."""
+        blocks: list[int] = []
+        for key in keys if self._disk is not None else ():
+            assert self._disk is not None
+            known = self.pool.find(key)
+            if known is not None:
+                self.pool.hold(known)
+                blocks.append(known)
+                continue
+            rows = self._disk.get(_BLOCK, key) if self.pool.use().available else None
+            if rows is None:
+                break
+            block = self.pool.take()
+            self._storage.write_block(block, rows)
+            blocks.append(self.pool.seal(block, key))
+        return blocks
 
     def _load(self, sequence: LiveSequence, checkpoint: Checkpoint | None, start: int) -> None:
         if self._drafts:
@@ -185,7 +232,10 @@ class HybridCache:
         root = sequence.keys[-1] if sequence.keys else self._root
         keys = chain_keys(root, ids[: full * BLOCK_TOKENS], after=done * BLOCK_TOKENS)
         for idx, key in enumerate(keys, start=done):
-            sequence.blocks.replace(idx, self.pool.seal(sequence.blocks.ids[idx], key))
+            block = self.pool.seal(sequence.blocks.ids[idx], key)
+            sequence.blocks.replace(idx, block)
+            if self._disk is not None:
+                self._disk.put(_BLOCK, key, self._storage.read_block(block))
         sequence.keys += keys
         sequence.blocks.num_sealed = full
 
@@ -218,8 +268,13 @@ class HybridCache:
             self._passing.add(key)
             sequence.end_key = key
         if key not in self._checkpoints:
-            self._checkpoints[key] = checkpoint
-            self.checkpoint_bytes += checkpoint.num_bytes
+            self._remember(key, checkpoint)
+        if self._disk is not None and key not in self._passing:
+            self._disk.put(_CHECKPOINT, key, checkpoint.tensors())
+
+    def _remember(self, key: BlockKey, checkpoint: Checkpoint) -> None:
+        self._checkpoints[key] = checkpoint
+        self.checkpoint_bytes += checkpoint.num_bytes
         while self.checkpoint_bytes > self._config.checkpoint_bytes and self._checkpoints:
             self._drop(next(iter(self._checkpoints)))
 
@@ -245,6 +300,9 @@ class HybridCache:
         sequence.blocks.ids.clear()
         if sequence.end_key is not None:
             self._passing.discard(sequence.end_key)  # the end of a turn: now it stays
+            last = self._checkpoints.get(sequence.end_key)
+            if self._disk is not None and last is not None:
+                self._disk.put(_CHECKPOINT, sequence.end_key, last.tensors())
 
     def clear(self) -> None:
         """Forget every prefix that no live sequence uses, and all checkpoints."""
@@ -252,6 +310,15 @@ class HybridCache:
         self._checkpoints.clear()
         self._passing.clear()
         self.checkpoint_bytes = 0
+
+    def shut_down(self) -> None:
+        """Let go of the folder on disk."""
+        if self._disk is not None:
+            self._disk.close()
+
+    def disk_use(self) -> DiskUse | None:
+        """Return the state of the folder on disk; None without one."""
+        return self._disk.use() if self._disk is not None else None
 
     @property
     def num_checkpoints(self) -> int:

@@ -7,7 +7,7 @@ and restoring it is exact (spec T8). Entries are kept by an `EntryStore`: here o
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -130,6 +130,15 @@ class Slot:
             if tail is not None:
                 tensors += [tail.kv, tail.gate, tail.previous_kv, tail.previous_gate]
         return tensors
+
+    def filled(self, tensors: Iterator[Tensor]) -> "Slot":
+        """Return a slot of the same kind with other tensors, taken in the order of `tensors`."""
+        window = next(tensors)
+        tails = [
+            tail and Tail(tail.rate, next(tensors), next(tensors), next(tensors), next(tensors))
+            for tail in (self.tail, self.index_tail)
+        ]
+        return Slot(window, *tails)
 
 
 @dataclass(frozen=True)
