@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(MAKE) --no-print-directory system-packages
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --editable '.[engine,plot,parity,dev]'
+		--constraint constraints.txt --editable '.[engine,serve,plot,parity,dev]'
 	@touch $@
 
 # Debian splits venv off; nothing else of the system is needed.

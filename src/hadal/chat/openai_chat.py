@@ -51,7 +51,7 @@ _OPTIONS: Final = frozenset(
     "presence_penalty frequency_penalty repetition_penalty logit_bias user parallel_tool_calls "
     "metadata store service_tier prediction modalities verbosity prompt_cache_key "
     "prompt_cache_retention safety_identifier add_generation_prompt continue_final_message "
-    "include_reasoning".split()
+    "include_reasoning return_token_ids".split()
 )
 _REQUEST_FAULTS: Final = {
     "functions": "declare them in `tools`",

@@ -119,6 +119,18 @@ class Tokenizer:
         """
         return self._encode_runs([text])[0]
 
+    def encode_raw(self, text: str) -> list[int]:
+        """Encode a prompt that spells its control tokens, as a raw completions route takes it.
+
+        Never for text from users: whoever writes it can write any turn.
+
+        Raises:
+            EncodingError: It has no UTF-8.
+        """
+        spelled = "|".join(re.escape(t) for t in sorted(self.added, key=len, reverse=True))
+        pieces = re.split(f"({spelled})", text) if spelled else [text]
+        return self.encode_items([Control(p) if i % 2 else p for i, p in enumerate(pieces) if p])
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, control tokens spelled out; bytes that are no UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")

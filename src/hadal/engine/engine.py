@@ -100,6 +100,10 @@ class Engine:
         """Return whether a request is waiting or running."""
         return bool(self._requests)
 
+    def is_live(self, request_id: str) -> bool:
+        """Return whether a request is waiting or running."""
+        return request_id in self._requests
+
     def add(
         self,
         prompt_ids: Sequence[int],

@@ -21,7 +21,8 @@ def fingerprint(model: Transformer) -> str:
     digest.update(repr((model.config, str(model.dtype), model.precision)).encode())
     for name, tensor in sorted(model.state_dict().items()):
         flat = tensor.detach().contiguous().flatten().view(torch.uint8)
-        places = torch.linspace(0, flat.shape[0] - 1, min(_SAMPLES, flat.shape[0])).long()
+        count = min(_SAMPLES, flat.shape[0])
+        places = torch.arange(count) * (flat.shape[0] - 1) // max(count - 1, 1)
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(bytes(flat[places.to(flat.device)].cpu().tolist()))
     return digest.hexdigest()
