@@ -14,6 +14,7 @@ from hadal.encoding import Encoding
 from hadal.engine import Engine, EngineConfig
 from hadal.model import Transformer, randomize
 from hadal.serve import EngineBackend, Front, ScriptedBackend, ServerConfig, build_app
+from hadal.serve.constraint import GrammarCompiler
 from tests.configs import schedule
 from tests.golden.data import tokenizer_file
 
@@ -64,6 +65,11 @@ def answer(text: str, *, thought: str = "Easy.") -> list[str]:
     return [thought, THINK_END, text, EOS]
 
 
+@functools.cache
+def compiler() -> GrammarCompiler:
+    return GrammarCompiler(encoding().tokenizer, 129_280, 1)
+
+
 def scripted(*completions, **settings) -> Front:
     return Front(
         "hadal", encoding(), ScriptedBackend(encoding().tokenizer, completions, **settings)
@@ -74,7 +80,7 @@ def engine_front(**settings) -> Front:
     config = EngineConfig(**({"max_model_len": 4096, "cache_bytes": 64 << 20} | settings))
     tokenizer = encoding().tokenizer
     engine = Engine(model(), config, token_bytes=lambda i: tokenizer.decode_bytes([i]))
-    backend = EngineBackend(engine, tokenizer.decode_bytes)
+    backend = EngineBackend(engine, tokenizer.decode_bytes, compile_grammar=compiler())
     return Front("hadal", encoding(), backend, allow_small_window=True)
 
 

@@ -149,6 +149,10 @@ class Tokenizer:
                 f"unknown token id {err.args[0]}: expected 0 to {max(table)}"
             ) from None
 
+    def bytes_or_none(self, token_id: int) -> bytes | None:
+        """The exact bytes of an id; None if the tokenizer does not have it."""
+        return self._bytes_of.get(token_id)
+
     @cached_property
     def _bytes_of(self) -> dict[int, bytes]:
         from_char = {char: byte for byte, char in enumerate(_byte_characters())}

@@ -11,7 +11,29 @@ from typing import Any, Literal, Protocol
 
 from hadal.errors import HadalError
 
-__all__ = ["Backend", "Chunk", "Ended", "Generation", "LogprobChoice", "Prefill", "TokenLogprob"]
+__all__ = [
+    "Backend",
+    "CallGrammar",
+    "Chunk",
+    "Ended",
+    "Generation",
+    "LogprobChoice",
+    "Prefill",
+    "TokenLogprob",
+]
+
+
+@dataclass(frozen=True)
+class CallGrammar:
+    """What a completion has to follow.
+
+    Attributes:
+        structural_tag: As xgrammar takes it.
+        after: Token id after which it begins to hold; None: from the start.
+    """
+
+    structural_tag: dict[str, Any]
+    after: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,14 +43,12 @@ class Generation:
     Attributes:
         prompt_ids: Token ids of the prompt.
         sampling: `hadal.engine.SamplingParams` fields that the request sets; JSON values only.
-        grammar: Structural tag that the completion must follow, or None.
-        grammar_after: Token id after which the grammar begins to hold; None: from the start.
+        grammar: What the completion must follow, if anything.
     """
 
     prompt_ids: Sequence[int]
     sampling: dict[str, Any]
-    grammar: dict[str, Any] | None = None
-    grammar_after: int | None = None
+    grammar: CallGrammar | None = None
 
 
 @dataclass(frozen=True)
@@ -98,9 +118,11 @@ class Backend(Protocol):
 
     Attributes:
         max_model_len: Longest prompt and completion together.
+        follows_grammars: Whether it can hold a completion to a grammar.
     """
 
     max_model_len: int
+    follows_grammars: bool
 
     def generate(
         self, generation: Generation

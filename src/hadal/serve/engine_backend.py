@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from typing import Any
 
 from hadal.engine import (
     Completion,
@@ -19,6 +18,7 @@ from hadal.engine import (
 )
 from hadal.errors import CapacityError, EngineError, HadalError, InputError
 from hadal.serve.backend import (
+    CallGrammar,
     Chunk,
     Ended,
     Event,
@@ -40,7 +40,7 @@ class EngineBackend:
         engine: From now on used by this thread alone.
         token_bytes: Exact bytes of token ids.
         max_waiting: Requests that may wait; more are refused.
-        compile_grammar: Makes a constraint from a structural tag and the id after which it holds.
+        compile_grammar: Makes the constraint of a grammar; None: this backend follows none.
     """
 
     def __init__(
@@ -49,13 +49,13 @@ class EngineBackend:
         token_bytes: Callable[[tuple[int, ...]], bytes],
         *,
         max_waiting: int = 1000,
-        compile_grammar: Callable[[dict[str, Any], int | None], Callable[[], Constraint]]
-        | None = None,
+        compile_grammar: Callable[[CallGrammar], Callable[[], Constraint]] | None = None,
     ) -> None:
         self.engine = engine
         self.max_model_len = engine.max_model_len
         self._token_bytes = token_bytes
         self._max_waiting = max_waiting
+        self.follows_grammars = compile_grammar is not None
         self._compile_grammar = compile_grammar
         self._condition = threading.Condition()
         self._commands: deque[Callable[[], None]] = deque()
@@ -73,7 +73,7 @@ class EngineBackend:
             raise CapacityError(
                 f"{self._max_waiting} requests are waiting already", hint="try again later"
             )
-        params = self._params(generation)
+        params = await asyncio.to_thread(self._params, generation)  # compiling takes a while
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[Event] = asyncio.Queue()
         accepted: asyncio.Future[None] = loop.create_future()
@@ -131,9 +131,7 @@ class EngineBackend:
                     "this server cannot hold a completion to a grammar",
                     hint="install xgrammar: pip install 'hadal[serve]'",
                 )
-            sampling["constraint"] = self._compile_grammar(
-                generation.grammar, generation.grammar_after
-            )
+            sampling["constraint"] = self._compile_grammar(generation.grammar)
         return SamplingParams(**sampling)
 
     def _command(self, command: Callable[[], None]) -> None:

@@ -25,6 +25,7 @@ class MeteredBackend:
     def __init__(self, backend: Backend, model: str) -> None:
         self.inner = backend
         self.max_model_len = backend.max_model_len
+        self.follows_grammars = backend.follows_grammars
         self.open = 0
         """Completions that are being made."""
         self._registry = CollectorRegistry()

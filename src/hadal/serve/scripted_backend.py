@@ -34,6 +34,7 @@ class ScriptedBackend:
         delay_s: float = 0.0,
     ) -> None:
         self.max_model_len = max_model_len
+        self.follows_grammars = False
         self.prompts: list[list[int]] = []
         self.open = 0
         self._tokenizer = tokenizer

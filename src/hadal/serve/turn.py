@@ -12,8 +12,17 @@ from hadal.chat import AssistantMessage, Conversation, NamedToolChoice
 from hadal.chat.memory import ReasoningMemory
 from hadal.encoding import Encoding, Prompt
 from hadal.encoding.deltas import Delta
+from hadal.encoding.tokens import THINK_END
 from hadal.errors import ConfigError, ContextLengthError, InvalidConversationError
-from hadal.serve.backend import Backend, Chunk, Ended, Generation, Prefill, TokenLogprob
+from hadal.serve.backend import (
+    Backend,
+    CallGrammar,
+    Chunk,
+    Ended,
+    Generation,
+    Prefill,
+    TokenLogprob,
+)
 
 __all__ = ["THINK_MAX_WINDOW", "Finished", "Front", "Said", "Turn", "Usage"]
 
@@ -140,12 +149,13 @@ class Front:
             messages, restored = found.messages, found.turns
         mode = conversation.mode or self.default_mode
         effort = self._effort(conversation.effort, mode)
+        by_grammar = self.backend.follows_grammars and _forced(conversation)
         prompt = self.encoding.prompt(
             messages,
             mode=mode,
             effort=effort,
             tools=conversation.tools,
-            tool_choice=conversation.tool_choice,
+            tool_choice="auto" if by_grammar else conversation.tool_choice,
             response_format=conversation.response_format,
         )
         ids = self.encoding.tokenizer.encode_items(prompt.items)
@@ -202,7 +212,7 @@ class Front:
         ids: list[int] = []
         logprobs: list[TokenLogprob] = []
         generation = Generation(
-            prompt_ids=turn.prompt_ids, sampling=sampling, **self._grammar(turn)
+            prompt_ids=turn.prompt_ids, sampling=sampling, grammar=self._grammar(turn)
         )
         async with self.backend.generate(generation) as events, aclosing(events) as events:
             async for event in events:
@@ -234,30 +244,36 @@ class Front:
                         tuple(logprobs),
                     )
 
-    def _grammar(self, turn: Turn) -> dict[str, Any]:
+    def _grammar(self, turn: Turn) -> CallGrammar | None:
         """Return the grammar that the completion must follow, if it must follow one."""
         conversation = turn.conversation
-        choice = conversation.tool_choice
-        forced = choice == "required" or isinstance(choice, NamedToolChoice)
         strict = any(tool.function.get("strict") for tool in conversation.tools)
-        wanted = self.constrain_calls or forced or strict
-        if not wanted or not conversation.tools or choice == "none" or turn.prompt.start == "calls":
-            return {}
+        wanted = self.constrain_calls or strict or _forced(conversation)
+        if not (wanted and conversation.tools and self.backend.follows_grammars):
+            return None
+        choice = conversation.tool_choice
+        if choice == "none":
+            return None
         parallel = conversation.options.get("parallel_tool_calls", True) is not False
         grammar = self.encoding.grammar(conversation.tools, tool_choice=choice, parallel=parallel)
-        after = None
-        if turn.prompt.start == "reasoning":
-            after = self.encoding.tokenizer.control_id("</think>")
-        return {"grammar": grammar.structural_tag, "grammar_after": after}
+        thinks = turn.prompt.start == "reasoning"
+        after = self.encoding.tokenizer.control_id(THINK_END) if thinks else None
+        return CallGrammar(grammar.structural_tag, after)
 
     def _usage(self, turn: Turn, message: AssistantMessage, ids: list[int], ended: Ended) -> Usage:
         reasoning = 0
         if turn.prompt.start == "reasoning":
-            close = self.encoding.tokenizer.control_id("</think>")
+            close = self.encoding.tokenizer.control_id(THINK_END)
             reasoning = ids.index(close) if close in ids else len(ids)
             if not message.reasoning_content:
                 reasoning = 0
         return Usage(len(turn.prompt_ids), len(ids), reasoning, ended.cached_tokens)
+
+
+def _forced(conversation: Conversation) -> bool:
+    """Return whether the completion has to call a tool."""
+    choice = conversation.tool_choice
+    return choice == "required" or isinstance(choice, NamedToolChoice)
 
 
 def _notes(turn: Turn, message: AssistantMessage, ended: Ended) -> dict[str, Any]:
