@@ -9,6 +9,7 @@
     ├── CheckpointError                 a checkpoint that cannot be read or written
     │   └── CheckpointMismatchError     its tensors are not the model's; all of them are listed
     ├── StorageError                    a store on disk that cannot be read or written
+    ├── UpstreamError                   another server failed, or cannot be reached
     └── EngineError                     running the model
         ├── ContextLengthError          more tokens than the model or the window holds
         └── CapacityError               more than the cache or the queue holds; may work later
@@ -34,6 +35,7 @@ __all__ = [
     "InvalidConversationError",
     "MalformedCompletionError",
     "StorageError",
+    "UpstreamError",
 ]
 
 
@@ -166,6 +168,13 @@ class StorageError(HadalError):
     """A store on disk cannot be read or written: locked, full, read-only or damaged."""
 
     code = "storage"
+    retryable = True
+
+
+class UpstreamError(HadalError):
+    """Another server that we depend on failed or cannot be reached."""
+
+    code = "upstream"
     retryable = True
 
 

@@ -110,3 +110,13 @@ def test_cancelled_and_resent():
     assert completion is not None
     assert completion.prefix.hit == 256
     assert list(completion.token_ids) == cached_reference(model_of(), ids, 12)
+
+
+@pytest.mark.parametrize("length", [1, 2, 128, 129, 257])
+def test_prompts_of_which_one_token_is_left(length):
+    """A hit can leave a single token, which looks like decoding and is not."""
+    engine = llm()
+    [ids] = prompts(1, length, length, seed=8)
+    expected = cached_reference(model_of(), ids, 12)
+    for _ in range(2):
+        assert tokens_of(engine.generate([ids], GREEDY)) == [expected]

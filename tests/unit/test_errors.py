@@ -17,6 +17,8 @@ INSTANCES = [
     CheckpointMismatchError("checkpoint x", missing=["m"], unexpected=["u"], mismatched=["s"]),
     errors.StorageError("a", hint="b"),
     errors.EngineError("a"),
+    errors.CapacityError("a"),
+    errors.UpstreamError("a"),
     ContextLengthError(limit=10, actual=12, hint="h"),
 ]
 

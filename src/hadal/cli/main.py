@@ -10,13 +10,16 @@ from cyclopts import App, CycloptsError
 from rich.console import Console
 
 from hadal import __version__
-from hadal.cli import checkpoint, cost, demo, encoding
+from hadal.cli import checkpoint, cost, demo, encoding, serve
 from hadal.errors import ConfigError, EncodingError, HadalError, InputError
 
 __all__ = ["app", "main"]
 
-_ENGINE_MODULES = {"torch", "safetensors", "numpy", "jaxtyping"}
-"""Installed by the `engine` extra; planning works without them."""
+_EXTRA_OF = {
+    **dict.fromkeys(("torch", "safetensors", "numpy", "jaxtyping"), "engine"),
+    **dict.fromkeys(("starlette", "uvicorn", "httpx", "prometheus_client", "xgrammar"), "serve"),
+}
+"""Modules that only some commands need, and the extra that installs each."""
 
 app = App(
     name="hadal",
@@ -28,6 +31,7 @@ app.command(checkpoint.app)
 app.command(encoding.encode)
 app.command(encoding.decode)
 app.command(demo.demo)
+app.command(serve.serve)
 
 
 def main() -> None:
@@ -50,11 +54,11 @@ def main() -> None:
         _abandon_stdout()
         sys.exit(0)
     except ModuleNotFoundError as err:
-        if err.name not in _ENGINE_MODULES:
+        if err.name not in _EXTRA_OF:
             raise
         console.print(
             f"error: this needs {err.name}, which is not installed\n"
-            "hint: pip install 'hadal[engine]'",
+            f"hint: pip install 'hadal[{_EXTRA_OF[err.name]}]'",
             markup=False,
             highlight=False,
         )

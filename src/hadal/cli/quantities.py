@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from cyclopts import Token
 
-__all__ = ["human_bytes", "human_count", "parse_tokens"]
+__all__ = ["human_bytes", "human_count", "parse_bytes", "parse_tokens"]
 
 _MOST = 1e12
 _FACTORS = {"": 1, "k": 1024, "m": 1024**2}
@@ -42,3 +42,18 @@ def human_bytes(number: float) -> str:
         if number >= factor:
             return f"{number / factor:,.2f} {unit}"
     return f"{number:,.2f} B" if number % 1 else f"{number:,.0f} B"
+
+
+def parse_bytes(_: type, tokens: Sequence[Token]) -> int:
+    """Read a size: 8GiB and 8G are binary, 8GB is decimal.
+
+    Raises:
+        ValueError: It is none.
+    """
+    text = tokens[0].value.replace(",", "").replace("_", "")
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b?)", text, re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"expected a size such as 8GiB, 500MB or 1048576, got {text!r:.40}")
+    number, prefix, unit = match.groups()
+    base = 1000 if prefix and unit.lower() == "b" else 1024
+    return int(float(number) * base ** " kmgt".index(prefix.lower() or " "))

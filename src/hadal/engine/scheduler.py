@@ -105,7 +105,7 @@ class Scheduler:
 
     def _plan_prefills(self, plan: StepPlan, budget: int) -> None:
         """Share the budget; who was served least comes first, and what one leaves the next takes."""
-        pending = [r for r in self.running if r.sequence is not None and not r.decoding]
+        pending = [r for r in self.running if not r.decoding or r in plan.admitted]
         pending.sort(key=lambda r: (r.served, r.arrival))
         for idx, request in enumerate(pending):
             if budget == 0 or request not in self.running:

@@ -117,12 +117,15 @@ class Backend(Protocol):
     """Makes completions.
 
     Attributes:
-        max_model_len: Longest prompt and completion together.
         follows_grammars: Whether it can hold a completion to a grammar.
     """
 
-    max_model_len: int
     follows_grammars: bool
+
+    @property
+    def max_model_len(self) -> int:
+        """Return the longest prompt and completion together."""
+        ...
 
     def generate(
         self, generation: Generation

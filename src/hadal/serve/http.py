@@ -19,6 +19,7 @@ from hadal.errors import (
     HadalError,
     InputError,
     InvalidConversationError,
+    UpstreamError,
 )
 
 __all__ = [
@@ -39,6 +40,7 @@ T = TypeVar("T")
 
 _STATUS: Final[tuple[tuple[type[HadalError], int], ...]] = (
     (CapacityError, 429),
+    (UpstreamError, 502),
     (ContextLengthError, 400),
     (EncodingError, 400),
     (InputError, 400),

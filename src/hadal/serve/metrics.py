@@ -24,7 +24,6 @@ class MeteredBackend:
 
     def __init__(self, backend: Backend, model: str) -> None:
         self.inner = backend
-        self.max_model_len = backend.max_model_len
         self.follows_grammars = backend.follows_grammars
         self.open = 0
         """Completions that are being made."""
@@ -60,6 +59,11 @@ class MeteredBackend:
                 ("hadal:disk_failed_writes", "Records that could not be written."),
             )
         }
+
+    @property
+    def max_model_len(self) -> int:
+        """Return the longest prompt and completion together."""
+        return self.inner.max_model_len
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(name, text, ["model_name"], registry=self._registry).labels(self._model)

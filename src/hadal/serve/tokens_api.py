@@ -34,7 +34,7 @@ _COMPLETION_FIELDS: Final = frozenset(
     "model prompt temperature top_p top_k min_p max_tokens min_tokens stop stop_token_ids ignore_eos "
     "stream stream_options seed n logprobs prompt_logprobs echo presence_penalty frequency_penalty "
     "repetition_penalty logit_bias user add_special_tokens return_token_ids best_of suffix "
-    "skip_special_tokens return_tokens_as_token_ids".split()
+    "skip_special_tokens spaces_between_special_tokens return_tokens_as_token_ids".split()
 )
 _GENERATE_FIELDS: Final = frozenset(
     "model token_ids prompt_token_ids request_id sampling_params stream cache_salt priority features "

@@ -144,6 +144,8 @@ class Front:
             ContextLengthError: It is too long, or the window too small for maximum effort.
         """
         messages, restored = conversation.messages, ()
+        if not messages:
+            raise InvalidConversationError("there is no message", where="messages")
         if self.memory is not None:
             found = self.memory.restore(messages, response_ids=response_ids, scope=scope)
             messages, restored = found.messages, found.turns
