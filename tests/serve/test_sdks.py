@@ -138,3 +138,50 @@ def test_messages_whole_and_streamed():
     assert whole.usage.input_tokens == counted
     assert done.content[-1].text == "Done."
     assert "Look.</think>" in encoding().decode(front.backend.inner.prompts[2])
+
+
+RESPONSE_TOOLS = [{"type": "function", **TOOLS[0]["function"], "strict": False}]
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize("by_id", [True, False])
+def test_responses(streamed, by_id):
+    """Two turns: history kept by the server, or sent back item by item."""
+    front = scripted(call("ls", said="Looking."), answer("Done."))
+
+    def ask(api, **settings):
+        settings = {
+            "model": "hadal",
+            "tools": RESPONSE_TOOLS,
+            "instructions": "Be brief.",
+        } | settings
+        if not streamed:
+            return api.responses.create(**settings)
+        with api.responses.stream(**settings) as stream:
+            return stream.get_final_response()
+
+    with serving(front) as url, client(url) as api:
+        first = ask(api, input="List the files.")
+        made = first.output[-1]
+        result = {"type": "function_call_output", "call_id": made.call_id, "output": "a.txt"}
+        if by_id:
+            second = ask(api, input=[result], previous_response_id=first.id)
+        else:
+            sent = [item.model_dump(exclude_none=True) for item in first.output]
+            second = ask(api, input=[{"role": "user", "content": "List the files."}, *sent, result])
+    assert [item.type for item in first.output] == ["reasoning", "message", "function_call"]
+    assert first.output[0].content[0].text == "Look."
+    assert first.output_text.strip() == "Looking."
+    assert (made.name, json.loads(made.arguments)) == ("run", {"command": "ls"})
+    assert second.output_text == "Done."
+    assert second.status == "completed"
+    prompts = [encoding().decode(ids) for ids in front.backend.inner.prompts]
+    assert prompts[1].startswith(prompts[0] + "Look.</think>Looking.")
+
+
+def test_responses_that_are_not_known():
+    with serving(scripted(answer("Done."))) as url, client(url) as api:
+        with pytest.raises(openai.NotFoundError, match="is not known here"):
+            api.responses.create(model="hadal", input="a", previous_response_id="resp_x")
+        with pytest.raises(openai.BadRequestError, match="background"):
+            api.responses.create(model="hadal", input="a", background=True)

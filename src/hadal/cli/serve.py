@@ -14,7 +14,7 @@ from hadal.encoding import Encoding, Tokenizer, detect_generation
 from hadal.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hadal.serve import Backend
+    from hadal.serve import Backend, ServerConfig
 
 __all__ = ["serve"]
 
@@ -136,6 +136,14 @@ class FrontOptions:
         _check_address(self.host, keys)
         return keys
 
+    def limits(self, keys: tuple[str, ...]) -> "ServerConfig":
+        """Return the server's limits."""
+        from hadal.serve import ServerConfig
+
+        return ServerConfig(
+            api_keys=keys, max_body_bytes=self.max_body, max_concurrent=self.max_concurrent
+        )
+
 
 def serve(
     checkpoint: Path | None = None,
@@ -169,7 +177,7 @@ def serve(
     import uvicorn
 
     from hadal.chat.memory import ReasoningMemory
-    from hadal.serve import Front, ServerConfig, build_app
+    from hadal.serve import Front, build_app
 
     engine, upstream = engine or EngineOptions(), upstream or UpstreamOptions()
     options = front or FrontOptions()
@@ -185,21 +193,17 @@ def serve(
     else:
         backend = upstream.backend(encoding.tokenizer, engine.max_model_len)
         name = upstream.upstream_model or "upstream"
-    app = build_app(
-        Front(
-            options.name or name,
-            encoding,
-            backend,
-            memory=None if options.no_reasoning_memory else ReasoningMemory(),
-            constrain_calls=options.constrain_calls,
-            allow_small_window=options.allow_small_window,
-        ),
-        ServerConfig(
-            api_keys=keys, max_body_bytes=options.max_body, max_concurrent=options.max_concurrent
-        ),
+    served = Front(
+        options.name or name,
+        encoding,
+        backend,
+        memory=None if options.no_reasoning_memory else ReasoningMemory(),
+        constrain_calls=options.constrain_calls,
+        allow_small_window=options.allow_small_window,
     )
+    app = build_app(served, options.limits(keys))
     where = f"http://{options.host}:{options.port}/v1"
-    Console(stderr=True).print(f"serving {options.name or name} at {where}", markup=False)
+    Console(stderr=True).print(f"serving {served.model} at {where}", markup=False)
     uvicorn.run(
         app,
         host=options.host,

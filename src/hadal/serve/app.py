@@ -19,6 +19,7 @@ from hadal.serve.chat_api import ChatApi
 from hadal.serve.http import ClientGoneError, HttpError, error_response, now, read_body
 from hadal.serve.messages_api import MessagesApi
 from hadal.serve.metrics import MeteredBackend
+from hadal.serve.responses_api import ResponsesApi
 from hadal.serve.tokens_api import TokensApi
 from hadal.serve.turn import Front
 
@@ -134,6 +135,7 @@ def build_app(front: Front, config: ServerConfig | None = None) -> Starlette:
     config = config or ServerConfig()
     server = _Server(front, config)
     chat, messages = ChatApi(front, ping_s=config.ping_s), MessagesApi(front, ping_s=config.ping_s)
+    responses = ResponsesApi(front, ping_s=config.ping_s)
     tokens = TokensApi(front, ping_s=config.ping_s)
 
     async def count(request: Request, body: bytes, scope: str) -> Response:
@@ -165,6 +167,7 @@ def build_app(front: Front, config: ServerConfig | None = None) -> Starlette:
     posts: list[tuple[str, Handler, bool]] = [
         ("/v1/chat/completions", chat.respond, False),
         ("/v1/completions", tokens.complete, False),
+        ("/v1/responses", responses.respond, False),
         ("/v1/messages", messages.respond, True),
         ("/v1/messages/count_tokens", count, True),
         ("/inference/v1/generate", tokens.generate, False),
