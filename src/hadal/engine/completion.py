@@ -104,6 +104,7 @@ class Update:
         token_ids: New tokens, often one, none during a prefill.
         logprobs: Theirs, if asked for.
         prefill: Prompt tokens done, and in all.
+        num_run: Tokens that were run for it, drafts included.
         completion: The whole result, with the last update.
     """
 
@@ -111,4 +112,5 @@ class Update:
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
     prefill: tuple[int, int] = (0, 0)
+    num_run: int = 0
     completion: Completion | None = None

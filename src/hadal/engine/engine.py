@@ -189,6 +189,7 @@ class Engine:
             token_ids=tuple(outcome.token_ids),
             logprobs=tuple(outcome.logprobs),
             prefill=progress,
+            num_run=outcome.work.num_tokens + len(outcome.work.drafts),
             completion=completion,
         )
 
