@@ -10,12 +10,13 @@ from cyclopts import App, CycloptsError
 from rich.console import Console
 
 from hadal import __version__
-from hadal.cli import checkpoint, cost, demo, encoding, serve
+from hadal.cli import bench, checkpoint, cost, demo, encoding, serve
 from hadal.errors import ConfigError, EncodingError, HadalError, InputError
 
 __all__ = ["app", "main"]
 
 _EXTRA_OF = {
+    **dict.fromkeys(("transformers", "accelerate"), "parity"),
     **dict.fromkeys(("torch", "safetensors", "numpy", "jaxtyping"), "engine"),
     **dict.fromkeys(("starlette", "uvicorn", "httpx", "prometheus_client", "xgrammar"), "serve"),
 }
@@ -32,6 +33,7 @@ app.command(encoding.encode)
 app.command(encoding.decode)
 app.command(demo.demo)
 app.command(serve.serve)
+app.command(bench.app)
 
 
 def main() -> None:
