@@ -1,6 +1,7 @@
 """One token from logits: the parameters as they are defined, and noise that depends on nothing else."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -146,7 +147,7 @@ def test_ends():
     assert (stopped.finish_reason, stopped.stop) == (FinishReason.STOP, third)
     text = f"{expected[4]}><{expected[5]}"
     stopped = run(stop=(text, "never"))
-    pairs = list(zip(expected, expected[1:], strict=False))
+    pairs = list(pairwise(expected))
     assert list(stopped.token_ids) == expected[: pairs.index((expected[4], expected[5])) + 2]
     assert stopped.stop == text
     assert len(run(max_tokens=0).token_ids) == 0
