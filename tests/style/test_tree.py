@@ -80,7 +80,13 @@ def test_every_import_is_declared():
     """What the sources import is what an extra installs: jaxtyping was once forgotten."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    declared = [*project["dependencies"], *extras["engine"], *extras["serve"], *extras["plot"]]
+    declared = [
+        *project["dependencies"],
+        *extras["engine"],
+        *extras["serve"],
+        *extras["plot"],
+        *extras["parity"],
+    ]
     names = {re.match(r"[A-Za-z0-9_-]+", d)[0].lower().replace("-", "_") for d in declared}
     imported = set()
     for path in SOURCES:
