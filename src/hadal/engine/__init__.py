@@ -10,6 +10,7 @@ from hadal.engine.engine_config import EngineConfig, WindowPolicy
 from hadal.engine.llm import LLM
 from hadal.engine.memory import MemoryPlan
 from hadal.engine.sampling_params import Constraint, SamplingParams
+from hadal.engine.step_log import Replayed, replay_step
 
 __all__ = [
     "LLM",
@@ -20,8 +21,10 @@ __all__ = [
     "FinishReason",
     "MemoryPlan",
     "PrefixUse",
+    "Replayed",
     "SamplingParams",
     "TokenLogprobs",
     "Update",
     "WindowPolicy",
+    "replay_step",
 ]

@@ -18,6 +18,7 @@ from hadal.engine.request import Request
 from hadal.engine.sampler import History
 from hadal.engine.sampling_params import SamplingParams
 from hadal.engine.scheduler import Scheduler, StepPlan
+from hadal.engine.step_log import StepLog
 from hadal.engine.stepper import Outcome, Stepper, TokenBytes
 from hadal.engine.storage_format import default_format, storage_format
 from hadal.errors import CapacityError, ConfigError, ContextLengthError, InputError
@@ -68,8 +69,9 @@ class Engine:
                 hint="raise cache_bytes or lower max_model_len",
             )
         storage = BlockStorage(model, stored, num_blocks)
+        self.fingerprint = fingerprint(model)
         root = blake2b(
-            f"{fingerprint(model)}|{config.weight_version}|{name}|{config.num_speculative_tokens > 0}".encode(),
+            f"{self.fingerprint}|{config.weight_version}|{name}|{config.num_speculative_tokens > 0}".encode(),
             digest_size=16,
         ).digest()
         self.cache = HybridCache(model, config, storage, root)
@@ -91,6 +93,8 @@ class Engine:
             token_bytes=token_bytes,
         )
         self._token_bytes = token_bytes
+        header = {"model": self.fingerprint, "config": repr(config), "blocks": num_blocks}
+        self._log = StepLog(config.step_log, header) if config.step_log is not None else None
         self._requests: dict[str, Request] = {}
         self._arrivals = 0
         self.num_steps = 0
@@ -141,6 +145,8 @@ class Engine:
         )
         self._arrivals += 1
         self._requests[request_id] = request
+        if self._log is not None:
+            self._log.add(request_id, list(prompt_ids), request.seed, params)
         self.scheduler.add(request)
         return request_id
 
@@ -150,6 +156,8 @@ class Engine:
         if request is None:
             return None
         request.finish = FinishReason.CANCELLED
+        if self._log is not None:
+            self._log.write("cancel", id=request_id)
         self.scheduler.remove(request)
         return self._completion(request)
 
@@ -168,6 +176,8 @@ class Engine:
             self._abandon(plan)
             raise
         self.num_steps += 1
+        if self._log is not None:
+            self._record(plan, outcomes)
         return [self._update(outcome) for outcome in outcomes]
 
     def close(self) -> None:
@@ -175,6 +185,24 @@ class Engine:
         for request_id in list(self._requests):
             self.cancel(request_id)
         self.cache.shut_down()
+        if self._log is not None:
+            self._log.close()
+
+    def _record(self, plan: StepPlan, outcomes: list[Outcome]) -> None:
+        assert self._log is not None
+        work = [
+            {
+                "id": o.request.request_id,
+                "start": o.start,
+                "run": o.work.num_tokens,
+                "drafts": o.work.drafts,
+                "tokens": o.token_ids,
+                "blocks": o.request.sequence.blocks.ids if o.request.sequence is not None else [],
+            }
+            for o in outcomes
+        ]
+        preempted = [r.request_id for r in plan.preempted]
+        self._log.write("step", step=self.num_steps, work=work, preempted=preempted)
 
     def _update(self, outcome: Outcome) -> Update:
         request = outcome.request
