@@ -10,7 +10,7 @@ from cyclopts import App, CycloptsError
 from rich.console import Console
 
 from hadal import __version__
-from hadal.cli import bench, checkpoint, cost, demo, encoding, serve
+from hadal.cli import bench, chat, checkpoint, cost, demo, encoding, serve
 from hadal.errors import ConfigError, EncodingError, HadalError, InputError
 
 __all__ = ["app", "main"]
@@ -33,6 +33,7 @@ app.command(encoding.encode)
 app.command(encoding.decode)
 app.command(demo.demo)
 app.command(serve.serve)
+app.command(chat.chat)
 app.command(bench.app)
 
 

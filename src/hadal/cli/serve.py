@@ -14,9 +14,9 @@ from hadal.encoding import Encoding, Tokenizer, detect_generation
 from hadal.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hadal.serve import Backend, ServerConfig
+    from hadal.serve import Backend, Front, ServerConfig
 
-__all__ = ["serve"]
+__all__ = ["EngineOptions", "UpstreamOptions", "open_front", "serve"]
 
 _Flag = Parameter(negative="")
 _Bytes = Annotated[int, Parameter(converter=parse_bytes)]
@@ -176,31 +176,17 @@ def serve(
     """
     import uvicorn
 
-    from hadal.chat.memory import ReasoningMemory
-    from hadal.serve import Front, build_app
+    from hadal.serve import build_app
 
-    engine, upstream = engine or EngineOptions(), upstream or UpstreamOptions()
     options = front or FrontOptions()
     keys = options.keys()
-    if (checkpoint is None) == (upstream.upstream is None):
-        raise ConfigError("expected a checkpoint or --upstream", hint="hadal serve --help")
-    source = tokenizer or checkpoint
-    if source is None:
-        raise ConfigError("--upstream needs --tokenizer", hint="the checkpoint's tokenizer.json")
-    encoding = Encoding.load(generation or detect_generation(source), tokenizer=source)
-    if checkpoint is not None:
-        backend, name = engine.backend(checkpoint, encoding.tokenizer), checkpoint.name
-    else:
-        backend = upstream.backend(encoding.tokenizer, engine.max_model_len)
-        name = upstream.upstream_model or "upstream"
-    served = Front(
-        options.name or name,
-        encoding,
-        backend,
-        memory=None if options.no_reasoning_memory else ReasoningMemory(),
-        constrain_calls=options.constrain_calls,
-        allow_small_window=options.allow_small_window,
+    served = open_front(
+        checkpoint, tokenizer, generation, engine or EngineOptions(), upstream or UpstreamOptions()
     )
+    served.model = options.name or served.model
+    served.memory = None if options.no_reasoning_memory else served.memory
+    served.constrain_calls = options.constrain_calls
+    served.allow_small_window = options.allow_small_window
     app = build_app(served, options.limits(keys))
     where = f"http://{options.host}:{options.port}/v1"
     Console(stderr=True).print(f"serving {served.model} at {where}", markup=False)
@@ -213,6 +199,32 @@ def serve(
         log_level="warning",
         timeout_graceful_shutdown=_GRACE_S,
     )
+
+
+def open_front(
+    checkpoint: Path | None,
+    tokenizer: Path | None,
+    generation: str | None,
+    engine: EngineOptions,
+    upstream: UpstreamOptions,
+) -> "Front":
+    """Return encoding and backend, of a checkpoint or another server.
+
+    Raises:
+        ConfigError: Neither is given, or both, or no tokenizer.
+    """
+    from hadal.serve import Front
+
+    if (checkpoint is None) == (upstream.upstream is None):
+        raise ConfigError("expected a checkpoint or --upstream", hint="see --help for examples")
+    source = tokenizer or checkpoint
+    if source is None:
+        raise ConfigError("--upstream needs --tokenizer", hint="the checkpoint's tokenizer.json")
+    encoding = Encoding.load(generation or detect_generation(source), tokenizer=source)
+    if checkpoint is not None:
+        return Front(checkpoint.name, encoding, engine.backend(checkpoint, encoding.tokenizer))
+    backend = upstream.backend(encoding.tokenizer, engine.max_model_len)
+    return Front(upstream.upstream_model or "upstream", encoding, backend)
 
 
 def _check_address(host: str, keys: tuple[str, ...]) -> None:

@@ -1,0 +1,135 @@
+"""A conversation in a terminal: reasoning and calls visible, streamed."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from hadal.chat import Conversation, Message, SystemMessage, ToolMessage, UserMessage
+from hadal.chat.messages import Mode, Tool
+from hadal.encoding.deltas import (
+    ArgumentsDelta,
+    CallFailed,
+    CallStart,
+    ContentDelta,
+    ReasoningDelta,
+)
+from hadal.errors import HadalError
+from hadal.serve.backend import Prefill
+from hadal.serve.http import new_id
+from hadal.serve.turn import Finished, Front, Said
+
+__all__ = ["chat"]
+
+_STYLES = {ReasoningDelta: "dim italic", ContentDelta: "", CallStart: "yellow"}
+
+
+async def chat(
+    front: Front,
+    console: Console,
+    ask: Callable[[str], str],
+    *,
+    system: str | None = None,
+    tools: Sequence[Tool] = (),
+    mode: Mode | None = None,
+    effort: str | None = None,
+    sampling: dict[str, Any] | None = None,
+) -> None:
+    """Talk until the user ends the input. Calls are shown, and the user types their results.
+
+    Args:
+        front: What answers.
+        console: Where it is shown.
+        ask: Reads a line after a prompt; raises EOFError at the end.
+        system: First message.
+        tools: Declared tools.
+        mode: thinking or chat.
+        effort: How hard to think.
+        sampling: Fields of `SamplingParams`.
+    """
+    messages: list[Message] = [SystemMessage(system)] if system else []
+    while True:
+        try:
+            line = await asyncio.to_thread(ask, "you> ")
+        except EOFError:
+            return
+        if not line.strip():
+            continue
+        messages.append(UserMessage(line))
+        conversation = Conversation(tuple(messages), tuple(tools), mode=mode, effort=effort)
+        try:
+            await _answer(front, console, ask, conversation, messages, sampling or {})
+        except HadalError as err:
+            console.print(f"error: {err}", style="red", markup=False, highlight=False)
+            messages.pop()
+        except EOFError:
+            return
+
+
+async def _answer(
+    front: Front,
+    console: Console,
+    ask: Callable[[str], str],
+    conversation: Conversation,
+    messages: list[Message],
+    sampling: dict[str, Any],
+) -> None:
+    """Show turns of the model until one calls nothing."""
+    while True:
+        current = Conversation(
+            tuple(messages), conversation.tools, mode=conversation.mode, effort=conversation.effort
+        )
+        finished = await _show(front, console, current, sampling)
+        messages.append(finished.message)
+        if not finished.message.tool_calls:
+            return
+        for call in finished.message.tool_calls:
+            result = await asyncio.to_thread(ask, f"result of {call.name}> ")
+            messages.append(ToolMessage(result, tool_call_id=call.id))
+
+
+async def _show(
+    front: Front, console: Console, conversation: Conversation, sampling: dict[str, Any]
+) -> Finished:
+    turn = front.open(conversation)
+    finished: Finished | None = None
+    async with aclosing(front.run(turn, sampling, response_id=new_id("chat-"))) as pieces:
+        async for piece in pieces:
+            if isinstance(piece, Prefill) and console.is_terminal:
+                console.print(f"reading {piece.done}/{piece.total}", style="dim", end="\r")
+            elif isinstance(piece, Said):
+                for delta in piece.deltas:
+                    _print(console, delta)
+            elif isinstance(piece, Finished):
+                finished = piece
+    assert finished is not None
+    usage = finished.usage
+    console.print()
+    cached = "" if usage.cached is None else f", {usage.cached} of them cached"
+    console.print(
+        f"[{usage.prompt} tokens in{cached}; {usage.completion} out, {usage.reasoning} of them "
+        f"reasoning; {finished.finish_reason}]",
+        style="dim",
+        markup=False,
+        highlight=False,
+    )
+    return finished
+
+
+def _print(console: Console, delta: object) -> None:
+    """Show a delta. What the model writes is text: no markup of ours, no control characters."""
+    if isinstance(delta, ReasoningDelta | ContentDelta | ArgumentsDelta):
+        style = "yellow" if isinstance(delta, ArgumentsDelta) else _STYLES[type(delta)]
+        console.print(Text(_visible(delta.text), style=style), end="")
+    elif isinstance(delta, CallStart):
+        console.print(Text(f"\n{_visible(delta.name)} ", style="bold yellow"), end="")
+    elif isinstance(delta, CallFailed):
+        console.print(Text(f"\nmalformed call: {delta.problem.reason}", style="red"))
+
+
+def _visible(text: str) -> str:
+    """Return text in which nothing can steer the terminal."""
+    return "".join(c if c in "\n\t" or c.isprintable() else "�" for c in text)
