@@ -158,8 +158,8 @@ MUTANTS = (
     Mutant(
         "rollback forgets the window",
         "cache.py",
-        "cache.window, cache.tail, cache.index_tail = saved.window, saved.tail, saved.index_tail",
-        "cache.tail, cache.index_tail = saved.tail, saved.index_tail",
+        "self.window, self.tail, self.index_tail = slot.window, slot.tail, slot.index_tail",
+        "self.tail, self.index_tail = slot.tail, slot.index_tail",
     ),
     Mutant(
         "compressors and other plain matrices quantise their input",
@@ -189,8 +189,8 @@ MUTANTS = (
     Mutant(
         "sparse indexer loss over all entries",
         "indexer.py",
-        "scores = scores.gather(1, selections[-1].index_TS)",
-        "scores = scores[:, : selections[-1].index_TS.shape[1]]",
+        "scores_TC.gather(1, selections[-1].index_TS) if best",
+        "scores_TC[:, : selections[-1].index_TS.shape[1]] if best",
     ),
     Mutant(
         "tail kept without its bias",

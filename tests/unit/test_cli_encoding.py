@@ -72,3 +72,22 @@ def test_wrong_input_is_told_without_a_traceback(command, given, told):
     assert found.returncode in (2, 3)
     assert told in found.stderr
     assert "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--text"], "--text needs --ids"),
+        (["--tools", "/nowhere.json"], "cannot read /nowhere.json"),
+        (["--tools", "{tmp}/broken.json"], "the tools are not JSON"),
+        (["--tools", "{tmp}/object.json"], "expected a list of tools"),
+    ],
+)
+def test_decode_refuses_what_does_not_fit(tmp_path, arguments, says):
+    (tmp_path / "broken.json").write_text("[")
+    (tmp_path / "object.json").write_text("{}")
+    arguments = [a.replace("{tmp}", str(tmp_path)) for a in arguments]
+    result = hadal("decode", "-g", "v4", *arguments, given="x")
+    assert result.returncode == 2
+    assert says in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr

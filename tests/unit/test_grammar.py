@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hadal.chat import Tool
+from hadal.chat import NamedToolChoice, Tool
 from hadal.encoding import Encoding
 from hadal.encoding.grammar import EXACT_PARAMETERS, write_grammar
 from hadal.encoding.tags import V4_TAGS, V41_TAGS
-from hadal.errors import InvalidConversationError
+from hadal.errors import ConfigError, InvalidConversationError
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -172,3 +172,16 @@ def test_structural_tag_compiles_and_follows_free_text():
 def test_what_the_markup_cannot_hold_is_refused(tools):
     with pytest.raises(InvalidConversationError):
         write_grammar(tools, V4_TAGS)
+
+
+@pytest.mark.parametrize(
+    ("choice", "error", "match"),
+    [
+        ("none", ConfigError, "has no grammar"),
+        ("always", ConfigError, "unknown tool_choice"),
+        (NamedToolChoice("h"), InvalidConversationError, "not declared"),
+    ],
+)
+def test_choices_without_a_grammar(choice, error, match):
+    with pytest.raises(error, match=match):
+        Encoding.load("v4").grammar([Tool.of("f")], tool_choice=choice)

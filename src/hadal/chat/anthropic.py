@@ -9,9 +9,9 @@ Messages and their blocks: `anthropic_messages`, whose public names are offered 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final, Literal
 
-from pydantic import Field, Strict
+from pydantic import Field
 
 from hadal.chat.anthropic_messages import (
     SERVER_TOOL_HINT,
@@ -33,6 +33,7 @@ from hadal.chat.messages import (
     ToolChoice,
 )
 from hadal.chat.wire import (
+    Items,
     Reading,
     UnknownPolicy,
     WireModel,
@@ -51,8 +52,6 @@ __all__ = [
     "to_anthropic_content",
     "to_anthropic_request",
 ]
-
-_Items = Annotated[list[Any], Strict(False)]
 
 _OPTIONS: Final = frozenset(
     "model max_tokens stop_sequences stream temperature top_k top_p metadata service_tier "
@@ -95,9 +94,9 @@ class _OutputConfig(WireModel):
 
 
 class _Request(WireModel):
-    messages: _Items
+    messages: Items
     system: Any = None
-    tools: _Items | None = None
+    tools: Items | None = None
     tool_choice: Any = None
     thinking: Any = None
     output_config: Any = None

@@ -27,13 +27,13 @@ from hadal.chat.messages import (
     ToolChoice,
 )
 from hadal.chat.openai_messages import (
-    Items,
     MessageReader,
     read_messages,
     to_chat_message,
     to_chat_tool,
 )
 from hadal.chat.wire import (
+    Items,
     Reading,
     UnknownPolicy,
     WireModel,

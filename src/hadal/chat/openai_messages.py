@@ -32,6 +32,7 @@ from hadal.chat.messages import (
 )
 from hadal.chat.reasoning_fields import read_reasoning
 from hadal.chat.wire import (
+    Items,
     Reading,
     UnknownPolicy,
     WireModel,
@@ -42,10 +43,7 @@ from hadal.chat.wire import (
 )
 from hadal.errors import InvalidConversationError
 
-__all__ = ["Items", "MessageReader", "read_messages", "to_chat_message", "to_chat_tool"]
-
-Items = Annotated[list[Any], Strict(False)]
-"""A list whose items are read one by one; tuples too, since messages may come from Python."""
+__all__ = ["MessageReader", "read_messages", "to_chat_message", "to_chat_tool"]
 
 _ASSISTANT_ONLY: Final[dict[str, str]] = dict.fromkeys(
     "tool_calls function_call reasoning_content reasoning reasoning_details thinking_blocks prefix "

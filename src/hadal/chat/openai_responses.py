@@ -6,9 +6,7 @@ the server has to resolve (`previous_response_id`, `conversation`) goes to the o
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Final, Literal
-
-from pydantic import Strict
+from typing import Any, Final, Literal
 
 from hadal.chat.controls import check_tool_choice, decide_mode, read_tool_choice
 from hadal.chat.messages import (
@@ -26,6 +24,7 @@ from hadal.chat.messages import (
 from hadal.chat.outcome import Termination
 from hadal.chat.responses_items import read_input
 from hadal.chat.wire import (
+    Items,
     Reading,
     UnknownPolicy,
     WireModel,
@@ -39,8 +38,6 @@ from hadal.chat.wire import (
 from hadal.errors import InvalidConversationError
 
 __all__ = ["from_responses_request", "to_responses_input", "to_responses_output"]
-
-_Items = Annotated[list[Any], Strict(False)]
 
 _OPTIONS: Final = frozenset(
     "model temperature top_p max_output_tokens max_tool_calls stream stream_options store metadata "
@@ -82,7 +79,7 @@ class _ReasoningField(WireModel):
 class _Request(WireModel):
     input: Any = None
     instructions: str | None = None
-    tools: _Items | None = None
+    tools: Items | None = None
     tool_choice: Any = None
     text: Any = None
     reasoning: Any = None

@@ -15,9 +15,7 @@ beside it. Requests and writing: `openai_responses`.
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final, Literal
-
-from pydantic import Strict
+from typing import Any, Final, Literal
 
 from hadal.chat.messages import (
     AssistantMessage,
@@ -28,12 +26,18 @@ from hadal.chat.messages import (
     UserMessage,
 )
 from hadal.chat.reasoning_fields import UNREADABLE_HINT
-from hadal.chat.wire import Reading, WireModel, arguments_text, join_texts, kind_of, read_text
+from hadal.chat.wire import (
+    Items,
+    Reading,
+    WireModel,
+    arguments_text,
+    join_texts,
+    kind_of,
+    read_text,
+)
 from hadal.errors import InvalidConversationError
 
 __all__ = ["read_input"]
-
-_Items = Annotated[list[Any], Strict(False)]
 
 _TEXT_ONLY: Final = "only text is supported"
 _REFUSED_PARTS: Final[dict[str, str]] = dict.fromkeys(
@@ -78,8 +82,8 @@ class _Result(WireModel):
 
 class _Reasoning(WireModel):
     type: str
-    summary: _Items | None = None
-    content: _Items | None = None
+    summary: Items | None = None
+    content: Items | None = None
     encrypted_content: str | None = None
     id: str | None = None
     status: str | None = None

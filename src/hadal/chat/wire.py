@@ -12,14 +12,15 @@ Mode, effort and tool choice: `controls`. The fields of each API: `openai_chat`,
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from typing import Any, Final, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Strict, ValidationError
 
 from hadal.chat.messages import Content, Message, TextPart, Tool
 from hadal.errors import InvalidConversationError
 
 __all__ = [
+    "Items",
     "Reading",
     "UnknownPolicy",
     "WireModel",
@@ -36,6 +37,9 @@ __all__ = [
     "shown",
     "take_options",
 ]
+
+Items = Annotated[list[Any], Strict(False)]
+"""A list whose items are read one by one; tuples too, since messages may come from Python."""
 
 UnknownPolicy = Literal["error", "warn"]
 """What becomes of a field that has to be left out: the request is refused, or a warning logged."""

@@ -110,13 +110,14 @@ def decode(
         strict: Fail wherever the published reference does.
     """
     encoding = Encoding.load(generation, tokenizer=tokenizer, strict=strict)
+    if text and not ids:
+        raise ConfigError("--text needs --ids: text is its own text", hint="leave one of them out")
     given = _read(source)
-    completion = _read_ids(given) if ids else given
     if text:
-        raw = completion if isinstance(completion, bytes) else None
-        sys.stdout.write(raw.decode() if raw is not None else encoding.decode(completion))
+        sys.stdout.write(encoding.decode(_read_ids(given)))
         return
-    declared = json.loads(tools.read_text(encoding="utf-8")) if tools else None
+    completion = _read_ids(given) if ids else given
+    declared = _read_tools(tools) if tools is not None else None
     message = encoding.parse(completion, mode, tools=declared, finish_reason=finish_reason)
     print(json.dumps(_as_json(message), ensure_ascii=False))  # noqa: T201 - data goes to stdout
     if message.termination == "malformed":
@@ -190,6 +191,16 @@ def _read_conversation(source: Path | None) -> dict[str, Any]:
             hint="sampling settings are the engine's business",
         )
     return cast("dict[str, Any]", given)
+
+
+def _read_tools(path: Path) -> list[Any]:
+    try:
+        given: Any = json.loads(_read(path))
+    except ValueError as err:
+        raise InputError(f"{path}: the tools are not JSON: {err}") from err
+    if not isinstance(given, list):
+        raise InputError(f"{path}: expected a list of tools")
+    return cast("list[Any]", given)
 
 
 def _read_ids(given: bytes) -> list[int]:

@@ -294,7 +294,6 @@ class CallReader(Cursor):
             return self._fail_call(f"parameter {key[:80]!r} came twice")
         self._take("markup", start + header.end())
         if call.deferred:
-            call.deferred = False
             self._hand_out(call.undefer())
         added = call.open_parameter(key, is_string=header[2] == "true")
         self._hand_out(added)
@@ -363,12 +362,11 @@ class CallReader(Cursor):
     def _close_call(self, end: int) -> bool:
         call = self._call
         assert call is not None
-        if call.deferred and not call.unwrap():
-            call.deferred = False
-            self._hand_out(call.undefer())
-        elif call.deferred:
-            self._note(ProblemKind.UNWRAPPED_ARGUMENTS, "the arguments came inside one parameter")
-            call.deferred = False
+        if call.deferred:
+            if call.unwrap():
+                self._note(
+                    ProblemKind.UNWRAPPED_ARGUMENTS, "the arguments came inside one parameter"
+                )
             self._hand_out(call.undefer())
         self._take("markup", end)
         if self._held is not None:

@@ -7,6 +7,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
+from hadal.chat.controls import check_tool_choice
 from hadal.chat.messages import (
     AssistantMessage,
     Message,
@@ -15,6 +16,7 @@ from hadal.chat.messages import (
     ToolChoice,
 )
 from hadal.chat.openai_chat import read_messages
+from hadal.chat.wire import read_tool
 from hadal.encoding.deltas import Section
 from hadal.encoding.generations import Effort, detect_generation, generation_named
 from hadal.encoding.grammar import Grammar, write_grammar
@@ -148,10 +150,7 @@ class Encoding:
             InvalidConversationError: A message that cannot be read or rendered.
         """
         settings = RenderSettings(mode, effort, drop_thinking, bos, generation_prompt, self.strict)
-        if isinstance(tool_choice, str) and tool_choice not in ("auto", "none", "required"):
-            raise ConfigError(
-                f"unknown tool_choice: expected auto, none, required or a name, got {tool_choice!r}"
-            )
+        _check_choice(tool_choice)
         declared = () if tool_choice == "none" else _read_tools(tools)
         if self.strict:
             if declared or response_format is not None:
@@ -324,12 +323,18 @@ class Encoding:
             parallel: Allow several calls.
 
         Raises:
-            InvalidConversationError: No tools, two of one name, or a name that has no safe markup.
+            ConfigError: An unknown choice, or "none": then there is no call to hold to anything.
+            InvalidConversationError: No tools, two of one name, a name that has no safe markup, or a
+                choice of a tool that is not declared.
         """
+        _check_choice(tool_choice)
+        if tool_choice == "none":
+            raise ConfigError("tool_choice 'none' has no grammar", hint="do without one")
         read = _read_tools(tools)
+        check_tool_choice(tool_choice, read, "tool_choice")
         if isinstance(tool_choice, NamedToolChoice):
             read = tuple(tool for tool in read if tool.name == tool_choice.name)
-        required = tool_choice not in ("auto", "none")
+        required = tool_choice != "auto"
         return write_grammar(read, self.generation.tags, required=required, parallel=parallel)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -404,10 +409,17 @@ def _read_tools(tools: Sequence[Tool | Mapping[str, Any]]) -> tuple[Tool, ...]:
         if isinstance(tool, Tool):
             read.append(tool)
             continue
-        function = tool.get("function")
+        function: Any = tool.get("function") if isinstance(tool, Mapping) else None  # pyright: ignore[reportUnnecessaryIsInstance]
         if not isinstance(function, Mapping):
             raise InvalidConversationError(
                 "expected an object with a `function`", where=f"tools[{i}]"
             )
-        read.append(Tool(function))
+        read.append(read_tool(function, f"tools[{i}].function"))
     return tuple(read)
+
+
+def _check_choice(choice: ToolChoice) -> None:
+    if isinstance(choice, str) and choice not in ("auto", "none", "required"):
+        raise ConfigError(
+            f"unknown tool_choice: expected auto, none, required or a name, got {choice!r}"
+        )

@@ -65,7 +65,6 @@ class Markers:
         # A whole EOS is held too: it ends the turn only if nothing follows.
         self.in_value_prefixes = _prefixes(self.parameter_close, self.parameter_open, EOS) | {EOS}
 
-        self.resync = _any_of(self.invoke_open, self.block_close, EOS)
         self.resync_prefixes = _prefixes(self.invoke_open, self.block_close, EOS)
 
         # Where a tag is due, whatever begins like one of these is waited for.
