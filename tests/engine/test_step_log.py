@@ -1,10 +1,14 @@
 """Any recorded step can be run again by itself, and comes out the same."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from hadal.checkpoint import save
 from hadal.engine import LLM, SamplingParams, replay_step
 from hadal.errors import StorageError
 from tests.engine.fixtures import model_of, prompts
@@ -44,6 +48,17 @@ def test_every_kind_of_step_is_repeated(log):
     chosen = {1, 2, 5, after[0], len(steps) // 2, len(steps) - 1}
     for step in sorted(chosen):
         assert replay_step(log, model_of(), step).equal, step
+
+
+def test_the_command(log, tmp_path):
+    save(model_of(), tmp_path / "model")
+    hadal = str(Path(sys.executable).parent / "hadal")
+    command = [hadal, "replay", str(log), str(tmp_path / "model"), "--step", "3", "--json"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert lines
+    assert all(line["equal"] for line in lines)
 
 
 def test_another_model_comes_out_different_or_is_refused(log):

@@ -10,7 +10,7 @@ from cyclopts import App, CycloptsError
 from rich.console import Console
 
 from hadal import __version__
-from hadal.cli import bench, chat, checkpoint, cost, demo, encoding, serve
+from hadal.cli import bench, chat, checkpoint, cost, demo, encoding, replay, serve
 from hadal.errors import ConfigError, EncodingError, HadalError, InputError
 
 __all__ = ["app", "main"]
@@ -34,6 +34,7 @@ app.command(encoding.decode)
 app.command(demo.demo)
 app.command(serve.serve)
 app.command(chat.chat)
+app.command(replay.replay)
 app.command(bench.app)
 
 

@@ -38,6 +38,7 @@ class EngineOptions:
         disk: Folder that keeps prefixes beyond memory and restarts.
         disk_size: What it may take.
         drafts: Tokens that multi-token prediction proposes.
+        step_log: File that records every step, prompts included, for `hadal replay`.
     """
 
     device: str = "cpu"
@@ -48,6 +49,7 @@ class EngineOptions:
     disk: Path | None = None
     disk_size: _Bytes = 16 << 30
     drafts: int = 0
+    step_log: Path | None = None
 
     def backend(self, checkpoint: Path, tokenizer: Tokenizer) -> "Backend":
         """Load a checkpoint and start its engine."""
@@ -65,6 +67,7 @@ class EngineOptions:
             disk_path=self.disk,
             disk_bytes=self.disk_size,
             num_speculative_tokens=self.drafts,
+            step_log=self.step_log,
         )
         engine = Engine(model, config, token_bytes=lambda i: tokenizer.bytes_or_none(i) or b"")
         numbers = model.config

@@ -37,7 +37,7 @@ class EngineConfig:
         num_speculative_tokens: Tokens that multi-token prediction proposes at a time; 0 for none.
         seed: Of requests that bring none.
         weight_version: Name of the weights; part of every cache key.
-        step_log: File that records every step, for `hadal engine replay`; None for none.
+        step_log: File that records every step, for `hadal replay`; it holds every prompt.
     """
 
     max_num_seqs: int = 32

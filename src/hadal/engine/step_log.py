@@ -7,6 +7,7 @@ repeated: its requests are brought to where they were, and the step is run.
 """
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,7 +44,9 @@ class StepLog:
         self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: TextIO = path.open("a", encoding="utf-8", buffering=1)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+            handle = os.open(path, flags, 0o600)  # it holds prompts
+            self._file: TextIO = os.fdopen(handle, "a", encoding="utf-8", buffering=1)
         except OSError as err:
             raise StorageError(f"{path}: cannot write the step log: {err.strerror}") from err
         self.write("start", **header)
