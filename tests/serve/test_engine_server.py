@@ -90,6 +90,30 @@ def test_what_the_prompt_cost_is_told():
     assert replies[1]["usage"]["prompt_tokens_details"]["cached_tokens"] == warm["hit"]
 
 
+@pytest.mark.parametrize("streamed", [True, False])
+def test_stop_texts_are_cut_off_and_nothing_else(engine_url, streamed):
+    """The text before is whole, also where a token ends within what might become a stop."""
+    ask = {"prompt": "List the files.", "max_tokens": 30, "temperature": 0, "ignore_eos": True}
+
+    def text_of(**more):
+        if not streamed:
+            reply = httpx.post(f"{engine_url}/v1/completions", json=ask | more, timeout=60).json()
+            return reply["choices"][0]["text"], reply["choices"][0]["stop_reason"]
+        said, body = "", ask | more | {"stream": True}
+        with httpx.stream("POST", f"{engine_url}/v1/completions", json=body, timeout=60) as events:
+            for line in events.iter_lines():
+                if line.startswith("data: {"):
+                    said += json.loads(line.removeprefix("data: "))["choices"][0]["text"]
+        return said, None
+
+    whole, _ = text_of()
+    middle = whole[len(whole) // 2 : len(whole) // 2 + 5]
+    said, stop = text_of(stop=["never", middle])
+    assert said == whole[: whole.index(middle)]
+    assert streamed or stop == middle
+    assert text_of(stop=[whole[-3:] + "and more"])[0] == whole  # held back, then let go
+
+
 def test_routed_experts_and_token_ids_for_trainers():
     ask = {
         "token_ids": [0, 5, 6, 7],

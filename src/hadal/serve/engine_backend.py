@@ -5,7 +5,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from hadal.engine import (
     Completion,
@@ -59,7 +59,7 @@ class EngineBackend:
         self._compile_grammar = compile_grammar
         self._condition = threading.Condition()
         self._commands: deque[Callable[[], None]] = deque()
-        self._streams: dict[str, Deliver] = {}
+        self._streams: dict[str, _Outlet] = {}
         self._stopping = False
         self._broken: BaseException | None = None
         self._count = 0
@@ -95,7 +95,7 @@ class EngineBackend:
             error: HadalError | None = None
             try:
                 self.engine.add(generation.prompt_ids, params, request_id=request_id)
-                self._streams[request_id] = deliver
+                self._streams[request_id] = _Outlet(deliver, params.stop)
             except HadalError as err:
                 error = err
             loop.call_soon_threadsafe(settle, error)
@@ -177,25 +177,53 @@ class EngineBackend:
             self._deliver(update)
 
     def _deliver(self, update: Update) -> None:
-        deliver = self._streams.get(update.request_id)
-        if deliver is None:
+        outlet = self._streams.get(update.request_id)
+        if outlet is None:
             return
+        completion = update.completion
         if update.token_ids:
-            data = self._token_bytes(update.token_ids)
-            deliver(Chunk(update.token_ids, data, tuple(map(_logprob, update.logprobs))))
-        elif update.completion is None:
-            deliver(Prefill(*update.prefill))
-        if update.completion is not None:
-            self._end(update.request_id, _ended(update.completion))
+            data = outlet.passed(
+                self._token_bytes(update.token_ids), completion.stop if completion else None
+            )
+            scored = tuple(map(_logprob, update.logprobs))
+            outlet.deliver(Chunk(update.token_ids, data, scored))
+        elif completion is None:
+            outlet.deliver(Prefill(*update.prefill))
+        if completion is not None:
+            if outlet.held:
+                outlet.deliver(Chunk((), outlet.held))
+            self._end(update.request_id, _ended(completion))
 
     def _end(self, request_id: str, ended: Ended) -> None:
-        self._streams.pop(request_id)(ended)
+        self._streams.pop(request_id).deliver(ended)
 
     def _fail_all(self, err: BaseException) -> None:
         for request_id in list(self._streams):
             self._end(request_id, _failure(err))
         for command in list(self._commands):
             command()
+
+
+@dataclass
+class _Outlet:
+    """Where a request's events go. Holds back what may become a stop text, and cuts it off."""
+
+    deliver: Deliver
+    stops: tuple[str, ...]
+    held: bytes = b""
+
+    def passed(self, data: bytes, stop: str | int | None) -> bytes:
+        """Return the bytes that are certain to be said, given why the request ended, if it did."""
+        data, self.held = self.held + data, b""
+        if isinstance(stop, str):
+            return data[: data.index(stop.encode())]
+        texts = [text.encode() for text in self.stops]
+        longest = max((len(text) for text in texts), default=1)
+        for count in range(min(len(data), longest - 1), 0, -1):
+            if any(text.startswith(data[-count:]) for text in texts):
+                self.held = data[-count:]
+                return data[:-count]
+        return data
 
 
 async def _drain(queue: "asyncio.Queue[Event]") -> AsyncGenerator[Event]:

@@ -205,7 +205,7 @@ class TokensApi:
         return [task.result() for task in tasks]
 
     def _choice(self, index: int, done: _Done, options: Mapping[str, Any]) -> dict[str, Any]:
-        text, stop = _cut(done.data, done.ended), done.ended.stop
+        text, stop = done.data.decode("utf-8", errors="replace"), done.ended.stop
         echoed = self._front.encoding.decode(done.prompt_ids) if options.get("echo") else ""
         choice: dict[str, Any] = {
             "index": index,
@@ -305,16 +305,6 @@ def _is_id(value: Any) -> bool:
 
 def _seed(sampling: dict[str, Any], index: int) -> dict[str, Any]:
     return {"seed": sampling["seed"] + index} if index and "seed" in sampling else {}
-
-
-def _cut(raw: bytes, ended: Ended) -> str:
-    """Return the text before the stop text."""
-    text = raw.decode("utf-8", errors="replace")
-    return (
-        text[: text.index(ended.stop)]
-        if isinstance(ended.stop, str) and ended.stop in text
-        else text
-    )
 
 
 def _usage(prompts: list[_Done], done: list[_Done]) -> dict[str, Any]:
