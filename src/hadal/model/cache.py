@@ -9,7 +9,7 @@ and restoring it is exact (spec T8). Entries are kept by an `EntryStore`: here o
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -33,6 +33,7 @@ _SERIALS = itertools.count()
 """Unique in the process, so that no cache takes another's snapshot for its own."""
 
 
+@runtime_checkable
 class EntryStore(Protocol):
     """Compressed entries, or index keys, of one sequence in one layer."""
 
