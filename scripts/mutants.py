@@ -114,8 +114,8 @@ MUTANTS = (
     Mutant(
         "tie goes to the highest index",
         "selection.py",
-        "(scores_TC.float() + 0.0)",
-        "(scores_TC.float() + 1e-9 * index_C)",
+        "(scores.float() + 0.0)",
+        "(scores.float() + 1e-9 * index)",
     ),
     Mutant(
         "entry rotated at its index",

@@ -107,14 +107,14 @@ _NO_ENTRY = -(2**63)
 """Orders below every entry, so that it is never chosen where there are `k` of them."""
 
 
-def _order_keys(scores_TC: Float[Tensor, "T C"], index_C: Tensor) -> Int[Tensor, "T C"]:
+def _order_keys(scores: Float[Tensor, "..."], index: Tensor) -> Int[Tensor, "..."]:
     """Return whole numbers that order as (score, then lowest index first), all different.
 
     A float's bits order like its value once the negative ones are turned over; adding zero makes
     one zero of the two.
     """
-    bits = (scores_TC.float() + 0.0).view(torch.int32)
-    return (_turned(bits).long() << 32) | (_LAST_INDEX - index_C)
+    bits = (scores.float() + 0.0).view(torch.int32)
+    return (_turned(bits).long() << 32) | (_LAST_INDEX - index)
 
 
 def _scores_of(keys: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
