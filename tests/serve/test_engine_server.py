@@ -114,6 +114,29 @@ def test_stop_texts_are_cut_off_and_nothing_else(engine_url, streamed):
     assert text_of(stop=[whole[-3:] + "and more"])[0] == whole  # held back, then let go
 
 
+def test_a_streamed_completion_says_what_a_whole_one_says(engine_url):
+    """Text, ids, log-probabilities and the tokens so far."""
+    ask = {"prompt": "List", "max_tokens": 12, "seed": 1, "logprobs": 2, "return_token_ids": True}
+    url = f"{engine_url}/v1/completions"
+    [whole] = httpx.post(url, json=ask, timeout=60).json()["choices"]
+    pieces, counts = [], []
+    body = ask | {"stream": True, "stream_options": {"continuous_usage_stats": True}}
+    with httpx.stream("POST", url, json=body, timeout=60) as events:
+        for line in events.iter_lines():
+            if line.startswith("data: {"):
+                event = json.loads(line.removeprefix("data: "))
+                pieces += event["choices"]
+                if "usage" in event:
+                    counts.append(event["usage"]["completion_tokens"])
+    assert "".join(p["text"] for p in pieces) == whole["text"]
+    assert [i for p in pieces for i in p.get("token_ids", ())] == whole["token_ids"]
+    scored = [p["logprobs"] for p in pieces if p["logprobs"]]
+    for name in ("tokens", "token_logprobs", "top_logprobs"):
+        assert [v for s in scored for v in s[name]] == whole["logprobs"][name]
+    assert counts == sorted(counts)
+    assert counts[-1] == 12
+
+
 def test_routed_experts_and_token_ids_for_trainers():
     ask = {
         "token_ids": [0, 5, 6, 7],
@@ -136,10 +159,15 @@ def test_routed_experts_and_token_ids_for_trainers():
         ("/v1/chat/completions", b'{"messages": 3}', 400, "messages"),
         ("/v1/chat/completions", b'{"messages": []}', 400, ""),
         ("/v1/chat/completions", {**QUESTION, "temperature": -1}, 400, "temperature"),
-        ("/v1/chat/completions", {**QUESTION, "n": 0}, 400, "n: expected 1 to 128"),
+        ("/v1/chat/completions", {**QUESTION, "n": 0}, 400, "n: Input should be greater"),
         ("/v1/chat/completions", {**QUESTION, "stop": 3}, 400, "stop"),
         ("/v1/chat/completions", {**QUESTION, "reasoning_effort": "huge"}, 400, "effort"),
         ("/v1/completions", {"prompt": []}, 400, "prompt"),
+        ("/v1/completions", {"prompt": "a", "stream_options": "yes"}, 400, "stream_options"),
+        ("/v1/completions", {"prompt": "a", "suffix": "b"}, 400, "suffix"),
+        ("/inference/v1/generate", {"token_ids": [5], "stream": True}, 400, "stream"),
+        ("/inference/v1/generate", {"token_ids": [5], "cache_salt": "s"}, 400, "cache_salt"),
+        ("/tokenize", {"prompt": ["a", "b"]}, 400, "prompt"),
         ("/v1/completions", {"prompt": [200_000]}, 400, "token ids"),
         ("/v1/completions", {"prompt": "a", "stopp": "b"}, 400, "stopp: is not a known field"),
         ("/v1/completions", {"prompt": [5] * 5000}, 400, "context too long"),

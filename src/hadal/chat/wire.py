@@ -49,6 +49,8 @@ logger = logging.getLogger(__name__)
 _LISTED_MAX: Final = 20
 """Faults spelled out in one message; the rest is counted, since a body may hold a million."""
 _KEY_LEN_MAX: Final = 64
+_TEXTS: Final = {"extra_forbidden": "is not a known field"}
+"""Our words for pydantic's kinds of faults, where its own would puzzle."""
 _NOTHING: Final[Mapping[str, str]] = {}
 
 ModelT = TypeVar("ModelT", bound="WireModel")
@@ -99,7 +101,10 @@ class Reading:
                 ) from None
             details = err.errors(include_url=False, include_context=False, include_input=False)
             # `from None`: pydantic's own text quotes the input.
-            raise _error_of([_Fault(_join(path, e["loc"]), e["msg"]) for e in details]) from None
+            faults = [
+                _Fault(_join(path, e["loc"]), _TEXTS.get(e["type"], e["msg"])) for e in details
+            ]
+            raise _error_of(faults) from None
 
     def tagged(
         self,

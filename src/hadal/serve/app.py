@@ -19,6 +19,7 @@ from hadal.serve.chat_api import ChatApi
 from hadal.serve.http import ClientGoneError, HttpError, error_response, now, read_body
 from hadal.serve.messages_api import MessagesApi
 from hadal.serve.metrics import MeteredBackend
+from hadal.serve.openapi import document
 from hadal.serve.responses_api import ResponsesApi
 from hadal.serve.tokens_api import TokensApi
 from hadal.serve.turn import Front
@@ -120,7 +121,12 @@ def _plain_routes(server: _Server) -> list[Route]:
     async def metrics(request: Request) -> Response:
         return Response(server.metered.exposition(), media_type="text/plain; version=0.0.4")
 
+    async def openapi(request: Request) -> Response:
+        return JSONResponse(described)
+
+    described = document()
     handlers = {
+        "/openapi.json": openapi,
         "/health": health,
         "/readyz": health,
         "/livez": alive,
@@ -193,7 +199,10 @@ async def _http_exception(request: Request, err: Exception) -> Response:
     assert isinstance(err, HTTPException)
     where = f"{request.method} {request.url.path}"
     anthropic = request.url.path.startswith("/v1/messages")
-    return error_response(HttpError(err.status_code, f"{where}: {err.detail}"), anthropic=anthropic)
+    fault = HttpError(err.status_code, f"{where}: {err.detail}")
+    reply = error_response(fault, anthropic=anthropic)
+    reply.headers.update(err.headers or {})  # 405 has to say what is allowed
+    return reply
 
 
 async def _unexpected(request: Request, err: Exception) -> Response:

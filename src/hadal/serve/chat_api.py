@@ -34,10 +34,19 @@ from hadal.serve.http import (
     until_gone,
     with_pings,
 )
-from hadal.serve.sampling import chat_sampling
+from hadal.serve.options import ChatOptions, checked
+from hadal.serve.sampling import chat_sampling, seeded
 from hadal.serve.turn import Finished, Front, Said, Turn, Usage
 
-__all__ = ["ChatApi", "Piece", "last_of", "logprob_entry", "reasoning_headers", "usage_of"]
+__all__ = [
+    "ChatApi",
+    "Piece",
+    "last_of",
+    "logprob_entry",
+    "reasoning_headers",
+    "token_counts",
+    "usage_of",
+]
 
 Piece = Prefill | Said | Finished
 
@@ -61,14 +70,14 @@ class ChatApi:
             HadalError: It cannot be answered.
         """
         conversation = from_chat_request(body, unknown="warn")
-        options = conversation.options
+        options = checked(ChatOptions, conversation.options)
         conversation = _continued(conversation)
         sampling = chat_sampling(options)
-        count = _count(options.get("n", 1))
+        count = options.get("n", 1)
         turn = self._front.open(conversation, scope=scope)
         reply = _Reply(self._front, turn, options)
         runs = [
-            self._front.run(turn, _seeded(sampling, i), response_id=reply.id, scope=scope)
+            self._front.run(turn, seeded(sampling, i), response_id=reply.id, scope=scope)
             for i in range(count)
         ]
         headers = reasoning_headers(turn)
@@ -95,18 +104,6 @@ def _continued(conversation: Conversation) -> Conversation:
             "needs an assistant message at the end", where="continue_final_message"
         )
     return replace(conversation, messages=(*before, replace(last, prefix=True)))
-
-
-def _count(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 128:
-        raise InvalidConversationError(f"expected 1 to 128, got {value!r}", where="n")
-    return value
-
-
-def _seeded(sampling: dict[str, Any], index: int) -> dict[str, Any]:
-    """Give each of several choices a seed of its own."""
-    seed = sampling.get("seed")
-    return sampling if seed is None or not index else sampling | {"seed": seed + index}
 
 
 def reasoning_headers(turn: Turn) -> dict[str, str]:
@@ -181,9 +178,10 @@ class _Reply:
         self._created = now()
         self._hidden = options.get("include_reasoning") is False
         self._ids = bool(options.get("return_token_ids"))
-        stream = options.get("stream_options") or {}
+        stream = options.get("stream_options", {})
         self._with_usage = bool(stream.get("include_usage"))
         self._running_usage = bool(stream.get("continuous_usage_stats"))
+        self._num_said = 0
         self._calls: dict[tuple[int, int], dict[str, Any]] = {}
 
     def whole(self, choices: list[Finished]) -> dict[str, Any]:
@@ -256,6 +254,10 @@ class _Reply:
             chunks[0]["choices"][0]["logprobs"] = self._logprobs(piece.logprobs)
         if chunks and self._ids:
             chunks[0]["choices"][0]["token_ids"] = list(piece.token_ids)
+        self._num_said += len(piece.token_ids)
+        if self._running_usage:
+            counts = token_counts(len(self._turn.prompt_ids), self._num_said)
+            chunks = [chunk | {"usage": counts} for chunk in chunks]
         return [data(chunk) for chunk in chunks]
 
     def _delta(self, index: int, delta: Delta) -> dict[str, Any] | None:
@@ -311,16 +313,21 @@ def logprob_entry(decode: Any, scored: TokenLogprob) -> dict[str, Any]:
     return entry(scored.token_id, scored.logprob) | {"top_logprobs": top}
 
 
+def token_counts(prompt: int, completion: int) -> dict[str, Any]:
+    """Return the tokens of a request as OpenAI's APIs name them."""
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
+
+
 def usage_of(usages: list[Usage]) -> dict[str, Any]:
     """Return the tokens of a response, all choices together."""
     prompt, completion = usages[0].prompt, sum(u.completion for u in usages)
     reasoning = sum(u.reasoning for u in usages)
-    usage: dict[str, Any] = {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "completion_tokens_details": {"reasoning_tokens": reasoning},
-    }
+    usage = token_counts(prompt, completion)
+    usage["completion_tokens_details"] = {"reasoning_tokens": reasoning}
     cached = usages[0].cached
     if cached is not None:
         usage["prompt_tokens_details"] = {"cached_tokens": cached}

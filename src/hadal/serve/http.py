@@ -26,7 +26,12 @@ __all__ = [
     "ClientGoneError",
     "HttpError",
     "anthropic_error",
+    "comment",
+    "data",
+    "error_response",
     "event_stream",
+    "first_of",
+    "named",
     "new_id",
     "now",
     "openai_error",
@@ -123,7 +128,7 @@ async def read_body(request: Request, limit: int) -> bytes:
             raise HttpError(
                 413,
                 f"the body is too large: expected at most {limit:,} bytes",
-                hint="start the server with a larger --max-body-bytes",
+                hint="start the server with a larger --max-body",
             )
         parts.append(part)
     return b"".join(parts)

@@ -1,6 +1,5 @@
 """`/v1/messages` and `/v1/messages/count_tokens`: the Anthropic shape."""
 
-import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -31,6 +30,7 @@ from hadal.serve.http import (
     until_gone,
     with_pings,
 )
+from hadal.serve.options import MessagesOptions, checked
 from hadal.serve.sampling import messages_sampling
 from hadal.serve.turn import Finished, Front, Turn, Usage
 
@@ -58,12 +58,13 @@ class MessagesApi:
             HadalError: It cannot be answered.
         """
         conversation = from_anthropic_request(body, unknown="warn")
-        sampling = messages_sampling(conversation.options)
+        options = checked(MessagesOptions, conversation.options)
+        sampling = messages_sampling(options)
         turn = self._front.open(conversation, scope=scope)
         response_id = new_id("msg_")
         run = self._front.run(turn, sampling, response_id=response_id, scope=scope)
         headers = reasoning_headers(turn)
-        if conversation.options.get("stream"):
+        if options.get("stream"):
             _, pieces = await first_of(run)
             writer = _Writer(self._front.model, response_id, turn)
             return event_stream(writer.stream(pieces, self._ping_s), headers)
@@ -163,7 +164,6 @@ class _Writer:
 
     def _call(self, call: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the events of a whole call; its input is an object, whatever the model wrote."""
-        json.loads(call["json"])
         block = {"type": "tool_use", "id": call["id"], "name": call["name"], "input": {}}
         events = [*self._close(), self._start("tool_use", block)]
         events.append(self._piece({"type": "input_json_delta", "partial_json": call["json"]}))

@@ -36,6 +36,7 @@ from hadal.serve.http import (
     until_gone,
     with_pings,
 )
+from hadal.serve.options import ResponsesOptions, checked
 from hadal.serve.sampling import responses_sampling
 from hadal.serve.turn import Finished, Front, Usage
 
@@ -66,15 +67,16 @@ class ResponsesApi:
         """
         raw = read_body(body)
         conversation = from_responses_request(raw, unknown="warn")
-        _refuse(conversation.options)
+        options = checked(ResponsesOptions, conversation.options)
+        _refuse(options)
         conversation, carried = self._with_history(conversation, scope)
-        sampling = responses_sampling(conversation.options)
+        sampling = responses_sampling(options)
         turn = self._front.open(conversation, scope=scope)
         reply = _Reply(self._front.model, raw, conversation)
         run = self._front.run(turn, sampling, response_id=reply.id, scope=scope)
         keeping = self._keeping(run, reply.id, carried, conversation, scope)
         headers = reasoning_headers(turn)
-        if conversation.options.get("stream"):
+        if options.get("stream"):
             _, pieces = await first_of(keeping)
             return event_stream(reply.stream(pieces, self._ping_s), headers)
         finished = await until_gone(request, last_of(keeping))
@@ -127,10 +129,6 @@ def _without_instructions(conversation: Conversation) -> tuple[Message, ...]:
 
 def _refuse(options: Mapping[str, Any]) -> None:
     """Refuse what would have to be done and is not."""
-    if options.get("background"):
-        raise InvalidConversationError(
-            "is not supported: keep the connection open", where="background"
-        )
     if options.get("conversation") is not None:
         raise InvalidConversationError(
             "lives on another server: use previous_response_id", where="conversation"

@@ -5,7 +5,13 @@ from typing import Any, Final
 
 from hadal.errors import InvalidConversationError
 
-__all__ = ["chat_sampling", "completion_sampling", "messages_sampling", "responses_sampling"]
+__all__ = [
+    "chat_sampling",
+    "completion_sampling",
+    "messages_sampling",
+    "responses_sampling",
+    "seeded",
+]
 
 _SAME: Final = (
     "temperature top_p top_k min_p min_tokens stop_token_ids ignore_eos seed presence_penalty "
@@ -18,16 +24,20 @@ def _shared(options: Mapping[str, Any]) -> dict[str, Any]:
     stop = options.get("stop")
     if stop is not None:
         sampling["stop"] = [stop] if isinstance(stop, str) else stop
-        if not isinstance(sampling["stop"], list):
-            raise InvalidConversationError("expected a text or a list of texts", where="stop")
     bias = options.get("logit_bias")
     if bias is not None:
         sampling["logit_bias"] = _bias(bias)
     return sampling
 
 
-def _bias(value: Any) -> dict[int, float]:
-    if not isinstance(value, Mapping) or not all(str(key).isdigit() for key in value):
+def seeded(sampling: dict[str, Any], index: int) -> dict[str, Any]:
+    """Give each of several choices a seed of its own."""
+    seed = sampling.get("seed")
+    return sampling if seed is None or not index else sampling | {"seed": seed + index}
+
+
+def _bias(value: Mapping[str, float]) -> dict[int, float]:
+    if not all(key.isascii() and key.isdigit() for key in value):
         raise InvalidConversationError("expected token ids with numbers", where="logit_bias")
     return {int(key): number for key, number in value.items()}
 

@@ -256,7 +256,9 @@ class Front:
         choice = conversation.tool_choice
         if choice == "none":
             return None
-        parallel = conversation.options.get("parallel_tool_calls", True) is not False
+        options = conversation.options
+        parallel = options.get("parallel_tool_calls") is not False
+        parallel = parallel and not options.get("disable_parallel_tool_use")
         grammar = self.encoding.grammar(conversation.tools, tool_choice=choice, parallel=parallel)
         thinks = turn.prompt.start == "reasoning"
         after = self.encoding.tokenizer.control_id(THINK_END) if thinks else None
