@@ -1,8 +1,10 @@
 """The same request gives the same tokens, whatever happens around it (issue: line 1)."""
 
 import pytest
+import torch
 
 from hadal.engine import LLM, Engine, EngineConfig, FinishReason, SamplingParams
+from hadal.model import logits
 from tests.engine.fixtures import cached_reference, greedy_reference, model_of, prompts
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
@@ -39,6 +41,28 @@ def test_chunked(budget):
     expected = [cached_reference(model_of(), ids, 12) for ids in asked]
     chunked = llm(max_num_batched_tokens=budget, max_num_seqs=4)
     assert tokens_of(chunked.generate(asked, GREEDY)) == expected
+
+
+@pytest.mark.parametrize("drafts", [0, 2])
+def test_log_probabilities_of_the_whole_vocabulary(drafts):
+    """To 1e-5 those of whole passes without a cache: in chunks, beside others, and from the cache."""
+    model = model_of("small_stack")
+    engine = llm("small_stack", max_num_batched_tokens=100, num_speculative_tokens=drafts)
+    asked = prompts(3, 300, 500, vocab=model.config.vocab_size)
+    every = SamplingParams(
+        temperature=0.0, max_tokens=6, ignore_eos=True, logprobs=model.config.vocab_size
+    )
+    cold = engine.generate(asked, every)
+    warm = engine.generate(asked, every)
+    assert all(c.prefix.hit for c in warm)
+    for done in (*cold, *warm):
+        ids = [*done.prompt_ids, *done.token_ids]
+        [whole_TV] = logits(model, [ids])
+        expected_TV = whole_TV[len(done.prompt_ids) - 1 : -1].log_softmax(-1)
+        for expected_V, found in zip(expected_TV, done.logprobs, strict=True):
+            top = dict(found.top)
+            got_V = torch.tensor([top[i] for i in range(len(expected_V))])
+            torch.testing.assert_close(got_V, expected_V, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("policy", ["all", "periodic", "none"])
