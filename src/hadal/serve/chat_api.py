@@ -27,10 +27,10 @@ from hadal.serve.http import (
     comment,
     data,
     event_stream,
-    first_of,
     new_id,
     now,
     openai_error,
+    started,
     until_gone,
     with_pings,
 )
@@ -84,7 +84,7 @@ class ChatApi:
         if options.get("stream"):
             merged = runs[0] if count == 1 else None
             pieces = _indexed(merged, 0) if merged is not None else _merged(runs)
-            _, pieces = await first_of(pieces)
+            pieces = await started(pieces)
             return event_stream(reply.stream(pieces, self._ping_s, count), headers)
         finished = await until_gone(request, _all(runs))
         return JSONResponse(reply.whole(finished), headers=headers)

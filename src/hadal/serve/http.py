@@ -4,8 +4,8 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing, suppress
 from typing import Any, Final, TypeVar
 
 from starlette.requests import Request
@@ -30,12 +30,12 @@ __all__ = [
     "data",
     "error_response",
     "event_stream",
-    "first_of",
     "named",
     "new_id",
     "now",
     "openai_error",
     "read_body",
+    "started",
     "status_of",
     "until_gone",
     "with_pings",
@@ -190,9 +190,7 @@ async def with_pings(items: AsyncGenerator[T], every_s: float) -> AsyncGenerator
             pending.cancel()
             with suppress(asyncio.CancelledError, StopAsyncIteration, HadalError):
                 await pending
-        close = getattr(items, "aclose", None)
-        if close is not None:
-            await close()
+        await items.aclose()
 
 
 def event_stream(
@@ -220,19 +218,15 @@ def comment(text: str) -> str:
     return f": {text}\n\n"
 
 
-async def first_of(items: AsyncGenerator[T]) -> tuple[T | None, AsyncGenerator[T]]:
+async def started(items: AsyncGenerator[T]) -> AsyncGenerator[T]:
     """Wait for the first item, so that an error before it can still have its own status."""
     first = await anext(items, None)
 
-    async def rest() -> AsyncGenerator[T]:
-        try:
+    async def all_of_them() -> AsyncGenerator[T]:
+        async with aclosing(items):
             if first is not None:
                 yield first
             async for item in items:
                 yield item
-        finally:
-            close: Callable[[], Awaitable[None]] | None = getattr(items, "aclose", None)
-            if close is not None:
-                await close()
 
-    return first, rest()
+    return all_of_them()

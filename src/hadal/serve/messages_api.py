@@ -24,9 +24,9 @@ from hadal.serve.http import (
     anthropic_error,
     comment,
     event_stream,
-    first_of,
     named,
     new_id,
+    started,
     until_gone,
     with_pings,
 )
@@ -65,7 +65,7 @@ class MessagesApi:
         run = self._front.run(turn, sampling, response_id=response_id, scope=scope)
         headers = reasoning_headers(turn)
         if options.get("stream"):
-            _, pieces = await first_of(run)
+            pieces = await started(run)
             writer = _Writer(self._front.model, response_id, turn)
             return event_stream(writer.stream(pieces, self._ping_s), headers)
         finished = await until_gone(request, last_of(run))

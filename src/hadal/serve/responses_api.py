@@ -28,11 +28,11 @@ from hadal.serve.http import (
     HttpError,
     comment,
     event_stream,
-    first_of,
     named,
     new_id,
     now,
     openai_error,
+    started,
     until_gone,
     with_pings,
 )
@@ -77,7 +77,7 @@ class ResponsesApi:
         keeping = self._keeping(run, reply.id, carried, conversation, scope)
         headers = reasoning_headers(turn)
         if options.get("stream"):
-            _, pieces = await first_of(keeping)
+            pieces = await started(keeping)
             return event_stream(reply.stream(pieces, self._ping_s), headers)
         finished = await until_gone(request, last_of(keeping))
         return JSONResponse(reply.whole(finished), headers=headers)

@@ -21,10 +21,10 @@ from hadal.serve.http import (
     comment,
     data,
     event_stream,
-    first_of,
     new_id,
     now,
     openai_error,
+    started,
     until_gone,
     with_pings,
 )
@@ -75,7 +75,7 @@ class TokensApi:
                 raise InvalidConversationError("streams one prompt and one choice", where="stream")
             if options.get("echo") and "logprobs" in sampling:
                 raise InvalidConversationError("has no logprobs when streamed", where="echo")
-            _, events = await first_of(self._events(prompts[0], sampling))
+            events = await started(self._events(prompts[0], sampling))
             return event_stream(self._stream(events, prompts[0], options))
         work = [(ids, seeded(sampling, i)) for ids in prompts for i in range(count)]
         done = await until_gone(request, self._all(work))
