@@ -10,6 +10,7 @@ that was stopped goes on where it was; figures are appended to a file as they ar
 import argparse
 import json
 import random
+import statistics
 import time
 from pathlib import Path
 
@@ -18,8 +19,10 @@ import torch
 from hadal.engine import Engine, EngineConfig, SamplingParams
 from hadal.model import ModelConfig, Transformer, randomize
 
-DECODED = 8
+DECODED = 16
 """Tokens decoded at each length."""
+CHUNKS = 16
+"""Of the prefill before each length, those that are reported."""
 
 
 def resident_bytes() -> int:
@@ -37,7 +40,7 @@ def peak_bytes() -> int:
 def measure(engine: Engine, ids: list[int], before: int) -> dict[str, object]:
     """Grow the sequence to these tokens, decode a few, and report."""
     engine.add(ids, SamplingParams(temperature=0.0, max_tokens=DECODED + 1, ignore_eos=True))
-    prefill: list[tuple[float, int]] = []
+    prefill: list[float] = []
     decode: list[float] = []
     done = None
     while engine.has_work:
@@ -45,15 +48,17 @@ def measure(engine: Engine, ids: list[int], before: int) -> dict[str, object]:
         [update] = engine.step()
         seconds = time.perf_counter() - start
         if done == len(ids):
-            decode.append(seconds)
+            decode.append(1e3 * seconds)
         else:
-            prefill.append((seconds, update.num_run))
+            prefill.append(1e3 * seconds / update.num_run)
         done = update.prefill[0]
-    last = prefill[-5:-1] or prefill
+    last = prefill[-CHUNKS - 1 : -1] or prefill  # the very last may be a short one
     return {
         "tokens": len(ids),
-        "prefill_ms_per_token": 1e3 * sum(s for s, _ in last) / sum(n for _, n in last),
-        "decode_ms_per_token": 1e3 * sorted(decode)[len(decode) // 2],
+        "prefill_ms_per_token": statistics.median(last),
+        "prefill_ms_per_token_best": min(last),
+        "decode_ms_per_token": statistics.median(decode),
+        "decode_ms_per_token_best": min(decode),
         "resident_mb_over_weights": (resident_bytes() - before) / 1e6,
         "peak_mb": peak_bytes() / 1e6,
         "blocks_mb": -(-len(ids) // 128) * engine.memory.block_bytes / 1e6,
