@@ -31,6 +31,8 @@ class EngineOptions:
 
     Attributes:
         device: Where the model runs, as torch names it.
+        dtype: Of activations. Default: what the checkpoint has.
+        tensor_parallel: Processes that divide the weights and the work among them.
         max_model_len: Longest prompt and completion together.
         max_num_seqs: Requests that are worked on at a time.
         max_num_batched_tokens: Tokens of one step.
@@ -42,6 +44,8 @@ class EngineOptions:
     """
 
     device: str = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    tensor_parallel: int = 1
     max_model_len: int | None = None
     max_num_seqs: int = 32
     max_num_batched_tokens: int = 2048
@@ -53,12 +57,10 @@ class EngineOptions:
 
     def backend(self, checkpoint: Path, tokenizer: Tokenizer) -> "Backend":
         """Load a checkpoint and start its engine."""
-        from hadal.checkpoint import load
-        from hadal.engine import Engine, EngineConfig
+        from hadal.engine import EngineConfig, open_engine
         from hadal.serve import EngineBackend
         from hadal.serve.constraint import GrammarCompiler
 
-        model = load(checkpoint, device=self.device)
         config = EngineConfig(
             max_model_len=self.max_model_len,
             max_num_seqs=self.max_num_seqs,
@@ -67,10 +69,17 @@ class EngineOptions:
             disk_path=self.disk,
             disk_bytes=self.disk_size,
             num_speculative_tokens=self.drafts,
+            tensor_parallel_size=self.tensor_parallel,
             step_log=self.step_log,
         )
-        engine = Engine(model, config, token_bytes=lambda i: tokenizer.bytes_or_none(i) or b"")
-        numbers = model.config
+        engine = open_engine(
+            checkpoint,
+            config,
+            device=self.device,
+            dtype=self.dtype,
+            token_bytes=lambda i: tokenizer.bytes_or_none(i) or b"",
+        )
+        numbers = engine.model.config
         compiler = GrammarCompiler(tokenizer, numbers.vocab_size, numbers.eos_token_id)
         return EngineBackend(engine, tokenizer.decode_bytes, compile_grammar=compiler)
 

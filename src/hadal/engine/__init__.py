@@ -7,6 +7,7 @@ a plan, the stepper runs it, the hybrid cache keeps what can be used again.
 from hadal.engine.completion import Completion, FinishReason, PrefixUse, TokenLogprobs, Update
 from hadal.engine.engine import Engine
 from hadal.engine.engine_config import EngineConfig, WindowPolicy
+from hadal.engine.launch import open_engine
 from hadal.engine.llm import LLM
 from hadal.engine.memory import MemoryPlan
 from hadal.engine.sampling_params import Constraint, SamplingParams
@@ -26,5 +27,6 @@ __all__ = [
     "TokenLogprobs",
     "Update",
     "WindowPolicy",
+    "open_engine",
     "replay_step",
 ]

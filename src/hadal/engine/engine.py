@@ -4,7 +4,9 @@ It knows no clock and no thread; `LLM` drives it to the end, a server from a thr
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from hashlib import blake2b
+from typing import Any
 
 from hadal.config import ModelConfig
 from hadal.engine.block_pool import BLOCK_TOKENS
@@ -21,7 +23,8 @@ from hadal.engine.scheduler import Scheduler, StepPlan
 from hadal.engine.step_log import StepLog
 from hadal.engine.stepper import Outcome, Stepper, TokenBytes
 from hadal.engine.storage_format import default_format, storage_format
-from hadal.errors import CapacityError, ConfigError, ContextLengthError, InputError
+from hadal.engine.team import SOLO, Team
+from hadal.errors import CapacityError, ConfigError, ContextLengthError, EngineError, InputError
 from hadal.model import Transformer
 
 __all__ = ["Engine"]
@@ -34,6 +37,7 @@ class Engine:
         model: The network, in evaluation.
         config: How to serve.
         token_bytes: Exact bytes of a token id, for stop texts.
+        team: Processes that hold the other parts of the model, if it was divided.
 
     Attributes:
         memory: What it takes, by purpose.
@@ -50,17 +54,19 @@ class Engine:
         config: EngineConfig | None = None,
         *,
         token_bytes: TokenBytes | None = None,
+        team: Team = SOLO,
     ) -> None:
         self.model = model.eval()
         self.config = config = config or EngineConfig()
-        _check(config, model.config)
+        _check(config, model.config, team)
         name = config.cache_format
         if name == "auto":
             name = default_format(model.dtype, model.precision)
         stored = storage_format(name, model.config, model.dtype, model.precision)
         self.cache_format = name
         limit = config.max_model_len or model.config.max_position_embeddings
-        num_blocks = _num_blocks(model, config, BlockStorage(model, stored, 0).block_bytes)
+        block_bytes = BlockStorage(model, stored, 0).block_bytes
+        num_blocks = team.least(_num_blocks(model, config, block_bytes))
         self.max_model_len = min(limit, num_blocks * BLOCK_TOKENS)
         if config.max_model_len is not None and self.max_model_len < config.max_model_len:
             raise ConfigError(
@@ -74,7 +80,7 @@ class Engine:
             f"{self.fingerprint}|{config.weight_version}|{name}|{config.num_speculative_tokens > 0}".encode(),
             digest_size=16,
         ).digest()
-        self.cache = HybridCache(model, config, storage, root)
+        self.cache = HybridCache(model, config, storage, root, team)
         self.scheduler = Scheduler(config, self.cache)
         self.memory = MemoryPlan(
             weights=sum(t.numel() * t.element_size() for t in model.state_dict().values()),
@@ -91,7 +97,12 @@ class Engine:
             num_drafts=config.num_speculative_tokens,
             max_model_len=self.max_model_len,
             token_bytes=token_bytes,
+            team=team,
         )
+        self._team = team
+        self._closed = False
+        self._news: list[dict[str, Any]] = []
+        """What the rest of the team has not been told yet."""
         self._token_bytes = token_bytes
         header = {"model": self.fingerprint, "config": repr(config), "blocks": num_blocks}
         self._log = StepLog(config.step_log, header) if config.step_log is not None else None
@@ -148,6 +159,7 @@ class Engine:
         if self._log is not None:
             self._log.add(request_id, list(prompt_ids), request.seed, params)
         self.scheduler.add(request)
+        self._note("add", **_for_team(request))
         return request_id
 
     def cancel(self, request_id: str) -> Completion | None:
@@ -159,6 +171,7 @@ class Engine:
         if self._log is not None:
             self._log.write("cancel", id=request_id)
         self.scheduler.remove(request)
+        self._note("cancel", request_id=request_id)
         return self._completion(request)
 
     def step(self) -> list[Update]:
@@ -166,27 +179,63 @@ class Engine:
 
         Returns:
             An update for every request that something happened to.
+
+        Raises:
+            EngineError: A process of the team failed or is gone; this engine cannot go on.
         """
+        if self._team.leads:
+            self._team.share(self._news)
+            self._news = []
         plan = self.scheduler.plan()
         if not plan.work:
             return self._stuck() if self._requests else []
         try:
             outcomes = self._stepper.run(plan)
-        except BaseException:
+        except BaseException as err:
             self._abandon(plan)
-            raise
+            if self._team is SOLO or isinstance(err, EngineError):
+                raise
+            raise EngineError(f"a step failed, and the team with it: {err}") from err
         self.num_steps += 1
         if self._log is not None:
             self._record(plan, outcomes)
         return [self._update(outcome) for outcome in outcomes]
 
     def close(self) -> None:
-        """Cancel all requests and let go of the folder on disk."""
+        """Cancel all requests, dismiss the team, and let go of the folder on disk. Once is enough."""
+        if self._closed:
+            return
+        self._closed = True
         for request_id in list(self._requests):
             self.cancel(request_id)
+        if self._team.leads:
+            with suppress(EngineError):  # it may be gone already
+                self._team.share([{"kind": "end"}])
+        self._team.leave()
         self.cache.shut_down()
         if self._log is not None:
             self._log.close()
+
+    def follow(self) -> None:
+        """Do what the first process of the team does, until it closes its engine.
+
+        Raises:
+            EngineError: It is gone.
+        """
+        while True:
+            for news in self._team.share(None):
+                kind = news.pop("kind")
+                if kind == "end":
+                    return
+                if kind == "cancel":
+                    self.cancel(**news)
+                else:
+                    self.add(news["ids"], SamplingParams(**news["params"]), request_id=news["id"])
+            self.step()
+
+    def _note(self, kind: str, **news: Any) -> None:
+        if self._team is not SOLO and self._team.leads:
+            self._news.append({"kind": kind, **news})
 
     def _record(self, plan: StepPlan, outcomes: list[Outcome]) -> None:
         assert self._log is not None
@@ -289,11 +338,27 @@ class Engine:
             )
 
 
+def _for_team(request: Request) -> dict[str, Any]:
+    """Return what the other processes need of a request: not how its tokens are chosen."""
+    params = {
+        "max_tokens": request.params.max_tokens,
+        "prompt_logprobs": request.params.prompt_logprobs,
+        "return_routed_experts": request.params.return_routed_experts,
+    }
+    return {"id": request.request_id, "ids": request.ids, "params": params}
+
+
 def _is_token(value: object, vocab: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < vocab
 
 
-def _check(config: EngineConfig, model: ModelConfig) -> None:
+def _check(config: EngineConfig, model: ModelConfig, team: Team) -> None:
+    if config.tensor_parallel_size != team.shard.size:
+        raise ConfigError(
+            f"tensor_parallel_size {config.tensor_parallel_size}: this engine has one of "
+            f"{team.shard.size} parts of its model",
+            hint="give LLM the path of a checkpoint: it starts the other processes",
+        )
     drafts = config.num_speculative_tokens
     if drafts and not model.num_nextn_predict_layers:
         raise ConfigError(

@@ -37,6 +37,7 @@ class EngineConfig:
         num_speculative_tokens: Tokens that multi-token prediction proposes at a time; 0 for none.
         seed: Of requests that bring none.
         weight_version: Name of the weights; part of every cache key.
+        tensor_parallel_size: Processes that divide the weights and the work among them.
         step_log: File that records every step, for `hadal replay`; it holds every prompt.
     """
 
@@ -54,6 +55,7 @@ class EngineConfig:
     num_speculative_tokens: int = 0
     seed: int = 0
     weight_version: str = "default"
+    tensor_parallel_size: int = 1
     step_log: Path | None = None
 
     def __post_init__(self) -> None:
@@ -93,6 +95,7 @@ _CHECKS: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
     ),
     "checkpoint_bytes": (_at_least(0), "a number of bytes"),
     "disk_bytes": (_at_least(1), "a number of bytes"),
+    "tensor_parallel_size": (_at_least(1), "a whole number from 1"),
     "num_speculative_tokens": (_at_least(0), "a whole number from 0"),
     "seed": (_at_least(0), "a whole number from 0"),
 }

@@ -17,6 +17,7 @@ from hadal.engine.completion import PrefixUse
 from hadal.engine.disk_store import DiskStore, DiskUse
 from hadal.engine.engine_config import EngineConfig
 from hadal.engine.paged_cache import BlockStorage, SequenceBlocks
+from hadal.engine.team import SOLO, SharedStore, Team
 from hadal.model import SequenceCache, Slot, Transformer
 
 __all__ = ["Checkpoint", "HybridCache", "LiveSequence"]
@@ -98,17 +99,26 @@ class HybridCache:
         config: Of the engine.
         storage: Content of the blocks.
         root: Names the model, its weights and the stored format.
+        team: Processes with the same cache; the first one's folder on disk serves all.
     """
 
     def __init__(
-        self, model: Transformer, config: EngineConfig, storage: BlockStorage, root: BlockKey
+        self,
+        model: Transformer,
+        config: EngineConfig,
+        storage: BlockStorage,
+        root: BlockKey,
+        team: Team = SOLO,
     ) -> None:
         self._model = model
         self._config = config
         self._storage = storage
         self._root = root
         self.pool = BlockPool(storage.num_blocks)
-        self._disk = DiskStore(config.disk_path, config.disk_bytes) if config.disk_path else None
+        self._disk = None
+        if config.disk_path is not None:
+            store = DiskStore(config.disk_path, config.disk_bytes) if team.leads else None
+            self._disk = SharedStore(store, team)
         self._checkpoints: OrderedDict[BlockKey, Checkpoint] = OrderedDict()
         self._passing: set[BlockKey] = set()
         """Checkpoints that a live sequence replaces by its next one."""

@@ -8,13 +8,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hadal.checkpoint import load
 from hadal.engine.completion import Completion
 from hadal.engine.engine import Engine
 from hadal.engine.engine_config import EngineConfig
+from hadal.engine.launch import open_engine
 from hadal.engine.sampling_params import SamplingParams
 from hadal.engine.stepper import TokenBytes
-from hadal.errors import InputError
+from hadal.errors import ConfigError, InputError
 from hadal.model import Transformer
 
 __all__ = ["LLM"]
@@ -27,6 +27,8 @@ class LLM:
         model: A checkpoint's folder, or a model.
         config: How to serve; its fields can be given as keyword arguments instead.
         token_bytes: Exact bytes of a token id, for stop texts.
+        device: Where a checkpoint's model runs, as torch names it. A model is where it is.
+        dtype: Of its activations, as torch names it; None for what the checkpoint has.
         **settings: Fields of `EngineConfig`.
 
     Raises:
@@ -47,11 +49,21 @@ class LLM:
         config: EngineConfig | None = None,
         *,
         token_bytes: TokenBytes | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
         **settings: Any,
     ) -> None:
-        if not isinstance(model, Transformer):
-            model = load(model)
         config = replace(config or EngineConfig(), **settings)
+        if not isinstance(model, Transformer):
+            self.engine = open_engine(
+                model, config, device=device or "cpu", dtype=dtype, token_bytes=token_bytes
+            )
+            return
+        if (device, dtype) != (None, None):
+            raise ConfigError(
+                "device and dtype are for checkpoints",
+                hint="make the model in the dtype, and .to()",
+            )
         self.engine = Engine(model, config, token_bytes=token_bytes)
 
     def generate(

@@ -16,6 +16,7 @@ from hadal.engine.hybrid_cache import Checkpoint, HybridCache
 from hadal.engine.request import Request
 from hadal.engine.sampler import sample, token_logprobs
 from hadal.engine.scheduler import StepPlan, Work
+from hadal.engine.team import SOLO, Team
 from hadal.errors import EngineError
 from hadal.model import SequenceCache, Slot, Trace, Transformer
 
@@ -52,6 +53,17 @@ class Outcome:
         """Return whose work it is."""
         return self.work.request
 
+    def chosen(self) -> tuple[list[int], str | None]:
+        """Return what the other processes of a team must know: new tokens, and whether it ended."""
+        finish = self.request.finish
+        return self.token_ids, finish.value if finish is not None else None
+
+    def take(self, token_ids: list[int], finish: str | None) -> None:
+        """Do to the request what the first process of the team did."""
+        self.token_ids = token_ids
+        self.request.ids += token_ids
+        self.request.finish = FinishReason(finish) if finish is not None else None
+
 
 class Stepper:
     """Runs plans.
@@ -62,6 +74,7 @@ class Stepper:
         num_drafts: Tokens to propose after each step.
         max_model_len: Where every sequence ends.
         token_bytes: For stop texts; None if there can be none.
+        team: Processes that run the same plans; the first one chooses the tokens.
     """
 
     def __init__(
@@ -72,12 +85,14 @@ class Stepper:
         num_drafts: int,
         max_model_len: int,
         token_bytes: TokenBytes | None,
+        team: Team = SOLO,
     ) -> None:
         self._model = model
         self._cache = cache
         self._num_drafts = num_drafts
         self._max_model_len = max_model_len
         self._token_bytes = token_bytes
+        self._team = team
 
     def run(self, plan: StepPlan) -> list[Outcome]:
         """Run a plan's work. Requests are changed: tokens, state, and whether they are finished."""
@@ -143,9 +158,14 @@ class Stepper:
         if not sum(counts):
             return
         logits = self._model.logits(torch.cat(rows)).split(counts)
-        for outcome, low, logits_TV in zip(outcomes, wanted, logits, strict=True):
-            if logits_TV.shape[0]:
-                self._choose_for(outcome, low, logits_TV)
+        if self._team.leads:
+            for outcome, low, logits_TV in zip(outcomes, wanted, logits, strict=True):
+                if logits_TV.shape[0]:
+                    self._choose_for(outcome, low, logits_TV)
+        chosen = self._team.share([o.chosen() for o in outcomes])
+        if not self._team.leads:
+            for outcome, choice in zip(outcomes, chosen, strict=True):
+                outcome.take(*choice)
 
     def _logit_rows(self, outcome: Outcome) -> int:
         """Return from which row of a piece of work on logits are needed."""
@@ -298,12 +318,9 @@ class Stepper:
         caches = [_draft_cache(r) for r in active]
         snapshots = [c.snapshot() for c in caches]
         for depth in range(self._num_drafts):
-            for request in active:
-                assert request.draft_state is not None
-                logits_V, _ = request.draft_state
-                position = len(request.ids) + len(request.drafts)
-                drafted = sample(logits_V, request.params, seed=request.seed, position=position)
-                request.drafts.append(drafted)
+            drafted = [_drafted(r) for r in active] if self._team.leads else []
+            for request, token in zip(active, self._team.share(drafted), strict=True):
+                request.drafts.append(token)
             if depth + 1 == self._num_drafts or not active:
                 break
             logits, streams = self._model.draft(
@@ -335,6 +352,13 @@ def _draft_cache(request: Request) -> SequenceCache:
     assert request.sequence is not None
     assert request.sequence.draft is not None
     return request.sequence.draft
+
+
+def _drafted(request: Request) -> int:
+    """Return the next draft: what the model would be asked for, asked of the MTP block."""
+    assert request.draft_state is not None
+    position = len(request.ids) + len(request.drafts)
+    return sample(request.draft_state[0], request.params, seed=request.seed, position=position)
 
 
 def _wants_draft(request: Request) -> bool:

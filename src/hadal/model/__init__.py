@@ -9,6 +9,7 @@ from hadal.model.cache import LayerCache, SequenceCache, Slot, Snapshot
 from hadal.model.initialize import initialize, randomize
 from hadal.model.precision import Precision
 from hadal.model.sequences import logits
+from hadal.model.sharding import Shard
 from hadal.model.trace import Trace
 from hadal.model.training import TrainingOutput, training_forward
 from hadal.model.transformer import Transformer
@@ -19,6 +20,7 @@ __all__ = [
     "ModelConfig",
     "Precision",
     "SequenceCache",
+    "Shard",
     "Slot",
     "Snapshot",
     "Trace",

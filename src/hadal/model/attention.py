@@ -22,6 +22,7 @@ from hadal.model.norm import RMSNorm, rms_norm
 from hadal.model.product import product
 from hadal.model.rope import rotate
 from hadal.model.selection import Selection, all_visible, visible_entries
+from hadal.model.sharding import WHOLE, Shard, take_rows
 from hadal.model.trace import Trace
 
 __all__ = ["Attention"]
@@ -40,6 +41,9 @@ class Attention(nn.Module):
         self.name = name
         self.kind = kind
         self.precision = formats.precision
+        self.shard = WHOLE
+        self.num_heads = heads
+        self.num_groups = config.o_groups
         self.wq_a = Linear(config.hidden_size, latent, Role.DENSE, formats)
         self.q_norm = RMSNorm(latent, config.rms_norm_eps, formats.dtype)
         self.wq_b = Linear(latent, heads * width, Role.DENSE, formats)
@@ -62,6 +66,17 @@ class Attention(nn.Module):
         if self.indexer is not None:
             cache.index_tail = self.indexer.compressor.fresh_tail(device)
         return cache
+
+    def divide(self, shard: Shard) -> None:
+        """Keep this process's heads and output groups. Keys, entries and indexer serve all heads."""
+        heads = shard.part(self.num_heads, "attention heads")
+        self.num_groups = len(shard.part(self.num_groups, "output groups"))
+        self.num_heads = len(heads)
+        self.wq_b.divide(shard, gathers=False)
+        take_rows(self, "attn_sink", heads)
+        self.wo_a.divide(shard, gathers=False)
+        self.wo_b.divide(shard)
+        self.shard = shard
 
     def takes(self, cache: LayerCache, dtype: torch.dtype) -> bool:
         """Return whether a state is one of this layer's, in this dtype."""
@@ -94,13 +109,13 @@ class Attention(nn.Module):
             total = torch.cat(losses)  # empty where no query sees an entry yet
             trace.indexer_losses[self.name] = total.sum() / max(total.numel(), 1)
         o_THK = rotate(torch.cat(outputs), batch.rotation(self.kind), inverse=True)
-        return self.wo_b(self._grouped_projection(o_THK))
+        return self.wo_b(self.shard.gather(self._grouped_projection(o_THK)))
 
     def _project(self, x_TD: Tensor, batch: RaggedBatch, *, training: bool) -> Projected:
         """Compute everything that a token needs no other token for."""
         config, rotation = self.config, batch.rotation(self.kind)
         latent_TR = self.q_norm(self.wq_a(x_TD))
-        q_THK = self.wq_b(latent_TR).unflatten(-1, (config.num_attention_heads, -1))
+        q_THK = self.wq_b(latent_TR).unflatten(-1, (self.num_heads, -1))
         q_THK = rotate(rms_norm(q_THK, config.rms_norm_eps), rotation)
         window = rotate(self.kv_norm(self.wkv(x_TD)), rotation)
         projected = {
@@ -205,7 +220,7 @@ class Attention(nn.Module):
 
     def _grouped_projection(self, o_THK: Float[Tensor, "T H K"]) -> Float[Tensor, "T GR"]:
         """Project each group of consecutive heads by its own block of `wo_a` (spec 2.6)."""
-        groups = self.config.o_groups
+        groups = self.num_groups
         o_TGI = o_THK.flatten(1).unflatten(1, (groups, -1))
         weight_GOI = self.wo_a.dense_weight().to(o_THK.dtype).unflatten(0, (groups, -1))
         return torch.cat([product(o_TGI[:, g], weight_GOI[g]) for g in range(groups)], dim=1)

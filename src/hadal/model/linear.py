@@ -18,6 +18,7 @@ from hadal.config import ModelConfig
 from hadal.model import quant
 from hadal.model.precision import Precision
 from hadal.model.product import product
+from hadal.model.sharding import WHOLE, Shard, take_rows
 
 __all__ = ["Format", "Formats", "Linear", "Role"]
 
@@ -86,6 +87,7 @@ class Linear(nn.Module):
         self.format = formats.stored_as(role)
         self.precision = formats.precision
         self.scale_dtype = formats.scale_dtype
+        self.shard = WHOLE
         tiles = (-(-out_features // 128), -(-in_features // 128))
         if self.format is Format.PLAIN:
             self.weight = nn.Parameter(
@@ -122,10 +124,22 @@ class Linear(nn.Module):
         """Multiply, in the dtype of `x`."""
         if self.precision.activations_fp8 and self.role in (Role.DENSE, Role.EXPERT):
             x = quant.round_trip_activations(x)
+        return self.shard.gather(self._columns(x))
+
+    def _columns(self, x: Tensor) -> Tensor:
         weight_OI = self.dense_weight()
         if self.format is Format.FP8 and self.scale_dtype == torch.float32:
             return product(x.float(), weight_OI).to(x.dtype)
         return product(x, weight_OI.to(x.dtype))
+
+    def divide(self, shard: Shard, *, gathers: bool = True) -> None:
+        """Keep this process's outputs only; gather those of all after each product if asked to."""
+        rows = shard.part(self.out_features, "outputs of a matrix")
+        self.out_features = len(rows)
+        take_rows(self, "weight", rows)
+        if self.scale is not None:
+            take_rows(self, "scale", rows, tile=128 if self.format is Format.FP8 else 1)
+        self.shard = shard if gathers else WHOLE
 
     def extra_repr(self) -> str:
         """Return the sizes and the format, for `print(model)`."""

@@ -14,6 +14,7 @@ from hadal.model.elementwise import silu, softplus
 from hadal.model.linear import Formats, Linear, Role
 from hadal.model.losses import balance_loss
 from hadal.model.product import product
+from hadal.model.sharding import WHOLE, Shard
 from hadal.model.trace import Trace
 
 __all__ = ["Expert", "Gate", "MoE"]
@@ -77,6 +78,11 @@ class Expert(nn.Module):
         self.w2 = Linear(inner, hidden, role, formats)
         self.w3 = Linear(hidden, inner, role, formats)
 
+    def divide(self, shard: Shard) -> None:
+        """Keep this process's columns of every matrix."""
+        for matrix in (self.w1, self.w2, self.w3):
+            matrix.divide(shard)
+
     def forward(
         self, x_TD: Float[Tensor, "T D"], weight_T: Float[Tensor, " T"] | None = None
     ) -> Float[Tensor, "T D"]:
@@ -98,11 +104,21 @@ class MoE(nn.Module):
     def __init__(self, config: ModelConfig, name: str, *, hashed: bool, formats: Formats) -> None:
         super().__init__()
         self.name = name
+        self.shard = WHOLE
+        self.own = range(config.n_routed_experts)
         self.gate = Gate(config, hashed=hashed, formats=formats)
         self.experts = nn.ModuleList(
             Expert(config, Role.EXPERT, formats) for _ in range(config.n_routed_experts)
         )
         self.shared_experts = Expert(config, Role.DENSE, formats)
+
+    def divide(self, shard: Shard) -> None:
+        """Keep this process's routed experts, and its columns of the shared one."""
+        self.own = shard.part(len(self.experts), "routed experts")
+        for expert_id in set(range(len(self.experts))) - set(self.own):
+            self.experts[expert_id] = nn.Module()
+        self.shared_experts.divide(shard)
+        self.shard = shard
 
     def forward(
         self,
@@ -120,7 +136,8 @@ class MoE(nn.Module):
         weights_TA = self.gate.weights(scores_TE, routes_TA)
         if trace is not None and not trace.replaying:
             self._record(trace, scores_TE, routes_TA, batch)
-        routed = self._routed(x_TD, routes_TA, weights_TA)
+        route = self._routed if self.shard is WHOLE else self._routed_by_all
+        routed = route(x_TD, routes_TA, weights_TA)
         return (routed + self.shared_experts(x_TD).float()).to(x_TD.dtype)
 
     def _routed(self, x_TD: Tensor, routes_TA: Tensor, weights_TA: Tensor) -> Tensor:
@@ -130,6 +147,21 @@ class MoE(nn.Module):
             token, slot = torch.where(routes_TA == expert_id)
             output = self.experts[expert_id](x_TD[token], weights_TA[token, slot])
             total_TD = total_TD.index_add(0, token, output.float())
+        return total_TD
+
+    def _routed_by_all(self, x_TD: Tensor, routes_TA: Tensor, weights_TA: Tensor) -> Tensor:
+        """Let every process run its experts; then sum in the same order as one process does."""
+        output_TAD = x_TD.new_zeros((*routes_TA.shape, x_TD.shape[1]), dtype=torch.float32)
+        for expert_id in self.own:
+            token, slot = torch.where(routes_TA == expert_id)
+            if token.shape[0]:
+                output = self.experts[expert_id](x_TD[token], weights_TA[token, slot])
+                output_TAD[token, slot] = output.float()
+        output_TAD = self.shard.combine(output_TAD)
+        order_TA = routes_TA.argsort(dim=1, stable=True)
+        total_TD = torch.zeros_like(output_TAD[:, 0])
+        for slot_T in order_TA.unbind(1):
+            total_TD += output_TAD[torch.arange(slot_T.shape[0], device=slot_T.device), slot_T]
         return total_TD
 
     def _record(

@@ -24,6 +24,7 @@ from hadal.model.linear import Formats, Linear, Role
 from hadal.model.norm import RMSNorm
 from hadal.model.precision import Precision
 from hadal.model.product import product
+from hadal.model.sharding import WHOLE, Shard
 from hadal.model.trace import Trace
 
 __all__ = ["MTPBlock", "Transformer"]
@@ -92,6 +93,7 @@ class Transformer(nn.Module):
         self.dtype = dtype
         self.storage = storage
         self.precision = precision or Precision.of(config)
+        self.shard = WHOLE
         formats = Formats(config=config, storage=storage, dtype=dtype, precision=self.precision)
         self.embed = nn.Embedding(
             config.vocab_size,
@@ -125,6 +127,24 @@ class Transformer(nn.Module):
     def mtp_blocks(self) -> list[MTPBlock]:
         """Return the multi-token-prediction blocks in order."""
         return [block for block in self.mtp if isinstance(block, MTPBlock)]
+
+    def divide(self, shard: Shard) -> None:
+        """Keep one process's part of the weights; from now on all processes must make the same calls.
+
+        Logits and streams are, bit for bit, those of the whole network. For inference: nothing here
+        carries gradients between processes.
+
+        Raises:
+            ConfigError: Some count or width cannot be divided among so many.
+        """
+        width = shard.part(self.config.hidden_size, "columns of the embedding")
+        for block in (*self.blocks, *self.mtp_blocks):
+            block.attn.divide(shard)
+            block.ffn.divide(shard)
+        self.head.divide(shard, gathers=False)
+        columns = self.embed.weight.detach()[:, width.start : width.stop].clone()
+        self.embed.weight = nn.Parameter(columns, requires_grad=False)
+        self.shard = shard
 
     def new_cache(self) -> SequenceCache:
         """Return the state of a sequence without tokens, for `forward`."""
@@ -173,7 +193,7 @@ class Transformer(nn.Module):
         """
         state, batch = self._begin(ids_T, lengths, caches, self.blocks, trace)
         with _recording(caches):
-            embedded_TD = self.embed(ids_T)
+            embedded_TD = self.shard.gather(self.embed(ids_T))
             streams_TMD = embedded_TD.unsqueeze(1).expand(-1, self.config.hc_mult, -1)
             return _run(self.blocks, streams_TMD, ids_T, batch, state, trace)
 
@@ -217,14 +237,15 @@ class Transformer(nn.Module):
                 f"draft: expected streams {list(expected)}, got {list(streams_TMD.shape)}"
             )
         with _recording(caches):
-            joined = block.join(streams_TMD, self.embed(next_ids_T))
+            embedded_TD = self.shard.gather(self.embed(next_ids_T))
+            joined = block.join(streams_TMD, embedded_TD)
             streams_TMD = _run([block], joined, next_ids_T, batch, state, trace)
             return self._head(streams_TMD, block, block.norm), streams_TMD
 
     def _head(self, streams_TMD: Tensor, owner: nn.Module, norm: RMSNorm) -> Tensor:
         fn, base, scale = (getattr(owner, f"hc_head_{n}") for n in ("fn", "base", "scale"))
         x_TD = norm(mhc.collapse(streams_TMD, fn, base, scale, self.config))
-        return product(x_TD.float(), self.head.weight.float())
+        return self.shard.gather(product(x_TD.float(), self.head.weight.float()))
 
     def _begin(
         self,
