@@ -179,6 +179,67 @@ def test_responses(streamed, by_id):
     assert prompts[1].startswith(prompts[0] + "Look.</think>Looking.")
 
 
+@pytest.mark.parametrize("streamed", [True, False])
+def test_responses_that_nobody_stores(streamed):
+    """A stateless client gets the reasoning sealed, sends nothing else back, and loses nothing."""
+    front = scripted(call("ls", said="Looking."), answer("Done."))
+    front.memory = None
+    ask = {
+        "model": "hadal",
+        "tools": RESPONSE_TOOLS,
+        "store": False,
+        "include": ["reasoning.encrypted_content"],
+    }
+    with serving(front) as url, client(url) as api:
+        if streamed:
+            with api.responses.stream(**ask, input="List the files.") as stream:
+                first = stream.get_final_response()
+        else:
+            first = api.responses.create(**ask, input="List the files.")
+        sent = [item.model_dump(exclude_none=True) for item in first.output]
+        sent[0] |= {"content": [], "summary": [{"type": "summary_text", "text": "shorter"}]}
+        made = first.output[-1]
+        result = {"type": "function_call_output", "call_id": made.call_id, "output": "a.txt"}
+        history = [{"role": "user", "content": "List the files."}, *sent, result]
+        api.responses.create(**ask, input=history)
+        sent[0]["encrypted_content"] = sent[0]["encrypted_content"][:-4]
+        with pytest.raises(openai.BadRequestError, match="is damaged"):
+            api.responses.create(**ask, input=history)
+    prompts = [encoding().decode(ids) for ids in front.backend.inner.prompts]
+    assert prompts[1].startswith(prompts[0] + "Look.</think>Looking.")
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_thinking_of_which_only_the_signature_came_back(streamed):
+    front = scripted(call("ls"), answer("Done."))
+    front.memory = None
+    parameters = TOOLS[0]["function"]["parameters"]
+    tools = [{"name": "run", "description": "Run.", "input_schema": parameters}]
+    ask = {"model": "hadal", "max_tokens": 100, "tools": tools}
+    with (
+        serving(front) as url,
+        anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as api,
+    ):
+        if streamed:
+            with api.messages.stream(**ask, messages=QUESTION) as stream:
+                first = stream.get_final_message()
+        else:
+            first = api.messages.create(**ask, messages=QUESTION)
+        turn = [block.model_dump(exclude_none=True) for block in first.content]
+        turn[0]["thinking"] = ""
+        result = {"type": "tool_result", "tool_use_id": turn[-1]["id"], "content": "a.txt"}
+        api.messages.create(
+            **ask,
+            messages=[
+                *QUESTION,
+                {"role": "assistant", "content": turn},
+                {"role": "user", "content": [result]},
+            ],
+        )
+    prompts = [encoding().decode(ids) for ids in front.backend.inner.prompts]
+    assert prompts[1].startswith(prompts[0] + "Look.</think>")
+
+
 def test_responses_that_are_not_known():
     with serving(scripted(answer("Done."))) as url, client(url) as api:
         with pytest.raises(openai.NotFoundError, match="is not known here"):

@@ -3,8 +3,8 @@
 A user message with results and text becomes several messages, in block order. The role `system` is
 taken within `messages` too, since agents send it there.
 
-The signature of a thinking block is neither verified nor kept; it is written as "". The message
-format has no error flag for a result, and dropping it would show a failure as a success: a result
+The signature of a thinking block holds its text again (`sealed`), which is read where a client left
+the text out; another server's is not kept. The message format has no error flag for a result, and dropping it would show a failure as a success: a result
 with `is_error` begins with the line `TOOL_ERROR_MARK`. A text block behind a call moves before it,
 and several thinking blocks of one message become one, parted by blank lines. Requests: `anthropic`.
 """
@@ -22,6 +22,7 @@ from hadal.chat.messages import (
     UserMessage,
 )
 from hadal.chat.reasoning_fields import UNREADABLE_HINT
+from hadal.chat.sealed import is_sealed, seal, unseal
 from hadal.chat.wire import (
     Reading,
     WireModel,
@@ -144,6 +145,15 @@ def _user(reading: Reading, value: Any, path: str) -> list[Message]:
     return messages
 
 
+def _thought(block: _Thinking, where: str) -> str:
+    """Return the reasoning of a block: sealed in its signature if the text was left out."""
+    text = read_text(block.thinking, f"{where}.thinking")
+    if text.strip() or not is_sealed(block.signature):
+        return text
+    assert block.signature is not None
+    return unseal(block.signature, f"{where}.signature")
+
+
 def _assistant(reading: Reading, value: Any, path: str) -> Message:
     texts: list[str] = []
     thoughts: list[str] = []
@@ -153,7 +163,7 @@ def _assistant(reading: Reading, value: Any, path: str) -> Message:
             case _Text():
                 texts.append(read_text(block.text, f"{where}.text"))
             case _Thinking():
-                thoughts.append(read_text(block.thinking, f"{where}.thinking"))
+                thoughts.append(_thought(block, where))
             case _:
                 assert isinstance(block, _ToolUse)
                 if (block.caller or {}).get("type", "direct") != "direct":
@@ -211,9 +221,9 @@ def to_anthropic_content(message: AssistantMessage) -> list[dict[str, Any]]:
     """
     blocks: list[dict[str, Any]] = []
     if message.reasoning_content is not None:
-        # Some clients drop a thinking block that has no signature field.
+        # Some clients drop a thinking block that has no signature field, some all but that field.
         thinking = {"type": "thinking", "thinking": message.reasoning_content}
-        blocks.append({**thinking, "signature": ""})
+        blocks.append({**thinking, "signature": seal(message.reasoning_content)})
     if message.content != "":
         blocks += [{"type": "text", "text": text} for text in parts_of(message.content, "content")]
     for place, call in enumerate(message.tool_calls):

@@ -23,6 +23,7 @@ from hadal.chat.messages import (
 )
 from hadal.chat.outcome import Termination
 from hadal.chat.responses_items import read_input
+from hadal.chat.sealed import seal
 from hadal.chat.wire import (
     Items,
     Reading,
@@ -160,11 +161,14 @@ def _response_format(reading: Reading, value: Any) -> dict[str, Any] | None:
     return {"type": "json_object"} if found.type == "json_object" else None
 
 
-def to_responses_output(message: AssistantMessage, *, response_id: str) -> list[dict[str, Any]]:
+def to_responses_output(
+    message: AssistantMessage, *, response_id: str, sealed: bool = False
+) -> list[dict[str, Any]]:
     """Write what the model said as output items.
 
     Ids derive from `response_id`, so that the same response always has the same ones. A call
-    without an id gets one.
+    without an id gets one. With `sealed` the reasoning also has its opaque form, for clients that
+    send nothing else back.
 
     Raises:
         InvalidConversationError: The content holds something other than text.
@@ -174,7 +178,9 @@ def to_responses_output(message: AssistantMessage, *, response_id: str) -> list[
     cut_kind = cut.get(message.termination) if message.termination else None
     items: list[dict[str, Any]] = []
     if message.reasoning_content is not None:
-        items.append({"id": f"rs_{stem}", **_written_reasoning(message.reasoning_content)})
+        opaque = {"encrypted_content": seal(message.reasoning_content)} if sealed else {}
+        written = _written_reasoning(message.reasoning_content)
+        items.append({"id": f"rs_{stem}", **written, **opaque})
     texts = parts_of(message.content, "content")
     if any(texts) or not (items or message.tool_calls):
         parts = [{"type": "output_text", "text": text, "annotations": []} for text in texts]

@@ -9,7 +9,7 @@ one, and there is none in between. Without reasoning, one call a turn is the usu
 assumed.
 
 Ids, `status` and `logprobs` are ignored on purpose, `encrypted_content` where the text stands
-beside it. Requests and writing: `openai_responses`.
+beside it; alone it is read if it is ours (`sealed`). Requests and writing: `openai_responses`.
 """
 
 from collections import defaultdict
@@ -26,6 +26,7 @@ from hadal.chat.messages import (
     UserMessage,
 )
 from hadal.chat.reasoning_fields import UNREADABLE_HINT
+from hadal.chat.sealed import is_sealed, unseal
 from hadal.chat.wire import (
     Items,
     Reading,
@@ -263,9 +264,12 @@ def _reasoning_text(reading: Reading, item: _Reasoning, path: str) -> str | None
     if item.content:
         kinds = ("reasoning_text", "text")
         return "".join(_tagged_texts(reading, item.content, f"{path}.content", kinds))
-    if item.summary:
+    if item.summary and not is_sealed(item.encrypted_content):
         summary = _tagged_texts(reading, item.summary, f"{path}.summary", ("summary_text",))
         return "\n\n".join(summary)
+    if is_sealed(item.encrypted_content):
+        assert item.encrypted_content is not None
+        return unseal(item.encrypted_content, f"{path}.encrypted_content")
     if item.encrypted_content:
         raise InvalidConversationError(
             "no text beside it", where=f"{path}.encrypted_content", hint=UNREADABLE_HINT

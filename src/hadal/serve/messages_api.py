@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from hadal.chat.anthropic import from_anthropic_request, to_anthropic_content
+from hadal.chat.sealed import seal
 from hadal.encoding.deltas import (
     ArgumentsDelta,
     CallEnd,
@@ -112,6 +113,7 @@ class _Writer:
         self._prompt_tokens = len(turn.prompt_ids)
         self._index = -1
         self._open: str | None = None
+        self._thought = ""
         self._calls: dict[int, dict[str, Any]] = {}
 
     async def stream(self, pieces: AsyncGenerator[Piece], ping_s: float) -> AsyncGenerator[str]:
@@ -148,6 +150,7 @@ class _Writer:
     def _delta(self, delta: Delta) -> list[dict[str, Any]]:
         if isinstance(delta, ReasoningDelta):
             empty = {"type": "thinking", "thinking": "", "signature": ""}
+            self._thought += delta.text
             return self._text("thinking", empty, {"type": "thinking_delta", "thinking": delta.text})
         if isinstance(delta, ContentDelta):
             empty = {"type": "text", "text": ""}
@@ -186,5 +189,11 @@ class _Writer:
     def _close(self) -> list[dict[str, Any]]:
         if self._open is None:
             return []
+        events: list[dict[str, Any]] = []
+        if self._open == "thinking":
+            events.append(
+                self._piece({"type": "signature_delta", "signature": seal(self._thought)})
+            )
+            self._thought = ""
         self._open = None
-        return [{"type": "content_block_stop", "index": self._index}]
+        return [*events, {"type": "content_block_stop", "index": self._index}]

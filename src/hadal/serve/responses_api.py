@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from hadal.chat import Conversation, Message, SystemMessage
 from hadal.chat.openai_responses import from_responses_request, to_responses_output
+from hadal.chat.sealed import seal
 from hadal.chat.wire import read_body
 from hadal.encoding.deltas import (
     ArgumentsDelta,
@@ -167,6 +168,7 @@ class _Reply:
             "incomplete_details": None,
             **echoed,
         }
+        self._sealed = "reasoning.encrypted_content" in (raw.get("include") or ())
         self._sequence = 0
         self._open: dict[str, Any] | None = None
         self._text = ""
@@ -184,7 +186,7 @@ class _Reply:
         return self._base | {
             "status": "incomplete" if cut else "completed",
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
-            "output": to_responses_output(message, response_id=self.id),
+            "output": to_responses_output(message, response_id=self.id, sealed=self._sealed),
             "usage": _usage(finished.usage),
             "hadal": finished.notes,
         }
@@ -303,6 +305,8 @@ class _Reply:
         name, extra = ("output_text", {"logprobs": []}) if message else ("reasoning_text", {})
         part = self._part()
         item = self._open | {"content": [part], "status": status}
+        if self._sealed and not message:
+            item["encrypted_content"] = seal(self._text)
         events = [
             self._event(f"response.{name}.done", text=self._text, **self._at(), **extra),
             self._event("response.content_part.done", part=part, **self._at()),
