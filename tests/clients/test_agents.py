@@ -20,6 +20,7 @@ def test_mini_swe_agent(tmp_path, provider):
             tool="bash",
         ),
     )
+    front.memory = None  # what it does not send is lost
     home, workspace = tmp_path / "home", tmp_path / "workspace"
     home.mkdir()
     workspace.mkdir()
@@ -56,6 +57,7 @@ def test_dsh(tmp_path):
         ),
         answer("It is made."),
     )
+    front.memory = None  # what it does not send is lost
     workspace = tmp_path / "workspace"
     workspace.mkdir()
     patch = tmp_path / "patch.yml"

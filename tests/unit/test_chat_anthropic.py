@@ -23,6 +23,7 @@ from hadal.chat import (
 from hadal.chat.anthropic import (
     TOOL_ERROR_MARK,
     from_anthropic_request,
+    thinking_signature,
     to_anthropic_content,
     to_anthropic_request,
 )
@@ -291,7 +292,7 @@ def test_server_tools_are_named():
 def test_content_is_thinking_text_and_calls():
     message = AssistantMessage("a", "why", (ToolCall("f", '{"x": 1}', "c1"),))
     assert to_anthropic_content(message) == [
-        {"type": "thinking", "thinking": "why", "signature": ""},
+        {"type": "thinking", "thinking": "why", "signature": thinking_signature("why")},
         {"type": "text", "text": "a"},
         {"type": "tool_use", "id": "c1", "name": "f", "input": {"x": 1}},
     ]

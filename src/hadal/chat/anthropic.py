@@ -18,6 +18,7 @@ from hadal.chat.anthropic_messages import (
     TOOL_ERROR_MARK,
     read_content,
     read_message,
+    thinking_signature,
     to_anthropic_content,
     written_content,
     written_messages,
@@ -49,6 +50,7 @@ from hadal.errors import InvalidConversationError
 __all__ = [
     "TOOL_ERROR_MARK",
     "from_anthropic_request",
+    "thinking_signature",
     "to_anthropic_content",
     "to_anthropic_request",
 ]

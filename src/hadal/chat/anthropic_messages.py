@@ -3,12 +3,14 @@
 A user message with results and text becomes several messages, in block order. The role `system` is
 taken within `messages` too, since agents send it there.
 
-The signature of a thinking block is neither verified nor kept; it is written as "". The message
-format has no error flag for a result, and dropping it would show a failure as a success: a result
-with `is_error` begins with the line `TOOL_ERROR_MARK`. A text block behind a call moves before it,
-and several thinking blocks of one message become one, parted by blank lines. Requests: `anthropic`.
+The signature of a thinking block is neither verified nor kept; what is written there, a digest, is
+for clients that drop a block without one or know blocks by it. The message format has no error flag
+for a result, and dropping it would show a failure as a success: a result with `is_error` begins with
+the line `TOOL_ERROR_MARK`. A text block behind a call moves before it, and several thinking blocks
+of one message become one, parted by blank lines. Requests: `anthropic`.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, TypeVar
 
@@ -39,6 +41,7 @@ __all__ = [
     "TOOL_ERROR_MARK",
     "read_content",
     "read_message",
+    "thinking_signature",
     "to_anthropic_content",
     "written_content",
     "written_messages",
@@ -202,6 +205,12 @@ def read_content(reading: Reading, value: Any, path: str, *, failed: bool = Fals
     return join_texts(texts)
 
 
+def thinking_signature(thinking: str) -> str:
+    """Return the signature of a thinking block: never empty, and another one for another text."""
+    digest = hashlib.sha256(thinking.encode("utf-8", errors="surrogatepass"))
+    return f"hadal-{digest.hexdigest()[:32]}"
+
+
 def to_anthropic_content(message: AssistantMessage) -> list[dict[str, Any]]:
     """Write what the model said as content blocks: thinking, text, calls.
 
@@ -211,9 +220,8 @@ def to_anthropic_content(message: AssistantMessage) -> list[dict[str, Any]]:
     """
     blocks: list[dict[str, Any]] = []
     if message.reasoning_content is not None:
-        # Some clients drop a thinking block that has no signature field.
         thinking = {"type": "thinking", "thinking": message.reasoning_content}
-        blocks.append({**thinking, "signature": ""})
+        blocks.append({**thinking, "signature": thinking_signature(message.reasoning_content)})
     if message.content != "":
         blocks += [{"type": "text", "text": text} for text in parts_of(message.content, "content")]
     for place, call in enumerate(message.tool_calls):

@@ -7,7 +7,11 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from hadal.chat.anthropic import from_anthropic_request, to_anthropic_content
+from hadal.chat.anthropic import (
+    from_anthropic_request,
+    thinking_signature,
+    to_anthropic_content,
+)
 from hadal.encoding.deltas import (
     ArgumentsDelta,
     CallEnd,
@@ -112,6 +116,7 @@ class _Writer:
         self._prompt_tokens = len(turn.prompt_ids)
         self._index = -1
         self._open: str | None = None
+        self._thinking = ""
         self._calls: dict[int, dict[str, Any]] = {}
 
     async def stream(self, pieces: AsyncGenerator[Piece], ping_s: float) -> AsyncGenerator[str]:
@@ -148,6 +153,7 @@ class _Writer:
     def _delta(self, delta: Delta) -> list[dict[str, Any]]:
         if isinstance(delta, ReasoningDelta):
             empty = {"type": "thinking", "thinking": "", "signature": ""}
+            self._thinking += delta.text
             return self._text("thinking", empty, {"type": "thinking_delta", "thinking": delta.text})
         if isinstance(delta, ContentDelta):
             empty = {"type": "text", "text": ""}
@@ -184,7 +190,12 @@ class _Writer:
         return {"type": "content_block_delta", "index": self._index, "delta": delta}
 
     def _close(self) -> list[dict[str, Any]]:
-        if self._open is None:
+        closed, self._open = self._open, None
+        if closed is None:
             return []
-        self._open = None
-        return [{"type": "content_block_stop", "index": self._index}]
+        events: list[dict[str, Any]] = []
+        if closed == "thinking":
+            signature = thinking_signature(self._thinking)
+            events.append(self._piece({"type": "signature_delta", "signature": signature}))
+            self._thinking = ""
+        return [*events, {"type": "content_block_stop", "index": self._index}]
