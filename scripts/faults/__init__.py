@@ -1,0 +1,1 @@
+"""Faults to plant, by the part that they are planted in; `scripts/mutants.py` plants them."""

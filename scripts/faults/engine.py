@@ -1,0 +1,112 @@
+"""Faults of the engine: wrong tokens, lost or shared state, unfairness; most show only in some order."""
+
+from faults.mutant import Mutant
+
+__all__ = ["ENGINE"]
+
+_INVARIANCE = ("tests/engine/test_invariance.py",)
+_DISK = ("tests/engine/test_disk.py",)
+_SAMPLER = ("tests/engine/test_sampler.py",)
+_SCHEDULING = ("tests/engine/test_scheduling.py",)
+_PARALLEL = ("tests/engine/test_parallel.py",)
+
+ENGINE = (
+    Mutant(
+        "block named without what came before it",
+        "engine/block_pool.py",
+        "digest = blake2b(root, digest_size=16)",
+        "digest = blake2b(digest_size=16)",
+        _SCHEDULING,
+    ),
+    Mutant(
+        "drafts believed without a look",
+        "engine/stepper.py",
+        "if request.finish or idx == len(work.drafts) or token != work.drafts[idx]:",
+        "if request.finish or idx == len(work.drafts):",
+        _INVARIANCE,
+    ),
+    Mutant(
+        "rejected drafts left in the state",
+        "engine/stepper.py",
+        "        sequence.main.rewind(end)\n",
+        "",
+        _INVARIANCE,
+    ),
+    Mutant(
+        "checkpoint of another place",
+        "engine/stepper.py",
+        "outcome.slots[point] = sequence.main.slots(point)",
+        "outcome.slots[point] = sequence.main.slots()",
+        _INVARIANCE,
+    ),
+    Mutant(
+        "windows not brought back",
+        "engine/hybrid_cache.py",
+        "cold = max(end - self.recompute_tokens, 0)",
+        "cold = end",
+        _INVARIANCE,
+    ),
+    Mutant(
+        "sealed blocks written again",
+        "engine/paged_cache.py",
+        "sealed = self._blocks.num_sealed * self._per_block",
+        "sealed = first - first % 2",
+        (*_INVARIANCE, *_DISK),
+    ),
+    Mutant(
+        "blocks of a cancelled request kept",
+        "engine/scheduler.py",
+        "            self.running.remove(request)\n            self._release(request)\n\n    def plan",
+        "            self.running.remove(request)\n\n    def plan",
+        _INVARIANCE,
+    ),
+    Mutant(
+        "prompts served in order of arrival",
+        "engine/scheduler.py",
+        "share = max(budget // (len(pending) - idx), min(budget, BLOCK_TOKENS))",
+        "share = budget",
+        _SCHEDULING,
+    ),
+    Mutant(
+        "damage on disk not noticed",
+        "engine/disk_store.py",
+        "if len(payload) == place.length and digest == _digest(payload):",
+        "if len(payload) == place.length:",
+        _DISK,
+    ),
+    Mutant(
+        "another model's state taken",
+        "engine/engine.py",
+        'f"{self.fingerprint}|{config.weight_version}|{name}|',
+        'f"{config.weight_version}|{name}|',
+        _DISK,
+    ),
+    Mutant(
+        "noise of one position for all",
+        "engine/sampler.py",
+        'digest = blake2b(f"{seed}:{position}".encode(), digest_size=8).digest()',
+        'digest = blake2b(f"{seed}".encode(), digest_size=8).digest()',
+        _SAMPLER,
+    ),
+    Mutant(
+        "nucleus one token short",
+        "engine/sampler.py",
+        "surplus = ordered.cumsum(0) - ordered >= params.top_p",
+        "surplus = ordered.cumsum(0) >= params.top_p",
+        _SAMPLER,
+    ),
+    Mutant(
+        "parts gathered in the wrong order",
+        "model/sharding.py",
+        "return torch.cat(parts, dim=-1)",
+        "return torch.cat(parts[::-1], dim=-1)",
+        _PARALLEL,
+    ),
+    Mutant(
+        "experts of several processes summed in another order",
+        "model/moe.py",
+        "order_TA = routes_TA.argsort(dim=1, stable=True)",
+        "order_TA = routes_TA.argsort(dim=1, stable=True, descending=True)",
+        _PARALLEL,
+    ),
+)
