@@ -4,12 +4,19 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import os
 import socket
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
+import httpx
 import pytest
 import uvicorn
 
+from hadal.checkpoint import save
 from hadal.encoding import Encoding
 from hadal.engine import Engine, EngineConfig
 from hadal.model import Transformer, randomize
@@ -108,3 +115,32 @@ def serving(front: Front, **settings):
     finally:
         server.should_exit = True
         thread.join()
+
+
+def save_with_tokenizer(path: Path) -> None:
+    save(model(), path)
+    (path / "tokenizer.json").write_bytes(Path(tokenizer_file()).read_bytes())
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def started(arguments, port, env=None):
+    """Start `hadal serve`, and wait until it answers or ends."""
+    process = subprocess.Popen(
+        [str(Path(sys.executable).parent / "hadal"), "serve", *arguments, "--port", str(port)],
+        env=os.environ | (env or {}),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
+                break
+        except httpx.TransportError:
+            time.sleep(0.1)
+    return process

@@ -1,22 +1,27 @@
 """Our front over another server: the same answers as directly (issue: `--upstream`)."""
 
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
 import pytest
 
-from hadal.checkpoint import save
 from hadal.serve import Front
 from hadal.serve.upstream_backend import UpstreamBackend
-from tests.golden.data import tokenizer_file
-from tests.serve.fixtures import TOOLS, call, encoding, engine_front, model, scripted, serving
+from tests.serve.fixtures import (
+    TOOLS,
+    call,
+    encoding,
+    engine_front,
+    free_port,
+    save_with_tokenizer,
+    scripted,
+    serving,
+    started,
+)
 
 QUESTION = {"messages": [{"role": "user", "content": "List the files."}]}
 
@@ -71,34 +76,10 @@ def test_its_faults_are_told():
             assert "no completion left" in reply.text
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def started(arguments, port, env=None):
-    process = subprocess.Popen(
-        [str(Path(sys.executable).parent / "hadal"), "serve", *arguments, "--port", str(port)],
-        env=os.environ | (env or {}),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
-                break
-        except httpx.TransportError:
-            time.sleep(0.1)
-    return process
-
-
 @pytest.mark.slow
 def test_the_command_serves_drains_and_keeps_its_cache(tmp_path):
     """SIGTERM ends it after the running answer; the next one starts from what is on disk."""
-    save(model(), tmp_path / "model")
-    (tmp_path / "model" / "tokenizer.json").write_bytes(Path(tokenizer_file()).read_bytes())
+    save_with_tokenizer(tmp_path / "model")
     arguments = [str(tmp_path / "model"), "--generation", "v4", "--disk", str(tmp_path / "disk")]
     ask = {"messages": [{"role": "user", "content": "List the files. " * 90}], "max_tokens": 3}
     hits = []
