@@ -12,6 +12,8 @@ import threading
 from hadal.engine.launch import follow
 from hadal.errors import HadalError
 
+__all__ = ["main"]
+
 
 def main() -> None:
     """Follow the process that started this one, and end with it."""
