@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
-
 __all__ = ["Report", "Spread", "interleave", "timed"]
 
 
@@ -69,6 +67,8 @@ class Report:
 
 def machine() -> str:
     """Return what the figures depend on."""
+    import torch  # here, so that a side that has no use for it starts without
+
     return (
         f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, "
         f"{torch.get_num_threads()} threads"

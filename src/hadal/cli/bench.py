@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
+from hadal.cli.quantities import parse_token_list
+
 if TYPE_CHECKING:
     from hadal.bench import Report
 
@@ -15,6 +17,43 @@ app = App(name="bench", help="Measure, beside a peer in the same run; medians, s
 
 _Json = Annotated[bool, Parameter(name="--json", negative="")]
 _Network = Literal["a192", "nano"]
+_Peer = Literal["transformers-fp32", "transformers-bf16"]
+_PEERS: list[_Peer] = ["transformers-fp32", "transformers-bf16"]
+_Lengths = Annotated[list[int], Parameter(converter=parse_token_list, consume_multiple=False)]
+
+
+@app.command
+def context(
+    *,
+    network: _Network = "nano",
+    lengths: _Lengths = [2048, 8192, 32_768],  # noqa: B006 - never changed
+    new: int = 16,
+    rounds: int = 3,
+    peer: list[_Peer] = _PEERS,
+    peer_limit_s: float = 600.0,
+    json_output: _Json = False,
+) -> None:
+    """W1, W2, W3: prefill and decode at growing lengths, beside transformers and the machine's limits.
+
+    Examples:
+        hadal bench context --network a192 --lengths 2k,8k,32k
+
+        hadal bench context --network a192 --lengths 128k --rounds 1 --empty-peer
+
+    Args:
+        network: Which random network.
+        lengths: Tokens of the prompts; 2k is 2,048.
+        new: Tokens to decode after each prompt.
+        rounds: Repetitions, in turn with the peers.
+        peer: Which to run beside; repeat for several.
+        peer_limit_s: Seconds for one prompt; a peer that takes longer is stopped, and named.
+        json_output: Print one JSON object.
+    """
+    from hadal.bench.context import measure
+
+    _print(
+        measure(network, lengths, new, rounds, peers=peer, peer_limit_s=peer_limit_s), json_output
+    )
 
 
 @app.command
