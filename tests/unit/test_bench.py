@@ -1,21 +1,33 @@
 """Benchmarks run, their figures are there and their JSON is whole; times are never judged."""
 
 import json
+import os
+import struct
 import sys
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
+import torch
 
+from hadal.bench import llama_cpp_peer
 from hadal.bench.context import Samples, StoppedError, measure, run_prompt
+from hadal.bench.gguf import metadata, mxfp4_blocks, write_gguf
+from hadal.bench.prefix import measure as prefix
 from hadal.bench.side import SideProcess
 from hadal.bench.work import decode_bytes, prefill_flops
 from hadal.cli.main import app
 from hadal.config import ModelConfig
 from hadal.cost.flops import flops_per_token
 from hadal.errors import EngineError, InputError
+from hadal.model import Transformer
+from hadal.model.quant import fake_quantize_fp4
 
 # Does nothing with its tokens, and needs no torch to start.
 COUNTING = """
 import time
+from hadal.bench.gguf import metadata, mxfp4_blocks, write_gguf
+from hadal.bench.prefix import measure as prefix
 from hadal.bench.side import serve
 
 class Counting:
@@ -108,3 +120,58 @@ def test_decode_bytes_grow_by_what_is_read():
     assert long - short == pytest.approx(64 * 1024 * per_token)
     assert decode_bytes(config, 1024, bits=16) == pytest.approx(decode_bytes(config, 1024) / 2)
     assert decode_bytes(config, 1024, expert_bits=4.25) < decode_bytes(config, 1024)
+
+
+def test_prefix_says_what_was_reused_and_which_peer_was_not_run():
+    report = prefix("nano", 128, 1, 1).to_json()
+    found = report["figures"]
+    for state in ("cold", "memory", "resent", "disk", "restart"):
+        assert found[f"{state}: seconds to the first token"]["rounds"] == 1
+    assert found["answers that differ from cold"] == 0
+    assert found["hits that are not the shared blocks"] == 0
+    assert any(note.startswith("llama.cpp was not run") for note in report["notes"])
+
+
+def test_a_peer_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(InputError, match="there is no"):
+        prefix("nano", 128, 1, 1, llama_cpp=tmp_path / "python")
+
+
+def test_mxfp4_blocks_hold_the_same_values():
+    weight = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    blocks = mxfp4_blocks(weight).unflatten(-1, (-1, 17))
+    codes = torch.cat((blocks[..., 1:] & 0xF, blocks[..., 1:] >> 4), dim=-1)
+    values = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])[(codes & 7).long()]
+    signed = torch.where(codes > 7, -values, values)
+    found = signed * 2.0 ** (blocks[..., :1].float() - 127)
+    assert torch.equal(found.flatten(-2), fake_quantize_fp4(weight))
+
+
+def test_gguf_holds_every_tensor_once(tmp_path):
+    model = Transformer(ModelConfig.nano())
+    write_gguf(model, tmp_path / "nano.gguf")
+    data = (tmp_path / "nano.gguf").read_bytes()
+    magic, version, num_tensors, num_fields = struct.unpack_from("<4sIQQ", data)
+    assert (magic, version, num_fields) == (b"GGUF", 3, len(metadata(model.config)))
+    kept = [n for n in model.state_dict() if not n.startswith("mtp.")]
+    experts = [n for n in kept if ".experts." in n]
+    assert num_tensors == len(kept) - len(experts) + 3 * model.config.num_hidden_layers
+    assert b"blk.0.ffn_gate_tid2eid.weight" in data
+    head = model.head.weight.detach().numpy().tobytes()
+    assert data.find(head) % 32 == 0
+
+
+@pytest.mark.skipif("HADAL_LLAMA_CPP" not in os.environ, reason="HADAL_LLAMA_CPP names no Python")
+def test_llama_cpp_computes_the_same_network():
+    python = Path(os.environ["HADAL_LLAMA_CPP"])
+    with ExitStack() as stack:
+        side = llama_cpp_peer.start(stack, python, "nano")
+        found = llama_cpp_peer.agreement(side, "nano", 256)
+        samples = Samples()
+        run_prompt(side, list(range(2, 600)), 3, None, samples)
+    assert found["rms error"] < 0.2 * found["standard deviation of the logits"]
+    assert found["share of equal argmaxes"] > 0.75
+    assert len(samples.tokens[0]) == 3
+    report = prefix("nano", 128, 1, 1, llama_cpp=python)
+    assert report.figures["llama.cpp, resent over cold"].median > 0
+    assert report.figures["llama.cpp: largest change of a logit by reuse"] < 1

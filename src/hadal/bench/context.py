@@ -9,10 +9,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 
+from hadal.bench import llama_cpp_peer
 from hadal.bench.machine_limits import Limits, LimitsOfRounds
 from hadal.bench.networks import NETWORKS, NetworkName
 from hadal.bench.report import Report, Spread
@@ -27,6 +29,11 @@ PeerName = Literal["transformers-fp32", "transformers-bf16"]
 PEERS: tuple[PeerName, ...] = get_args(PeerName)
 
 _OURS = "hadal-fp32"
+_LLAMA_CPP = "llama.cpp"
+_ABOUT_LLAMA_CPP = (
+    "llama.cpp multiplies 4-bit experts with 8-bit activations and keeps keys in float16: a comparison "
+    "of speed, not of the same arithmetic; its limit of a prompt is taken as that of float32"
+)
 _GOALS = (
     "goals, W1: float32 at 0.75 of its limit up to 32k, and 32k at 0.85 of the speed at 2k; "
     "W2: 7 ms a token at any length; W3: 128k in less than 2,000 MB over the weights, 1,300 "
@@ -60,7 +67,7 @@ _FORMATS: Mapping[str, _Format] = {
     _OURS: _Format(32),
     "transformers-fp32": _Format(32),
     "transformers-bf16": _Format(16),
-    "llama.cpp": _Format(32, expert_bits=4.25),
+    _LLAMA_CPP: _Format(32, expert_bits=4.25),
 }
 
 
@@ -76,6 +83,7 @@ def measure(
     *,
     peers: Sequence[PeerName] = PEERS,
     peer_limit_s: float = 600.0,
+    llama_cpp: Path | None = None,
 ) -> Report:
     """Compute a prompt of each length and decode after it, in turn with the peers.
 
@@ -86,6 +94,7 @@ def measure(
         rounds: Repetitions, in turn.
         peers: Which to run.
         peer_limit_s: Seconds of a prompt beyond which a peer is stopped.
+        llama_cpp: Python of an environment with llama-cpp-python, to run it too.
 
     Raises:
         InputError: No length, or fewer than two tokens to decode.
@@ -101,6 +110,10 @@ def measure(
     with ExitStack() as stack:
         sides = {_OURS: _start(stack, "hadal", name)}
         sides |= {peer: _start(stack, peer, name) for peer in peers}
+        if llama_cpp is not None:
+            sides[_LLAMA_CPP] = llama_cpp_peer.start(stack, llama_cpp, name)
+            for figure, value in llama_cpp_peer.agreement(sides[_LLAMA_CPP], name).items():
+                report.figures[f"llama.cpp beside hadal, experts alike: {figure}"] = value
         for side in sides.values():
             side.wait_ready()
         for length in sorted(lengths):
@@ -114,6 +127,7 @@ def measure(
     for length, samples in found.items():
         _describe(report, config, length, samples, measured.median)
     report.notes += _GOALS
+    report.notes.append(llama_cpp_peer.HOW_TO_GET_IT if llama_cpp is None else _ABOUT_LLAMA_CPP)
     return report
 
 
@@ -213,6 +227,7 @@ def _describe(
                     ours.decode_ms, samples.decode_ms
                 ),
             }
+        if name.startswith("transformers"):
             report.figures[f"{at}: greedy tokens equal to hadal's"] = _agreement(
                 ours.tokens, samples.tokens
             )

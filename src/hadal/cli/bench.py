@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
@@ -31,6 +32,7 @@ def context(
     rounds: int = 3,
     peer: list[_Peer] = _PEERS,
     peer_limit_s: float = 600.0,
+    llama_cpp: Path | None = None,
     json_output: _Json = False,
 ) -> None:
     """W1, W2, W3: prefill and decode at growing lengths, beside transformers and the machine's limits.
@@ -40,6 +42,8 @@ def context(
 
         hadal bench context --network a192 --lengths 128k --rounds 1 --empty-peer
 
+        hadal bench context --network a192 --llama-cpp ENV/bin/python
+
     Args:
         network: Which random network.
         lengths: Tokens of the prompts; 2k is 2,048.
@@ -47,13 +51,21 @@ def context(
         rounds: Repetitions, in turn with the peers.
         peer: Which to run beside; repeat for several.
         peer_limit_s: Seconds for one prompt; a peer that takes longer is stopped, and named.
+        llama_cpp: Python of an environment with llama-cpp-python 0.3.36, to run llama.cpp beside.
         json_output: Print one JSON object.
     """
     from hadal.bench.context import measure
 
-    _print(
-        measure(network, lengths, new, rounds, peers=peer, peer_limit_s=peer_limit_s), json_output
+    report = measure(
+        network,
+        lengths,
+        new,
+        rounds,
+        peers=peer,
+        peer_limit_s=peer_limit_s,
+        llama_cpp=llama_cpp,
     )
+    _print(report, json_output)
 
 
 @app.command
@@ -91,6 +103,7 @@ def prefix(
     shared: int = 8192,
     tails: int = 16,
     rounds: int = 5,
+    llama_cpp: Path | None = None,
     json_output: _Json = False,
 ) -> None:
     """W5: time to the first token of a known prompt: from memory, from disk, after a restart.
@@ -100,11 +113,12 @@ def prefix(
         shared: Tokens that the prompts have in common.
         tails: Different continuations.
         rounds: Repetitions of all states.
+        llama_cpp: Python of an environment with llama-cpp-python 0.3.36, to run llama.cpp beside.
         json_output: Print one JSON object.
     """
     from hadal.bench.prefix import measure
 
-    _print(measure(network, shared, tails, rounds), json_output)
+    _print(measure(network, shared, tails, rounds, llama_cpp=llama_cpp), json_output)
 
 
 @app.command
