@@ -43,10 +43,22 @@ serve(Counting())
 """
 
 
+@pytest.fixture
+def threads():
+    """How many threads the process had before, which it has again afterwards."""
+    before = torch.get_num_threads()
+    yield before
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
 def test_context_beside_transformers(capsys):
-    arguments = "bench context --lengths 8,0.0234375k --rounds 2 --new 3 --json"
+    arguments = (
+        "bench context --lengths 8,0.0234375k --rounds 2 --new 3 --threads 1 --clock cpu --json"
+    )
     app([*arguments.split(), "--peer", "transformers-fp32"], result_action="return_value")
     report = json.loads(capsys.readouterr().out)
+    assert "1 threads" in report["machine"]
     assert "prompts of 8, 24 tokens" in report["workload"]
     found = report["figures"]
     for length in (8, 24):
@@ -168,7 +180,7 @@ def test_llama_cpp_computes_the_same_network():
         side = llama_cpp_peer.start(stack, python, "nano")
         found = llama_cpp_peer.agreement(side, "nano", 256)
         samples = Samples()
-        run_prompt(side, list(range(2, 600)), 3, None, samples)
+        run_prompt(side, list(range(2, 600)), 3, None, samples, "cpu")
     assert found["rms error"] < 0.2 * found["standard deviation of the logits"]
     assert found["share of equal argmaxes"] > 0.75
     assert len(samples.tokens[0]) == 3

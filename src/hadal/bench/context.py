@@ -17,7 +17,7 @@ import torch
 from hadal.bench import llama_cpp_peer
 from hadal.bench.machine_limits import Limits, LimitsOfRounds
 from hadal.bench.networks import NETWORKS, NetworkName
-from hadal.bench.report import Report, Spread
+from hadal.bench.report import ClockName, Report, Spread
 from hadal.bench.side import SideProcess
 from hadal.bench.work import decode_bytes, prefill_flops
 from hadal.config import ModelConfig
@@ -84,6 +84,7 @@ def measure(
     peers: Sequence[PeerName] = PEERS,
     peer_limit_s: float = 600.0,
     llama_cpp: Path | None = None,
+    clock: ClockName = "wall",
 ) -> Report:
     """Compute a prompt of each length and decode after it, in turn with the peers.
 
@@ -95,6 +96,7 @@ def measure(
         peers: Which to run.
         peer_limit_s: Seconds of a prompt beyond which a peer is stopped.
         llama_cpp: Python of an environment with llama-cpp-python, to run it too.
+        clock: Of all figures; the limit of a peer is always in wall time.
 
     Raises:
         InputError: No length, or fewer than two tokens to decode.
@@ -104,7 +106,9 @@ def measure(
         raise InputError("context: expected at least one length, and two tokens to decode")
     config = NETWORKS[name]
     shown = ", ".join(f"{length:,}" for length in sorted(lengths))
-    report = Report(f"W1-W3 context: {name}, prompts of {shown} tokens, {new} decoded, batch 1")
+    report = Report(
+        f"W1-W3 context: {name}, prompts of {shown} tokens, {new} decoded, batch 1, {clock} time"
+    )
     measured = LimitsOfRounds()
     found: dict[int, dict[str, Samples]] = {}
     with ExitStack() as stack:
@@ -119,9 +123,9 @@ def measure(
         for length in sorted(lengths):
             found[length] = {}
             for number in range(rounds):
-                measured.add(Limits.measured())
+                measured.add(Limits.measured(clock))
                 ids = _prompt(config, length, number)
-                _round(sides, ids, new, peer_limit_s, found[length], report)
+                _round(sides, ids, new, peer_limit_s, clock, found[length], report)
     for limit, spread in measured.spreads().items():
         report.figures[f"limit: {limit}"] = spread
     for length, samples in found.items():
@@ -146,6 +150,7 @@ def _round(
     ids: list[int],
     new: int,
     limit_s: float,
+    clock: ClockName,
     found: dict[str, Samples],
     report: Report,
 ) -> None:
@@ -153,7 +158,7 @@ def _round(
     for name in list(sides):
         samples = found.setdefault(name, Samples())
         try:
-            run_prompt(sides[name], ids, new, None if name == _OURS else limit_s, samples)
+            run_prompt(sides[name], ids, new, None if name == _OURS else limit_s, samples, clock)
         except (StoppedError, EngineError) as err:
             if name == _OURS:
                 raise
@@ -164,7 +169,12 @@ def _round(
 
 
 def run_prompt(
-    side: SideProcess, ids: list[int], new: int, limit_s: float | None, samples: Samples
+    side: SideProcess,
+    ids: list[int],
+    new: int,
+    limit_s: float | None,
+    samples: Samples,
+    clock: ClockName = "wall",
 ) -> None:
     """Compute one prompt and decode after it.
 
@@ -173,13 +183,14 @@ def run_prompt(
         EngineError: The process ended.
     """
     side.ask({"start": ids, "new": new})
-    seconds, step = 0.0, dict[str, Any](done=0, token=None)
+    seconds, spent, step = 0.0, 0.0, dict[str, Any](done=0, token=None)
     while step["token"] is None:
         before = step["done"]
         step = side.ask({"step": None})
-        seconds += step["seconds"]
+        seconds += step["wall"]
+        spent += step[clock]
         # Chunks only get slower, so the rest takes at least as long as the last one did.
-        least = seconds + step["seconds"] * (len(ids) - step["done"]) / (step["done"] - before)
+        least = seconds + step["wall"] * (len(ids) - step["done"]) / (step["done"] - before)
         if limit_s is not None and least > limit_s:
             raise StoppedError(
                 f"stopped after {step['done']:,} of them in {seconds:.0f} s: all would take at "
@@ -188,9 +199,9 @@ def run_prompt(
     tokens, decode = [step["token"]], list[float]()
     while len(tokens) < new:
         step = side.ask({"step": None})
-        decode.append(1e3 * step["seconds"])
+        decode.append(1e3 * step[clock])
         tokens.append(step["token"])
-    samples.prefill_s.append(seconds)
+    samples.prefill_s.append(spent)
     samples.decode_ms.append(Spread.of(decode).median)
     samples.peak_mb.append(step["peak"] / 1e6)
     samples.tokens.append(tokens)

@@ -58,25 +58,27 @@ class LlamaSide:
         self._pending = [token]
         return self._done, token
 
-    def keep(self, ids: list[int], room: int) -> tuple[float, Any]:
+    def keep(self, ids: list[int]) -> tuple[dict[str, float], Any]:
         """Compute a prompt; return the seconds and its state."""
-        self.start(ids, room)
-        seconds = self._finish()
+        self.start(ids, 1)
+        begin = _clocks()
+        self._finish()
+        seconds = _since(begin)
         size = self.api.llama_state_seq_get_size(self._context, 0)
         state = (ctypes.c_uint8 * size)()
         if self.api.llama_state_seq_get_data(self._context, state, size, 0) != size:
             sys.exit("llama.cpp cannot save its state")
         return seconds, state
 
-    def resume(self, state: Any, kept: int, ids: list[int]) -> float:
+    def resume(self, state: Any, kept: int, ids: list[int]) -> dict[str, float]:
         """Restore a state into an empty context and compute the rest; return the seconds."""
         self._open(len(ids) + 1)
-        begin = time.perf_counter()
+        begin = _clocks()
         if self.api.llama_state_seq_set_data(self._context, state, len(state), 0) == 0:
             sys.exit("llama.cpp cannot restore its state")
-        restored = time.perf_counter() - begin
         self._pending, self._done = ids[kept:], kept
-        return restored + self._finish()
+        self._finish()
+        return _since(begin)
 
     def logits(self, ids: list[int]) -> Any:
         """Return the logits of every token, [tokens, vocabulary]."""
@@ -92,11 +94,9 @@ class LlamaSide:
         """Return those of the last token."""
         return self._logits(-1).tolist()
 
-    def _finish(self) -> float:
-        begin = time.perf_counter()
+    def _finish(self) -> None:
         while self.step()[1] is None:
             pass
-        return time.perf_counter() - begin
 
     def _open(self, tokens: int) -> None:
         if self._context is not None:
@@ -126,6 +126,14 @@ class LlamaSide:
     def _logits(self, row: int) -> Any:
         found = self.api.llama_get_logits_ith(self._context, row)
         return self._numpy.ctypeslib.as_array(found, (self._vocab_size,))
+
+
+def _clocks() -> dict[str, float]:
+    return {"wall": time.perf_counter(), "cpu": time.process_time()}
+
+
+def _since(begin: dict[str, float]) -> dict[str, float]:
+    return {clock: now - begin[clock] for clock, now in _clocks().items()}
 
 
 def _status_bytes(name: str) -> int:
@@ -158,20 +166,19 @@ def main() -> None:
             answer({})
         elif "keep" in request:
             kept = len(request["keep"])
-            seconds, state = side.keep(request["keep"], 1)
-            answer({"seconds": seconds, "bytes": len(state), "logits": side.last_logits()})
+            seconds, state = side.keep(request["keep"])
+            answer(seconds | {"bytes": len(state), "logits": side.last_logits()})
         elif "resume" in request:
             seconds = side.resume(state, kept, request["resume"])
-            answer({"seconds": seconds, "logits": side.last_logits()})
+            answer(seconds | {"logits": side.last_logits()})
         elif "logits" in request:
             side.logits(request["logits"]).tofile(request["file"])
             answer({})
         else:
-            begin = time.perf_counter()
+            begin = _clocks()
             done, token = side.step()
-            seconds = time.perf_counter() - begin
             peak = _status_bytes("VmHWM") - resident
-            answer({"seconds": seconds, "done": done, "token": token, "peak": peak})
+            answer(_since(begin) | {"done": done, "token": token, "peak": peak})
 
 
 if __name__ == "__main__":

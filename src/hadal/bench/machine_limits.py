@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hadal.bench.report import Spread, timed
+from hadal.bench.report import ClockName, Spread, timed
 
 __all__ = ["Limits", "LimitsOfRounds"]
 
@@ -29,23 +29,30 @@ class Limits:
     copy_gbps: float
 
     @classmethod
-    def measured(cls, *, size: int = _SIDE, copy_bytes: int = _BYTES, tries: int = 3) -> "Limits":
+    def measured(
+        cls,
+        clock: ClockName = "wall",
+        *,
+        size: int = _SIDE,
+        copy_bytes: int = _BYTES,
+        tries: int = 3,
+    ) -> "Limits":
         """Measure with matrices of this size and a copy of so many bytes."""
 
         def gflops(dtype: torch.dtype) -> float:
             a, b = (torch.ones(size, size, dtype=dtype) for _ in range(2))
-            return 2 * size**3 / _best(lambda: a @ b, tries) / 1e9
+            return 2 * size**3 / _best(lambda: a @ b, tries, clock) / 1e9
 
         source, target = (torch.ones(copy_bytes, dtype=torch.uint8) for _ in range(2))
-        copy = 2 * copy_bytes / _best(lambda: target.copy_(source), tries) / 1e9
+        copy = 2 * copy_bytes / _best(lambda: target.copy_(source), tries, clock) / 1e9
         return cls(
             fp32_gflops=gflops(torch.float32), bf16_gflops=gflops(torch.bfloat16), copy_gbps=copy
         )
 
 
-def _best(call: Callable[[], object], tries: int) -> float:
+def _best(call: Callable[[], object], tries: int, clock: ClockName) -> float:
     call()
-    return min(timed(call) for _ in range(tries))
+    return min(timed(call, clock) for _ in range(tries))
 
 
 class LimitsOfRounds:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hadal.bench import llama_cpp_peer
 from hadal.bench.networks import NetworkName, network
-from hadal.bench.report import Report, Spread, timed
+from hadal.bench.report import ClockName, Report, Spread, timed
 from hadal.bench.side import SideProcess
 from hadal.engine import LLM, Completion, SamplingParams
 from hadal.model import Transformer
@@ -23,7 +23,13 @@ _FIRST = SamplingParams(max_tokens=1, temperature=0.0, logprobs=5)
 
 
 def measure(
-    name: NetworkName, shared: int, tails: int, rounds: int, *, llama_cpp: Path | None = None
+    name: NetworkName,
+    shared: int,
+    tails: int,
+    rounds: int,
+    *,
+    llama_cpp: Path | None = None,
+    clock: ClockName = "wall",
 ) -> Report:
     """Send prompts that share their beginning, in every state of the cache.
 
@@ -36,9 +42,10 @@ def measure(
         tails: Different continuations.
         rounds: Repetitions of all states, in turn with the peer.
         llama_cpp: Python of an environment with llama-cpp-python, to run it too.
+        clock: Of all figures.
     """
     report = Report(
-        f"W5 prefix reuse: {name}, {shared} shared tokens, {tails} tails of 64 to 1,024"
+        f"W5 prefix reuse: {name}, {shared} shared tokens, {tails} tails of 64 to 1,024, {clock} time"
     )
     rng = random.Random(0)
     model = network(name)
@@ -51,13 +58,13 @@ def measure(
     times: dict[str, list[float]] = {state: [] for state in _STATES}
     wrong = hits_off = 0
     with ExitStack() as stack:
-        peer = _Peer(llama_cpp_peer.start(stack, llama_cpp, name)) if llama_cpp else None
+        peer = _Peer(llama_cpp_peer.start(stack, llama_cpp, name), clock) if llama_cpp else None
         for number in range(rounds):
             prompt = prompts[number % tails]
             if peer is not None:
                 peer.round(common, prompt)
             with tempfile.TemporaryDirectory() as folder:
-                found = _round(model, common, prompt, Path(folder), times)
+                found = _round(model, common, prompt, Path(folder), times, clock)
             reference, *reused = found
             wrong += sum(not _same(reference, other) for other in reused)
             expected = shared // 128 * 128
@@ -91,8 +98,9 @@ def _add_times(report: Report, prefix: str, times: dict[str, list[float]]) -> No
 class _Peer:
     """llama.cpp with the same prompts: its state after a prefix, kept in memory and restored."""
 
-    def __init__(self, side: SideProcess) -> None:
+    def __init__(self, side: SideProcess, clock: ClockName) -> None:
         self._side = side
+        self._clock = clock
         self._times: dict[str, list[float]] = {state: [] for state in ("cold", "memory", "resent")}
         self._errors: list[float] = []
         self._kept_bytes = 0
@@ -100,12 +108,12 @@ class _Peer:
     def round(self, common: list[int], prompt: list[int]) -> None:
         """Compute a prompt cold, then from the state after its beginning, then after all of it."""
         cold = self._side.ask({"keep": prompt})
-        self._times["cold"].append(cold["seconds"])
+        self._times["cold"].append(cold[self._clock])
         for state, known in (("memory", common), ("resent", prompt[:-1])):
             kept = self._side.ask({"keep": known})
             self._kept_bytes = kept["bytes"]
             reused = self._side.ask({"resume": prompt})
-            self._times[state].append(reused["seconds"])
+            self._times[state].append(reused[self._clock])
             pairs = zip(cold["logits"], reused["logits"], strict=True)
             self._errors.append(max(abs(a - b) for a, b in pairs))
 
@@ -125,13 +133,14 @@ def _round(
     prompt: list[int],
     folder: Path,
     times: dict[str, list[float]],
+    clock: ClockName,
 ) -> list[Completion]:
     """Run one prompt cold, from memory, after eviction and after a restart."""
     limit = len(prompt) + 128
     found: list[Completion] = []
 
     def run(llm: LLM, state: str) -> None:
-        times[state].append(timed(lambda: found.extend(llm.generate([prompt], _FIRST))))
+        times[state].append(timed(lambda: found.extend(llm.generate([prompt], _FIRST)), clock))
 
     cold = LLM(model, max_model_len=limit)
     run(cold, "cold")

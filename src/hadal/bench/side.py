@@ -25,7 +25,7 @@ _WARM_UP = 256
 """Tokens run before anything is measured: enough to touch every weight."""
 
 Step = Mapping[str, Any]
-"""Reply to a step: `seconds`; `done`, tokens computed; `token`, the next one or None; `peak`, bytes."""
+"""Reply to a step: `wall` and `cpu` seconds; `done`, tokens computed; `token`, the next one or None; `peak`, bytes."""
 
 
 class Side(Protocol):
@@ -59,11 +59,11 @@ def serve(side: Side) -> None:
             side.start(request["start"], request["new"])
             _answer(answers, {})
         else:
-            begin = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             done, token = side.step()
-            seconds = time.perf_counter() - begin
+            spent = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
             peak = _status_bytes("VmHWM") - resident
-            _answer(answers, {"seconds": seconds, "done": done, "token": token, "peak": peak})
+            _answer(answers, spent | {"done": done, "token": token, "peak": peak})
 
 
 def _answer(stream: Any, value: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ app = App(name="bench", help="Measure, beside a peer in the same run; medians, s
 
 _Json = Annotated[bool, Parameter(name="--json", negative="")]
 _Network = Literal["a192", "nano"]
+_Clock = Literal["wall", "cpu"]
 _Peer = Literal["transformers-fp32", "transformers-bf16"]
 _PEERS: list[_Peer] = ["transformers-fp32", "transformers-bf16"]
 _Lengths = Annotated[list[int], Parameter(converter=parse_token_list, consume_multiple=False)]
@@ -33,6 +34,8 @@ def context(
     peer: list[_Peer] = _PEERS,
     peer_limit_s: float = 600.0,
     llama_cpp: Path | None = None,
+    threads: int | None = None,
+    clock: _Clock = "wall",
     json_output: _Json = False,
 ) -> None:
     """W1, W2, W3: prefill and decode at growing lengths, beside transformers and the machine's limits.
@@ -52,10 +55,13 @@ def context(
         peer: Which to run beside; repeat for several.
         peer_limit_s: Seconds for one prompt; a peer that takes longer is stopped, and named.
         llama_cpp: Python of an environment with llama-cpp-python 0.3.36, to run llama.cpp beside.
+        threads: Of every side.
+        clock: wall, or cpu where other work shares the cores; cpu means something with one thread only.
         json_output: Print one JSON object.
     """
     from hadal.bench.context import measure
 
+    _use_threads(threads)
     report = measure(
         network,
         lengths,
@@ -64,6 +70,7 @@ def context(
         peers=peer,
         peer_limit_s=peer_limit_s,
         llama_cpp=llama_cpp,
+        clock=clock,
     )
     _print(report, json_output)
 
@@ -104,6 +111,8 @@ def prefix(
     tails: int = 16,
     rounds: int = 5,
     llama_cpp: Path | None = None,
+    threads: int | None = None,
+    clock: _Clock = "wall",
     json_output: _Json = False,
 ) -> None:
     """W5: time to the first token of a known prompt: from memory, from disk, after a restart.
@@ -114,11 +123,14 @@ def prefix(
         tails: Different continuations.
         rounds: Repetitions of all states.
         llama_cpp: Python of an environment with llama-cpp-python 0.3.36, to run llama.cpp beside.
+        threads: Of every side.
+        clock: wall, or cpu where other work shares the cores; cpu means something with one thread only.
         json_output: Print one JSON object.
     """
     from hadal.bench.prefix import measure
 
-    _print(measure(network, shared, tails, rounds, llama_cpp=llama_cpp), json_output)
+    _use_threads(threads)
+    _print(measure(network, shared, tails, rounds, llama_cpp=llama_cpp, clock=clock), json_output)
 
 
 @app.command
@@ -150,6 +162,14 @@ def speculation(
     from hadal.bench.speculation import measure
 
     _print(measure(steps, new, rounds), json_output)
+
+
+def _use_threads(threads: int | None) -> None:
+    """Set how many threads products take, here and in the sides that are started from here."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def _print(report: "Report", as_json: bool) -> None:
