@@ -2,22 +2,13 @@
 
 import math
 import random
-import tempfile
-from pathlib import Path
-from typing import Any
-
-import torch
 
 from hadal.bench.networks import NetworkName, network
 from hadal.bench.report import Report, interleave
-from hadal.checkpoint import save
+from hadal.bench.transformers_peer import generate, load_peer
 from hadal.engine import LLM, SamplingParams
-from hadal.model import Transformer
 
 __all__ = ["measure"]
-
-_CHUNK = 512
-"""Of the peer's prefill: one shot would take memory with the square of the prompt."""
 
 
 def measure(name: NetworkName, requests: int, longest: int, new: int, rounds: int) -> Report:
@@ -43,10 +34,10 @@ def measure(name: NetworkName, requests: int, longest: int, new: int, rounds: in
         done = [llm.generate([p], params)[0] for p in prompts]
         answers["one at a time"] = [list(c.token_ids) for c in done]
 
-    peer = _peer(model)
+    peer = load_peer(model)
 
     def theirs() -> None:
-        answers["transformers"] = [_generate(peer, prompt, new) for prompt in prompts]
+        answers["transformers"] = [generate(peer, prompt, new) for prompt in prompts]
 
     spreads = interleave(
         {"hadal": ours, "one at a time": alone, "transformers": theirs}, rounds, warm_up=False
@@ -62,30 +53,3 @@ def measure(name: NetworkName, requests: int, longest: int, new: int, rounds: in
         report.figures[f"answers equal to {runner}"] = f"{equal} of {requests}"
     report.notes.append("goal: six times the peer; float32 on both sides, the same weights")
     return report
-
-
-def _peer(model: Transformer) -> Any:
-    from transformers import DeepseekV4ForCausalLM
-
-    with tempfile.TemporaryDirectory() as folder:
-        save(model, Path(folder) / "model", layout="huggingface")
-        return DeepseekV4ForCausalLM.from_pretrained(
-            Path(folder) / "model", dtype=torch.float32, attn_implementation="eager"
-        ).eval()
-
-
-@torch.no_grad()
-def _generate(peer: Any, prompt: list[int], new: int) -> list[int]:
-    from transformers import DynamicCache
-
-    cache = DynamicCache(config=peer.config)
-    pieces = list(torch.tensor(prompt).split(_CHUNK))
-    out: list[int] = []
-    while len(out) < new:
-        logits = [
-            peer(piece[None], past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-            for piece in pieces
-        ]
-        out.append(int(logits[-1][0, -1].argmax()))
-        pieces = [torch.tensor(out[-1:])]
-    return out

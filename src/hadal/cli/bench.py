@@ -2,9 +2,12 @@
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
+
+from hadal.cli.quantities import parse_token_list
 
 if TYPE_CHECKING:
     from hadal.bench import Report
@@ -15,6 +18,61 @@ app = App(name="bench", help="Measure, beside a peer in the same run; medians, s
 
 _Json = Annotated[bool, Parameter(name="--json", negative="")]
 _Network = Literal["a192", "nano"]
+_Clock = Literal["wall", "cpu"]
+_Peer = Literal["transformers-fp32", "transformers-bf16"]
+_PEERS: list[_Peer] = ["transformers-fp32", "transformers-bf16"]
+_Lengths = Annotated[list[int], Parameter(converter=parse_token_list, consume_multiple=False)]
+
+
+@app.command
+def context(
+    *,
+    network: _Network = "nano",
+    lengths: _Lengths = [2048, 8192, 32_768],  # noqa: B006 - never changed
+    new: int = 16,
+    rounds: int = 3,
+    peer: list[_Peer] = _PEERS,
+    peer_limit_s: float = 600.0,
+    llama_cpp: Path | None = None,
+    threads: int | None = None,
+    clock: _Clock = "wall",
+    json_output: _Json = False,
+) -> None:
+    """W1, W2, W3: prefill and decode at growing lengths, beside transformers and the machine's limits.
+
+    Examples:
+        hadal bench context --network a192 --lengths 2k,8k,32k
+
+        hadal bench context --network a192 --lengths 128k --rounds 1 --empty-peer
+
+        hadal bench context --network a192 --llama-cpp ENV/bin/python
+
+    Args:
+        network: Which random network.
+        lengths: Tokens of the prompts; 2k is 2,048.
+        new: Tokens to decode after each prompt.
+        rounds: Repetitions, in turn with the peers.
+        peer: Which to run beside; repeat for several.
+        peer_limit_s: Seconds for one prompt; a peer that takes longer is stopped, and named.
+        llama_cpp: Python of an environment with llama-cpp-python 0.3.36, to run llama.cpp beside.
+        threads: Of every side.
+        clock: wall, or cpu where other work shares the cores; cpu means something with one thread only.
+        json_output: Print one JSON object.
+    """
+    from hadal.bench.context import measure
+
+    _use_threads(threads)
+    report = measure(
+        network,
+        lengths,
+        new,
+        rounds,
+        peers=peer,
+        peer_limit_s=peer_limit_s,
+        llama_cpp=llama_cpp,
+        clock=clock,
+    )
+    _print(report, json_output)
 
 
 @app.command
@@ -52,6 +110,9 @@ def prefix(
     shared: int = 8192,
     tails: int = 16,
     rounds: int = 5,
+    llama_cpp: Path | None = None,
+    threads: int | None = None,
+    clock: _Clock = "wall",
     json_output: _Json = False,
 ) -> None:
     """W5: time to the first token of a known prompt: from memory, from disk, after a restart.
@@ -61,11 +122,15 @@ def prefix(
         shared: Tokens that the prompts have in common.
         tails: Different continuations.
         rounds: Repetitions of all states.
+        llama_cpp: Python of an environment with llama-cpp-python 0.3.36, to run llama.cpp beside.
+        threads: Of every side.
+        clock: wall, or cpu where other work shares the cores; cpu means something with one thread only.
         json_output: Print one JSON object.
     """
     from hadal.bench.prefix import measure
 
-    _print(measure(network, shared, tails, rounds), json_output)
+    _use_threads(threads)
+    _print(measure(network, shared, tails, rounds, llama_cpp=llama_cpp, clock=clock), json_output)
 
 
 @app.command
@@ -97,6 +162,14 @@ def speculation(
     from hadal.bench.speculation import measure
 
     _print(measure(steps, new, rounds), json_output)
+
+
+def _use_threads(threads: int | None) -> None:
+    """Set how many threads products take, here and in the sides that are started from here."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def _print(report: "Report", as_json: bool) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from cyclopts import Token
 
-__all__ = ["human_bytes", "human_count", "parse_bytes", "parse_tokens"]
+__all__ = ["human_bytes", "human_count", "parse_bytes", "parse_token_list", "parse_tokens"]
 
 _MOST = 1e12
 _FACTORS = {"": 1, "k": 1024, "m": 1024**2}
@@ -17,7 +17,20 @@ def parse_tokens(_: type, tokens: Sequence[Token]) -> int:
     Raises:
         ValueError: It is none.
     """
-    text = tokens[0].value.replace(",", "").replace("_", "")
+    return _token_count(tokens[0].value.replace(",", ""))
+
+
+def parse_token_list(_: type, tokens: Sequence[Token]) -> list[int]:
+    """Read token counts with commas between them.
+
+    Raises:
+        ValueError: One of them is none.
+    """
+    return [_token_count(part) for token in tokens for part in token.value.split(",")]
+
+
+def _token_count(text: str) -> int:
+    text = text.replace("_", "")
     match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)([km]?)", text, re.IGNORECASE)
     if match is None:
         raise ValueError(f"expected a token count such as 4096, 128K, 1M or 1e6, got {text!r}")
