@@ -186,4 +186,4 @@ def test_llama_cpp_computes_the_same_network():
     assert len(samples.tokens[0]) == 3
     report = prefix("nano", 128, 1, 1, llama_cpp=python)
     assert report.figures["llama.cpp, resent over cold"].median > 0
-    assert report.figures["llama.cpp: largest change of a logit by reuse"] < 1
+    assert report.figures["llama.cpp, memory: largest difference of a logit from cold"] < 1

@@ -102,7 +102,7 @@ class _Peer:
         self._side = side
         self._clock = clock
         self._times: dict[str, list[float]] = {state: [] for state in ("cold", "memory", "resent")}
-        self._errors: list[float] = []
+        self._errors = {"memory": 0.0, "resent": 0.0}
         self._kept_bytes = 0
 
     def round(self, common: list[int], prompt: list[int]) -> None:
@@ -115,7 +115,8 @@ class _Peer:
             reused = self._side.ask({"resume": prompt})
             self._times[state].append(reused[self._clock])
             pairs = zip(cold["logits"], reused["logits"], strict=True)
-            self._errors.append(max(abs(a - b) for a, b in pairs))
+            error = max(abs(a - b) for a, b in pairs)
+            self._errors[state] = max(self._errors[state], error)
 
     def describe(self, report: Report, ours: dict[str, list[float]]) -> None:
         """Add its figures, and ours over its."""
@@ -123,7 +124,8 @@ class _Peer:
         for state, values in self._times.items():
             ratios = [a / b for a, b in zip(ours[state], values, strict=True)]
             report.figures[f"hadal over llama.cpp, {state}: time"] = Spread.of(ratios)
-        report.figures["llama.cpp: largest change of a logit by reuse"] = max(self._errors)
+        for state, error in self._errors.items():
+            report.figures[f"llama.cpp, {state}: largest difference of a logit from cold"] = error
         report.figures["llama.cpp: bytes of a kept state"] = float(self._kept_bytes)
 
 
