@@ -4,11 +4,21 @@ from faults.mutant import Mutant
 
 __all__ = ["ENGINE"]
 
-_INVARIANCE = ("tests/engine/test_invariance.py",)
+_REUSE = ("tests/engine/test_invariance.py::test_resent_and_continued",)
+_SPECULATION = ("tests/engine/test_invariance.py::test_speculation_changes_nothing",)
+_CANCELLING = ("tests/engine/test_invariance.py::test_cancelled_and_resent",)
 _DISK = ("tests/engine/test_disk.py",)
 _SAMPLER = ("tests/engine/test_sampler.py",)
 _SCHEDULING = ("tests/engine/test_scheduling.py",)
-_PARALLEL = ("tests/engine/test_parallel.py",)
+_PARALLEL = ("tests/engine/test_parallel.py::test_same_bits",)
+
+_FAIR = """\
+        pending.sort(key=lambda r: (r.served, r.arrival))
+        for idx, request in enumerate(pending):
+            if budget == 0 or request not in self.running:
+                continue
+            share = max(budget // (len(pending) - idx), min(budget, BLOCK_TOKENS))
+"""
 
 ENGINE = (
     Mutant(
@@ -23,48 +33,48 @@ ENGINE = (
         "engine/stepper.py",
         "if request.finish or idx == len(work.drafts) or token != work.drafts[idx]:",
         "if request.finish or idx == len(work.drafts):",
-        _INVARIANCE,
+        _SPECULATION,
     ),
     Mutant(
         "rejected drafts left in the state",
         "engine/stepper.py",
         "        sequence.main.rewind(end)\n",
         "",
-        _INVARIANCE,
+        _SPECULATION,
     ),
     Mutant(
         "checkpoint of another place",
         "engine/stepper.py",
         "outcome.slots[point] = sequence.main.slots(point)",
         "outcome.slots[point] = sequence.main.slots()",
-        _INVARIANCE,
+        _REUSE,
     ),
     Mutant(
         "windows not brought back",
         "engine/hybrid_cache.py",
         "cold = max(end - self.recompute_tokens, 0)",
         "cold = end",
-        _INVARIANCE,
+        _REUSE,
     ),
     Mutant(
         "sealed blocks written again",
         "engine/paged_cache.py",
         "sealed = self._blocks.num_sealed * self._per_block",
         "sealed = first - first % 2",
-        (*_INVARIANCE, *_DISK),
+        (*_REUSE, *_DISK),
     ),
     Mutant(
         "blocks of a cancelled request kept",
         "engine/scheduler.py",
         "            self.running.remove(request)\n            self._release(request)\n\n    def plan",
         "            self.running.remove(request)\n\n    def plan",
-        _INVARIANCE,
+        _CANCELLING,
     ),
     Mutant(
         "prompts served in order of arrival",
         "engine/scheduler.py",
-        "share = max(budget // (len(pending) - idx), min(budget, BLOCK_TOKENS))",
-        "share = budget",
+        _FAIR,
+        _FAIR.replace("r.served, ", "").replace("budget // (len(pending) - idx)", "budget"),
         _SCHEDULING,
     ),
     Mutant(
