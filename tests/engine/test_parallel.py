@@ -168,5 +168,25 @@ def test_a_lost_process_is_an_error_not_a_wait(divided):
     os.kill(int(children[-1]), signal.SIGKILL)
     with pytest.raises(EngineError):
         llm.generate([[0, 5, 9]], MIXED[0])
-    with pytest.raises(EngineError, match="lost the others"):
+    with pytest.raises(EngineError, match="are gone"):
+        llm.generate([[0, 5, 9]], MIXED[0])
+
+
+def test_a_step_that_fails_in_the_first_process_ends_them_all(divided):
+    """The others wait in the middle of that step: nothing may wait for them in turn."""
+
+    class Broken:
+        """A constraint that fails."""
+
+        def mask(self, logits_V):
+            raise RuntimeError("no mask today")
+
+        def accept(self, token_id):
+            raise AssertionError
+
+    llm = divided()
+    with pytest.raises(EngineError, match="no mask today"):
+        llm.generate([[0, 5, 9]], SamplingParams(constraint=Broken))
+    assert llm.engine._team.started[0].poll() is not None
+    with pytest.raises(EngineError, match="are gone"):
         llm.generate([[0, 5, 9]], MIXED[0])

@@ -4,9 +4,10 @@ A user message with results and text becomes several messages, in block order. T
 taken within `messages` too, since agents send it there.
 
 The signature of a thinking block holds its text again (`sealed`), which is read where a client left
-the text out; another server's is not kept. The message format has no error flag for a result, and dropping it would show a failure as a success: a result
-with `is_error` begins with the line `TOOL_ERROR_MARK`. A text block behind a call moves before it,
-and several thinking blocks of one message become one, parted by blank lines. Requests: `anthropic`.
+the text out; another server's is not kept. The message format has no error flag for a result, and
+dropping it would show a failure as a success: a result with `is_error` begins with the line
+`TOOL_ERROR_MARK`. A text block behind a call moves before it, and several thinking blocks of one
+message become one, parted by blank lines. Requests: `anthropic`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -100,7 +100,7 @@ class Engine:
             team=team,
         )
         self._team = team
-        self._closed = False
+        self._closed = self._parted = False
         self._news: list[dict[str, Any]] = []
         """What the rest of the team has not been told yet."""
         self._token_bytes = token_bytes
@@ -183,9 +183,13 @@ class Engine:
         Raises:
             EngineError: A process of the team failed or is gone; this engine cannot go on.
         """
+        if self._parted:
+            raise EngineError(
+                "the other processes of this engine are gone",
+                hint="start it again; its cache on disk is kept",
+            )
         if self._team.leads:
-            self._team.share(self._news)
-            self._news = []
+            self._tell()
         plan = self.scheduler.plan()
         if not plan.work:
             return self._stuck() if self._requests else []
@@ -193,7 +197,8 @@ class Engine:
             outcomes = self._stepper.run(plan)
         except BaseException as err:
             self._abandon(plan)
-            if self._team is SOLO or isinstance(err, EngineError):
+            self._part()  # the others wait for what will not come, and are not to be waited for
+            if self._team is SOLO or isinstance(err, EngineError) or not isinstance(err, Exception):
                 raise
             raise EngineError(f"a step failed, and the team with it: {err}") from err
         self.num_steps += 1
@@ -208,10 +213,10 @@ class Engine:
         self._closed = True
         for request_id in list(self._requests):
             self.cancel(request_id)
-        if self._team.leads:
+        if self._team.leads and not self._parted:
             with suppress(EngineError):  # it may be gone already
                 self._team.share([{"kind": "end"}])
-        self._team.leave()
+        self._part()
         self.cache.shut_down()
         if self._log is not None:
             self._log.close()
@@ -232,6 +237,20 @@ class Engine:
                 else:
                     self.add(news["ids"], SamplingParams(**news["params"]), request_id=news["id"])
             self.step()
+
+    def _tell(self) -> None:
+        """Let the rest of the team know what came and went since the last step."""
+        try:
+            self._team.share(self._news)
+        except EngineError:
+            self._part()
+            raise
+        self._news = []
+
+    def _part(self) -> None:
+        if not self._parted:
+            self._team.leave()
+        self._parted = self._team is not SOLO
 
     def _note(self, kind: str, **news: Any) -> None:
         if self._team is not SOLO and self._team.leads:

@@ -19,7 +19,7 @@ from hadal.engine.team import Team, dismiss, join_team
 from hadal.errors import ConfigError
 from hadal.model import Transformer
 
-__all__ = ["device_of", "dtype_of", "follow", "open_engine"]
+__all__ = ["follow", "open_engine"]
 
 
 def open_engine(

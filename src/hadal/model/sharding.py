@@ -10,7 +10,6 @@ Shape letters: T tokens, O outputs, D model dim.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -18,9 +17,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hadal.errors import ConfigError
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 __all__ = ["WHOLE", "Shard", "take_rows"]
 
@@ -31,13 +27,11 @@ class Shard:
 
     Attributes:
         rank: Which part, from 0.
-        size: How many parts there are.
-        group: Processes that hold the others; None for all of this job.
+        size: How many parts there are; the processes of this job hold them.
     """
 
     rank: int = 0
     size: int = 1
-    group: "ProcessGroup | None" = None
 
     def part(self, count: int, what: str) -> range:
         """Return which of `count` things this process keeps.
@@ -59,13 +53,13 @@ class Shard:
         if self.size == 1:
             return own
         parts = [torch.empty_like(own) for _ in range(self.size)]
-        dist.all_gather(parts, own.contiguous(), group=self.group)
+        dist.all_gather(parts, own.contiguous())
         return torch.cat(parts, dim=-1)
 
     def combine(self, own: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return the sum over processes of a tensor that all but one have zeros in, so it is exact."""
         if self.size > 1:
-            dist.all_reduce(own, group=self.group)
+            dist.all_reduce(own)
         return own
 
 
@@ -89,7 +83,7 @@ def take_rows(module: nn.Module, name: str, rows: range, *, tile: int = 1) -> No
         raise ConfigError(
             f"{name}: rows {rows.start} to {rows.stop} do not end at a multiple of {tile}, where "
             "FP8 blocks end",
-            hint="use fewer processes, or load the checkpoint with storage='plain'",
+            hint="use fewer processes",
         )
     old = getattr(module, name)
     kept = old.detach()[rows.start // tile : rows.stop // tile].clone()
