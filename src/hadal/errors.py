@@ -10,15 +10,31 @@
     │   └── CheckpointMismatchError     its tensors are not the model's; all of them are listed
     ├── StorageError                    a store on disk that cannot be read or written
     ├── UpstreamError                   another server failed, or cannot be reached
-    └── EngineError                     running the model
-        ├── ContextLengthError          more tokens than the model or the window holds
-        └── CapacityError               more than the cache or the queue holds; may work later
+    ├── EngineError                     running the model
+    │   ├── ContextLengthError          more tokens than the model or the window holds
+    │   └── CapacityError               more than the cache or the queue holds; may work later
+    └── SandboxError                    a box, its node or its log
+        ├── LaunchError                 a box could not be made
+        ├── SandboxGoneError            the box is no more; .cause: oom, ttl, idle, killed, ...
+        ├── NoCapacityError             the node has no room; may work later or elsewhere
+        ├── UnsupportedError            this backend or host cannot do that
+        ├── CommandRefusedError         a command was not started: no such program, user, directory
+        ├── CommandFailedError          a command failed and the caller asked to be told; .result
+        ├── SandboxFileError (OSError)  an operation on a file in a box; .errno as of the system
+        ├── ImageError                  an image that cannot be found, read, built or stored
+        ├── NodeError                   the node daemon cannot be reached, or failed
+        │   └── NodeAuthError           it does not know the caller
+        ├── UnknownOutcomeError         whether a recorded command has run cannot be known
+        ├── ReplayDivergedError         a command differs from the one that is recorded there
+        └── JournalError                the log of a node cannot be read or written
 
 A message says what happened, to what, what was expected and what was found; `hint` says what to do
 about it and is printed on a line of its own. Classes also inherit the built-in that a caller would
 guess. All of them survive pickling.
 """
 
+import enum
+import os
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -26,15 +42,30 @@ __all__ = [
     "CapacityError",
     "CheckpointError",
     "CheckpointMismatchError",
+    "CommandFailedError",
+    "CommandRefusedError",
     "ConfigError",
     "ContextLengthError",
     "EncodingError",
     "EngineError",
+    "GoneCause",
     "HadalError",
+    "ImageError",
     "InputError",
     "InvalidConversationError",
+    "JournalError",
+    "LaunchError",
     "MalformedCompletionError",
+    "NoCapacityError",
+    "NodeAuthError",
+    "NodeError",
+    "ReplayDivergedError",
+    "SandboxError",
+    "SandboxFileError",
+    "SandboxGoneError",
     "StorageError",
+    "UnknownOutcomeError",
+    "UnsupportedError",
     "UpstreamError",
 ]
 
@@ -207,3 +238,160 @@ class ContextLengthError(EngineError, ValueError):
         super().__init__(
             f"context too long: expected at most {limit:,} tokens, got {actual:,}", hint=hint
         )
+
+
+class SandboxError(HadalError):
+    """A box, its node or its log."""
+
+    code = "sandbox"
+
+
+class LaunchError(SandboxError):
+    """A box could not be made."""
+
+    code = "launch"
+
+
+class GoneCause(enum.StrEnum):
+    """Why a box is no more."""
+
+    OOM = "oom"
+    """Its memory ran out, and what ran out took the box with it."""
+    TTL = "ttl"
+    """Its lifetime is over."""
+    IDLE = "idle"
+    """Nobody has used it for too long."""
+    KILLED = "killed"
+    """Somebody asked for its end."""
+    NODE_LOST = "node_lost"
+    """Its machine or its node daemon is gone."""
+    CRASHED = "crashed"
+    """Its first process ended, and nobody knows why."""
+    NOT_FOUND = "not_found"
+    """The node has never had it, or has forgotten it."""
+
+
+class SandboxGoneError(SandboxError):
+    """The box is no more.
+
+    Attributes:
+        cause: Why.
+    """
+
+    code = "sandbox_gone"
+
+    def __init__(self, message: str, *, cause: GoneCause, hint: str | None = None) -> None:
+        self.cause = cause
+        super().__init__(message, hint=hint)
+
+
+class NoCapacityError(SandboxError):
+    """The node has no room for what is asked; later or elsewhere there may be."""
+
+    code = "no_capacity"
+    retryable = True
+
+
+class UnsupportedError(SandboxError):
+    """This backend or this host cannot do that."""
+
+    code = "unsupported"
+
+
+class CommandRefusedError(SandboxError):
+    """A command was not started: no such program, user or directory, or no process left.
+
+    Attributes:
+        errno: As of the system.
+    """
+
+    code = "command_refused"
+
+    def __init__(self, message: str, *, errno: int, hint: str | None = None) -> None:
+        self.errno = errno
+        super().__init__(message, hint=hint)
+
+
+class CommandFailedError(SandboxError):
+    """A command failed, and the caller asked to be told by an exception (`check=True`).
+
+    Attributes:
+        result: What it left, as a call without `check` returns it.
+    """
+
+    code = "command_failed"
+
+    def __init__(self, message: str, *, result: object) -> None:
+        self.result = result
+        super().__init__(message)
+
+
+class SandboxFileError(SandboxError, OSError):
+    """An operation on a file in a box failed.
+
+    Attributes:
+        errno: As of the system.
+        filename: The path in the box.
+    """
+
+    code = "sandbox_file"
+
+    def __init__(self, errno: int, filename: str, *, hint: str | None = None) -> None:
+        super().__init__(f"{filename}: {os.strerror(errno)}", hint=hint)
+        self.errno = errno
+        self.filename = filename
+
+
+class ImageError(SandboxError):
+    """An image cannot be found, read, built or stored."""
+
+    code = "image"
+
+
+class NodeError(SandboxError):
+    """The node daemon cannot be reached, or failed."""
+
+    code = "node"
+    retryable = True
+
+
+class NodeAuthError(NodeError):
+    """The node daemon does not know the caller."""
+
+    code = "node_auth"
+    retryable = False
+
+
+class UnknownOutcomeError(SandboxError):
+    """A command was begun, and whether it has run cannot be known any more."""
+
+    code = "unknown_outcome"
+
+
+class ReplayDivergedError(SandboxError):
+    """A command differs from the one that is recorded at its place.
+
+    Attributes:
+        position: Number of the record, from 1.
+        recorded: What is recorded there, shortened.
+        asked: What was asked for.
+    """
+
+    code = "replay_diverged"
+
+    def __init__(
+        self, *, position: int, recorded: str, asked: str, hint: str | None = None
+    ) -> None:
+        self.position = position
+        self.recorded = recorded
+        self.asked = asked
+        super().__init__(
+            f"step {position} of the trajectory differs: recorded {recorded}, asked for {asked}",
+            hint=hint,
+        )
+
+
+class JournalError(SandboxError):
+    """The log of a node cannot be read or written: full disk, damage, another version."""
+
+    code = "journal"

@@ -84,6 +84,7 @@ def test_every_import_is_declared():
         *project["dependencies"],
         *extras["engine"],
         *extras["serve"],
+        *extras["sandbox"],
         *extras["plot"],
         *extras["parity"],
     ]

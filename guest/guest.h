@@ -1,0 +1,111 @@
+/* The init of a box: one connection to the node daemon, and the commands that it asked for. */
+#ifndef HADAL_GUEST_H
+#define HADAL_GUEST_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "bytes.h"
+#include "protocol.h"
+
+/* What epoll tells us about: the first member of everything that is registered. */
+enum source_kind { S_LISTEN, S_CONNECTION, S_SIGNALS, S_STREAM, S_INPUT, S_REPORT };
+struct source {
+    enum source_kind kind;
+    int fd;          /* -1: closed */
+    uint32_t events; /* that are registered */
+    struct command *command;
+};
+
+/* Output of a command: a ring with what has not been acknowledged, at most WINDOW bytes. */
+struct stream {
+    struct source source;
+    uint8_t *ring;
+    uint64_t capacity;
+    uint64_t start, end, sent; /* offsets: the ring holds [start, end) */
+    uint64_t limit, total;     /* bytes beyond the limit are counted, and the last TAIL of them kept */
+    uint8_t *tail;
+    uint64_t tail_total;
+    uint64_t drain; /* bytes that may still be the command's when it has ended */
+    bool settled;   /* it has ended, and all of its output is here */
+};
+
+struct command {
+    struct command *next;
+    uint64_t id;
+    pid_t pid;
+    bool tty, started, failed, ended, exit_sent, tail_sent, attached, forgotten;
+    int failure;
+    int status, timed_out;
+    uint64_t start_time, end_time;       /* ns since 1970 */
+    uint64_t deadline, quiet, quiet_due; /* monotonic ns; 0: none */
+    uint64_t user_us, system_us, max_rss_kb;
+    struct stream out[2];
+    struct source input, report;
+    struct bytes pending; /* input that the command has not taken */
+    bool input_ends;
+    uint64_t input_taken, input_acknowledged;
+};
+
+struct connection {
+    struct source source;
+    bool welcomed;
+    struct bytes in, out;
+};
+
+struct guest {
+    int epoll, oom_score;
+    struct source listening, signals;
+    struct connection connection;
+    struct command *commands; /* newest first */
+    uint64_t last_id;
+    char boot_id[33];
+};
+
+extern struct guest guest;
+
+/* init.c */
+void watch(struct source *source, uint32_t events);
+void unwatch(struct source *source); /* and close */
+uint64_t clock_ns(int clock);
+
+/* command.c */
+void start_command(uint64_t id, const uint8_t *payload, size_t length);
+struct command *find_command(uint64_t id);
+void give_input(struct command *c, const uint8_t *data, size_t length);
+void end_input(struct command *c);
+void take_report(struct command *c);
+void write_input(struct command *c);
+void resize_command(struct command *c, unsigned short rows, unsigned short columns);
+void signal_command(struct command *c, int signal);
+void command_died(struct command *c, int status);
+void enforce_times(void);
+int next_deadline_ms(void);
+void sweep_commands(void);
+
+/* stream.c */
+void read_stream(struct stream *s);
+void settle_stream(struct stream *s);
+void acknowledge(struct command *c, uint64_t out, uint64_t err);
+void attach_command(struct command *c, uint64_t out, uint64_t err);
+void detach_all(void);
+bool send_pending(struct command *c); /* frames into the connection; whether anything was added */
+
+/* users.c */
+struct user {
+    uid_t uid;
+    gid_t gid, groups[64];
+    int group_count;
+    char home[256];
+};
+const char *find_user(const char *text, struct user *user); /* NULL, or what is wrong */
+
+/* applets.c: file operations, each in a process of its own */
+int run_applet(int count, char **arguments);
+int applet_failed(const char *what);
+/* tar.c */
+int pack(const char *path);
+int unpack(const char *path, bool image_layer);
+
+#endif

@@ -1,0 +1,287 @@
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/random.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "guest.h"
+#include "launch.h"
+
+struct guest guest;
+
+uint64_t clock_ns(int clock)
+{
+    struct timespec now;
+    clock_gettime(clock, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+void watch(struct source *source, uint32_t events)
+{
+    struct epoll_event event = {.events = events, .data.ptr = source};
+    if (source->fd < 0 || source->events == events)
+        return;
+    int operation = source->events ? (events ? EPOLL_CTL_MOD : EPOLL_CTL_DEL) : EPOLL_CTL_ADD;
+    epoll_ctl(guest.epoll, operation, source->fd, &event);
+    source->events = events;
+}
+
+void unwatch(struct source *source)
+{
+    if (source->fd < 0)
+        return;
+    watch(source, 0);
+    close(source->fd);
+    source->fd = -1;
+}
+
+static void drop_connection(void)
+{
+    unwatch(&guest.connection.source);
+    guest.connection.welcomed = false;
+    bytes_free(&guest.connection.in);
+    bytes_free(&guest.connection.out);
+    detach_all();
+}
+
+/* Say why, as far as that goes out at once, and hang up. */
+static void protocol_error(const char *text)
+{
+    struct connection *c = &guest.connection;
+    size_t start = begin_frame(&c->out, F_ERROR, 0);
+    put_text(&c->out, T_TEXT, text);
+    end_frame(&c->out, start);
+    send(c->source.fd, c->out.data, c->out.length, MSG_NOSIGNAL | MSG_DONTWAIT);
+    drop_connection();
+}
+
+/* The numbers of a payload that has only numbers. */
+struct numbers { uint64_t out, err, signal, rows, columns, least, most; };
+
+static bool read_numbers(const uint8_t *payload, size_t length, struct numbers *n)
+{
+    const uint8_t *at = payload;
+    struct field field;
+    bool broken = false;
+    while (next_field(&at, payload + length, &field, &broken)) {
+        uint64_t number = read_number(field.value, field.length);
+        switch (field.tag) {
+        case T_OUT_OFFSET: n->out = number; break;
+        case T_ERR_OFFSET: n->err = number; break;
+        case T_SIGNAL: n->signal = number; break;
+        case T_ROWS: n->rows = number; break;
+        case T_COLUMNS: n->columns = number; break;
+        case T_VERSION_MIN: n->least = number; break;
+        case T_VERSION_MAX: n->most = number; break;
+        default: return false;
+        }
+    }
+    return !broken;
+}
+
+static void welcome(const struct numbers *n)
+{
+    struct connection *c = &guest.connection;
+    if (n->least > PROTOCOL_VERSION || n->most < PROTOCOL_VERSION) {
+        protocol_error("no common version of the protocol: this guest speaks version 1");
+        return;
+    }
+    c->welcomed = true;
+    size_t start = begin_frame(&c->out, F_WELCOME, 0);
+    put_number(&c->out, T_VERSION, PROTOCOL_VERSION);
+    put_text(&c->out, T_BOOT_ID, guest.boot_id);
+    end_frame(&c->out, start);
+}
+
+static void list_commands(void)
+{
+    struct bytes *out = &guest.connection.out;
+    for (struct command *c = guest.commands; c; c = c->next) {
+        if (c->forgotten)
+            continue;
+        size_t start = begin_frame(out, F_COMMAND, c->id);
+        if (c->ended)
+            put_number(out, T_STATUS, (uint64_t)c->status);
+        end_frame(out, start);
+    }
+    end_frame(out, begin_frame(out, F_LISTED, 0));
+}
+
+static void handle_frame(int type, uint64_t id, const uint8_t *payload, size_t length)
+{
+    struct numbers n = {0};
+    struct command *c = id ? find_command(id) : NULL;
+    if (type != F_EXEC && type != F_INPUT && !read_numbers(payload, length, &n)) {
+        protocol_error("a field that does not belong there");
+        return;
+    }
+    if (type == F_HELLO) {
+        welcome(&n);
+        return;
+    }
+    if (!guest.connection.welcomed) {
+        protocol_error("a frame before HELLO");
+        return;
+    }
+    switch (type) {
+    case F_EXEC: start_command(id, payload, length); break;
+    case F_LIST: list_commands(); break;
+    case F_PING: end_frame(&guest.connection.out, begin_frame(&guest.connection.out, F_PONG, id)); break;
+    /* The rest may come for a command that has just ended: nothing is left to do then. */
+    case F_INPUT: if (c) give_input(c, payload, length); break;
+    case F_INPUT_END: if (c) end_input(c); break;
+    case F_RESIZE: case F_SIGNAL:
+        if (c && type == F_SIGNAL)
+            signal_command(c, (int)n.signal);
+        else if (c)
+            resize_command(c, (unsigned short)n.rows, (unsigned short)n.columns);
+        break;
+    case F_ATTACH: if (c) attach_command(c, n.out, n.err); break;
+    case F_ACK: if (c) acknowledge(c, n.out, n.err); break;
+    case F_FORGET: if (c && c->ended) c->forgotten = true; break;
+    default: protocol_error("a frame of unknown type");
+    }
+}
+
+static void read_connection(void)
+{
+    struct connection *c = &guest.connection;
+    bytes_reserve(&c->in, 64 * 1024);
+    ssize_t n = read(c->source.fd, c->in.data + c->in.length, c->in.capacity - c->in.length);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        return;
+    if (n <= 0) {
+        drop_connection();
+        return;
+    }
+    c->in.length += (size_t)n;
+    size_t used = 0;
+    while (c->source.fd >= 0 && c->in.length - used >= HEADER_BYTES) {
+        const uint8_t *header = c->in.data + used;
+        size_t length = read_number(header, 4);
+        if (length > FRAME_MAX) {
+            protocol_error("a frame that is too long");
+            return;
+        }
+        if (c->in.length - used < HEADER_BYTES + length)
+            break;
+        handle_frame((int)read_number(header + 4, 2), read_number(header + 8, 8), header + HEADER_BYTES,
+                     length);
+        used += HEADER_BYTES + length;
+    }
+    if (c->source.fd >= 0)
+        bytes_drop(&c->in, used);
+}
+
+static void accept_connection(void)
+{
+    int fd = accept4(guest.listening.fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (fd < 0)
+        return;
+    drop_connection(); /* the daemon that had it is gone, or wants a new one */
+    guest.connection.source = (struct source){.kind = S_CONNECTION, .fd = fd};
+}
+
+/* Frames go out in turns, a little of each command at a time, so that none waits behind a flood. */
+static void write_connection(void)
+{
+    struct connection *c = &guest.connection;
+    while (c->source.fd >= 0) {
+        bool more = true;
+        while (more && c->out.length < 128 * 1024) {
+            more = false;
+            for (struct command *command = guest.commands; command; command = command->next)
+                more |= send_pending(command);
+        }
+        if (!c->out.length)
+            break;
+        ssize_t n = send(c->source.fd, c->out.data, c->out.length, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (n < 0 && (errno == EAGAIN || errno == EINTR))
+            break;
+        if (n < 0) {
+            drop_connection();
+            break;
+        }
+        bytes_drop(&c->out, (size_t)n);
+    }
+    watch(&c->source, EPOLLIN | (c->out.length ? EPOLLOUT : 0));
+}
+
+static void reap(void)
+{
+    struct signalfd_siginfo information;
+    while (read(guest.signals.fd, &information, sizeof information) > 0)
+        ;
+    int status;
+    struct rusage used;
+    for (pid_t pid; (pid = wait4(-1, &status, WNOHANG, &used)) > 0;)
+        for (struct command *c = guest.commands; c; c = c->next)
+            if (c->pid == pid && !c->ended) {
+                c->user_us = (uint64_t)used.ru_utime.tv_sec * 1000000 + (uint64_t)used.ru_utime.tv_usec;
+                c->system_us = (uint64_t)used.ru_stime.tv_sec * 1000000 + (uint64_t)used.ru_stime.tv_usec;
+                c->max_rss_kb = (uint64_t)used.ru_maxrss;
+                command_died(c, status);
+                break;
+            }
+}
+
+static void handle_event(struct source *source)
+{
+    if (source->fd < 0)
+        return; /* closed by an event before this one */
+    switch (source->kind) {
+    case S_LISTEN: accept_connection(); break;
+    case S_CONNECTION: read_connection(); break;
+    case S_SIGNALS: reap(); break;
+    case S_STREAM: read_stream((struct stream *)source); break;
+    case S_INPUT: write_input(source->command); break;
+    case S_REPORT: take_report(source->command); break;
+    }
+}
+
+void serve_box(int listening, int oom_score)
+{
+    sigset_t all;
+    sigfillset(&all);
+    sigprocmask(SIG_SETMASK, &all, NULL);
+    guest.epoll = epoll_create1(EPOLL_CLOEXEC);
+    guest.oom_score = oom_score;
+    guest.listening = (struct source){.kind = S_LISTEN, .fd = listening};
+    guest.signals = (struct source){.kind = S_SIGNALS};
+    sigset_t child;
+    sigemptyset(&child);
+    sigaddset(&child, SIGCHLD);
+    guest.signals.fd = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK);
+    guest.connection.source = (struct source){.kind = S_CONNECTION, .fd = -1};
+    uint8_t random[16];
+    if (guest.epoll < 0 || guest.signals.fd < 0 || getrandom(random, sizeof random, 0) != sizeof random)
+        _exit(72);
+    for (size_t i = 0; i < sizeof random; i++)
+        snprintf(guest.boot_id + 2 * i, 3, "%02x", random[i]);
+    struct rlimit files;
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
+        files.rlim_cur = files.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &files);
+    }
+    watch(&guest.listening, EPOLLIN);
+    watch(&guest.signals, EPOLLIN);
+    for (;;) {
+        struct epoll_event events[64];
+        int count = epoll_wait(guest.epoll, events, 64, next_deadline_ms());
+        for (int i = 0; i < count; i++)
+            handle_event(events[i].data.ptr);
+        enforce_times();
+        write_connection();
+        sweep_commands();
+    }
+}

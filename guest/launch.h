@@ -1,0 +1,54 @@
+/* Making a box: what the node daemon asks for, and the steps that turn a new process into its init. */
+#ifndef HADAL_LAUNCH_H
+#define HADAL_LAUNCH_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "bytes.h"
+
+#define MANY 128 /* of any repeated field */
+
+struct list {
+    char *items[MANY];
+    uint32_t sizes[MANY];
+    int count;
+};
+
+struct launch {
+    uint64_t request;
+    char *hostname, *scratch, *run_directory, *socket, *netns;
+    uint64_t scratch_bytes, scratch_inodes, shm_bytes;
+    uint64_t uid_base, uid_count;
+    bool user_namespace, volatile_overlay, read_only;
+    struct list lowers, cgroups, files, binds, tmpfs, rlimits;
+
+    int reply;        /* socket to the node daemon */
+    int netns_fd;     /* -1: a new network namespace */
+    int listening;    /* the socket of the guest */
+    uint64_t started; /* monotonic ns */
+    const char *phase;
+};
+
+/* NULL, or what is wrong with it. Everything is copied out of the payload. */
+const char *read_launch(struct launch *launch, const uint8_t *payload, size_t length);
+
+/* launch.c: in the new process; does not return. */
+_Noreturn void become_box(struct launch *launch);
+_Noreturn void launch_failed(struct launch *launch, const char *detail);
+
+/* mounts.c */
+void build_root(struct launch *launch, int user_namespace);
+void enter_root(struct launch *launch);
+
+/* confine.c */
+void drop_privileges(struct launch *launch);
+void join_new_keyring(void);
+
+/* init.c: serves the node daemon on the socket; does not return. */
+_Noreturn void serve_box(int listening, int oom_score);
+
+void send_event(int reply, uint64_t request, int event, struct bytes *fields);
+uint64_t now_ns(void);
+
+#endif

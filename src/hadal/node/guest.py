@@ -1,0 +1,383 @@
+"""One guest, as the node daemon sees it: a connection, and the commands that run behind it."""
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from hadal.errors import CommandRefusedError, NodeError
+from hadal.node.wire import (
+    HEADER,
+    PROTOCOL_VERSION,
+    WINDOW,
+    Fields,
+    Frame,
+    Tag,
+    TimedOut,
+    WireError,
+    decode_fields,
+    encode_fields,
+    encode_frame,
+)
+
+__all__ = ["CommandOrder", "Exit", "Guest", "GuestCommand", "GuestLostError", "OutputSink"]
+
+
+class GuestLostError(NodeError):
+    """The connection to a guest has ended. The box decides what that means."""
+
+    code = "guest_lost"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandOrder:
+    """What a guest is to run.
+
+    Attributes:
+        arguments: Program and arguments; for an applet its name and arguments.
+        environment: All of it; HOME and PATH are added where they are missing.
+        directory: Where it starts.
+        user: Name, id, `name:group` or `uid:gid` of the image.
+        tty: Rows and columns of a terminal, or None.
+        stdin: Whether standard input is a pipe; else it is empty.
+        timeout_ms: From its start to its end; 0 for none. Then its session is killed.
+        quiet_ms: Without output; 0 for none.
+        output_limit: Bytes of each stream that are kept; 0 for all.
+        applet: Whether the guest itself does it.
+        nofile: Open files it may have.
+    """
+
+    arguments: Sequence[bytes]
+    environment: Mapping[str, str] | None = None
+    directory: bytes = b"/"
+    user: str = "0"
+    tty: tuple[int, int] | None = None
+    stdin: bool = False
+    timeout_ms: int = 0
+    quiet_ms: int = 0
+    output_limit: int = 0
+    applet: bool = False
+    nofile: int = 1024
+
+    def fields(self) -> Fields:
+        """Return what the guest is told."""
+        fields: dict[Tag, int | bytes | list[int | bytes]] = {
+            Tag.ARGUMENT: list(self.arguments),
+            Tag.ENVIRONMENT: [
+                os.fsencode(f"{name}={value}") for name, value in (self.environment or {}).items()
+            ],
+            Tag.DIRECTORY: self.directory,
+            Tag.USER: os.fsencode(self.user),
+            Tag.INPUT: int(self.stdin),
+            Tag.TIMEOUT_MS: self.timeout_ms,
+            Tag.QUIET_MS: self.quiet_ms,
+            Tag.OUTPUT_LIMIT: self.output_limit,
+            Tag.APPLET: int(self.applet),
+            Tag.NOFILE: self.nofile,
+        }
+        if self.tty is not None:
+            fields |= {Tag.TTY: 1, Tag.ROWS: self.tty[0], Tag.COLUMNS: self.tty[1]}
+        return fields
+
+
+@dataclass(frozen=True)
+class Exit:
+    """The end of a command.
+
+    Attributes:
+        status: As of wait(2).
+        stdout_bytes, stderr_bytes: That it wrote, kept or not.
+        timed_out: Which of its times it exceeded.
+        started_ns, ended_ns: Since 1970, by the clock of the box.
+        user_us, system_us: Processor time of it and what it waited for.
+        max_rss_kb: Largest memory of any of those.
+    """
+
+    status: int
+    stdout_bytes: int
+    stderr_bytes: int
+    timed_out: TimedOut
+    started_ns: int
+    ended_ns: int
+    user_us: int
+    system_us: int
+    max_rss_kb: int
+
+
+class OutputSink(Protocol):
+    """Takes the output of a command as it comes."""
+
+    def output(self, stream: int, offset: int, data: bytes) -> None:
+        """Take bytes of stream 1 or 2. An offset beyond the last end means that bytes are missing."""
+
+
+class GuestCommand:
+    """A command in a guest.
+
+    Attributes:
+        id: Its number in the box.
+        sink: Where its output goes.
+        started: Done when it runs, with its pid in the box; CommandRefusedError if it does not.
+        ended: Done with its `Exit` when it and its output have ended.
+    """
+
+    def __init__(self, guest: "Guest", number: int, sink: OutputSink) -> None:
+        loop = asyncio.get_running_loop()
+        self.id = number
+        self.sink = sink
+        self.started: asyncio.Future[int] = loop.create_future()
+        self.ended: asyncio.Future[Exit] = loop.create_future()
+        self._guest = guest
+        self._sent = 0
+        self._taken = 0
+        self._room = asyncio.Event()
+        self._room.set()
+
+    async def write(self, data: bytes | memoryview) -> None:
+        """Give it input; waits where it takes none. What it does not read before its end is lost."""
+        at = 0
+        while at < len(data) and not self.ended.done():
+            room = WINDOW - (self._sent - self._taken)
+            if room <= 0:
+                self._room.clear()
+                await self._room.wait()
+                continue
+            part = bytes(data[at : at + min(room, 64 * 1024)])
+            self._guest.send(Frame.INPUT, self.id, part)
+            self._sent += len(part)
+            at += len(part)
+            await self._guest.drain()
+
+    def end_input(self) -> None:
+        """Close its input."""
+        self._guest.send(Frame.INPUT_END, self.id)
+
+    def signal(self, number: int) -> None:
+        """Signal its process group; SIGKILL reaches its whole session."""
+        self._guest.send(Frame.SIGNAL, self.id, encode_fields({Tag.SIGNAL: number}))
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Change the size of its terminal."""
+        fields = encode_fields({Tag.ROWS: rows, Tag.COLUMNS: columns})
+        self._guest.send(Frame.RESIZE, self.id, fields)
+
+    def acknowledge(self, stdout: int, stderr: int) -> None:
+        """Say that output up to these offsets is kept safe: the guest lets go of it."""
+        fields = encode_fields({Tag.OUT_OFFSET: stdout, Tag.ERR_OFFSET: stderr})
+        self._guest.send(Frame.ACK, self.id, fields)
+
+    def forget(self) -> None:
+        """Say that its end is kept safe: the guest forgets it."""
+        self._guest.forget(self.id)
+
+    def input_taken(self, offset: int) -> None:
+        """The guest has passed on input up to this offset."""
+        self._taken = offset
+        self._room.set()
+
+    def lost(self, error: Exception) -> None:
+        """The guest is gone."""
+        self._room.set()
+        for future in (self.started, self.ended):
+            if not future.done():
+                future.set_exception(error)
+                future.exception()  # whoever waits sees it; nobody has to
+
+
+class Guest(asyncio.Protocol):
+    """The connection to one guest.
+
+    Attributes:
+        boot_id: Random, of this start of the guest.
+        commands: That run or are not forgotten, by number.
+        lost: Done when the connection has ended.
+    """
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.boot_id = ""
+        self.commands: dict[int, GuestCommand] = {}
+        self.lost: asyncio.Future[None] = loop.create_future()
+        self._welcome: asyncio.Future[None] = loop.create_future()
+        self._listing: asyncio.Future[dict[int, bool]] | None = None
+        self._listed: dict[int, bool] = {}
+        self._buffer = bytearray()
+        self._transport: asyncio.Transport | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+
+    @classmethod
+    async def connect(cls, path: Path, *, timeout_s: float = 10.0) -> "Guest":
+        """Connect to the guest that listens at a path.
+
+        Raises:
+            GuestLostError: Nobody listens, or it is not one of ours.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(timeout_s):
+                _, guest = await loop.create_unix_connection(cls, str(path))
+                hello = {Tag.VERSION_MIN: PROTOCOL_VERSION, Tag.VERSION_MAX: PROTOCOL_VERSION}
+                guest.send(Frame.HELLO, 0, encode_fields(hello))
+                await asyncio.shield(guest._welcome)
+        except (OSError, TimeoutError) as error:
+            raise GuestLostError(f"no guest answers at {path}: {error or 'no answer'}") from error
+        return guest
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by asyncio."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by asyncio: every command that has not ended is lost."""
+        error = GuestLostError(f"the guest is gone: {exc}" if exc else "the guest is gone")
+        for command in self.commands.values():
+            command.lost(error)
+        for future in (self._welcome, self._listing):
+            if future is not None and not future.done():
+                future.set_exception(error)
+                future.exception()
+        self._writable.set()
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+    def pause_writing(self) -> None:
+        """Called by asyncio."""
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        """Called by asyncio."""
+        self._writable.set()
+
+    async def drain(self) -> None:
+        """Wait until the connection takes more."""
+        await self._writable.wait()
+
+    def close(self) -> None:
+        """End the connection; the guest and its commands go on."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def send(self, kind: Frame, command: int, payload: bytes = b"") -> None:
+        """Send a frame. After the end of the connection nothing is sent: `lost` says so."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(encode_frame(kind, command, payload))
+
+    def execute(self, number: int, order: CommandOrder, sink: OutputSink) -> GuestCommand:
+        """Start a command. Numbers grow; one that has been used is refused by the guest."""
+        command = GuestCommand(self, number, sink)
+        if self.lost.done():
+            command.lost(GuestLostError("the guest is gone"))
+            return command
+        self.commands[number] = command
+        self.send(Frame.EXEC, number, encode_fields(order.fields()))
+        return command
+
+    def attach(self, number: int, sink: OutputSink, stdout: int, stderr: int) -> GuestCommand:
+        """Take over a command that an earlier connection started; its output from these offsets on."""
+        command = GuestCommand(self, number, sink)
+        command.started.set_result(0)
+        self.commands[number] = command
+        fields = encode_fields({Tag.OUT_OFFSET: stdout, Tag.ERR_OFFSET: stderr})
+        self.send(Frame.ATTACH, number, fields)
+        return command
+
+    def forget(self, number: int) -> None:
+        """Drop an ended command here and there."""
+        if self.commands.pop(number, None) is not None:
+            self.send(Frame.FORGET, number)
+
+    async def list(self) -> dict[int, bool]:
+        """Return the commands that the guest knows, and whether each has ended."""
+        self._listed = {}
+        self._listing = asyncio.get_running_loop().create_future()
+        self.send(Frame.LIST, 0)
+        return await self._listing
+
+    def data_received(self, data: bytes) -> None:
+        """Called by asyncio: take the frames that are whole."""
+        buffer = self._buffer
+        buffer += data
+        at = 0
+        try:
+            while len(buffer) - at >= HEADER.size:
+                length, kind, _, number = HEADER.unpack_from(buffer, at)
+                if length > WINDOW + 64:
+                    raise WireError(f"a frame of {length} bytes")
+                end = at + HEADER.size + length
+                if end > len(buffer):
+                    break
+                self._frame(kind, number, bytes(buffer[at + HEADER.size : end]))
+                at = end
+        except (WireError, ValueError) as error:
+            # The box has got at its guest, or this is a bug: either way nothing more is believed.
+            self.connection_lost(GuestLostError(f"it broke the protocol: {error}"))
+            self.close()
+            return
+        if at:
+            del buffer[:at]
+
+    def _frame(self, kind: int, number: int, payload: bytes) -> None:
+        command = self.commands.get(number)
+        match kind:
+            case Frame.STDOUT | Frame.STDERR:
+                if command is not None:
+                    offset = int.from_bytes(payload[:8], "little")
+                    command.sink.output(1 if kind == Frame.STDOUT else 2, offset, payload[8:])
+            case Frame.STARTED if command is not None:
+                if not command.started.done():
+                    command.started.set_result(_number(decode_fields(payload), Tag.PID))
+            case Frame.EXIT if command is not None:
+                if not command.started.done():
+                    command.started.set_result(0)
+                if not command.ended.done():
+                    command.ended.set_result(_read_exit(decode_fields(payload)))
+                command.input_taken(1 << 62)
+            case Frame.FAILED if command is not None:
+                self.commands.pop(number)
+                command.lost(_read_refusal(decode_fields(payload)))
+            case Frame.INPUT_ACK if command is not None:
+                command.input_taken(_number(decode_fields(payload), Tag.OFFSET))
+            case Frame.WELCOME:
+                self.boot_id = decode_fields(payload).get(Tag.BOOT_ID, b"").decode("ascii")
+                if not self._welcome.done():
+                    self._welcome.set_result(None)
+            case Frame.COMMAND:
+                self._listed[number] = Tag.STATUS in decode_fields(payload)
+            case Frame.LISTED if self._listing is not None:
+                self._listing.set_result(self._listed)
+                self._listing = None
+            case Frame.ERROR:
+                text = decode_fields(payload).get(Tag.TEXT, b"")[:200].decode(errors="replace")
+                raise WireError(f"it refuses what we sent: {text}")
+            case _ if command is None or kind == Frame.PONG:
+                pass  # of a command that is forgotten here
+            case _:
+                raise WireError(f"a frame of type {kind}")
+
+
+def _number(fields: Mapping[int, bytes], tag: Tag) -> int:
+    return int.from_bytes(fields.get(tag, b"")[:8], "little")
+
+
+def _read_exit(fields: Mapping[int, bytes]) -> Exit:
+    return Exit(
+        status=_number(fields, Tag.STATUS),
+        stdout_bytes=_number(fields, Tag.OUT_TOTAL),
+        stderr_bytes=_number(fields, Tag.ERR_TOTAL),
+        timed_out=TimedOut(_number(fields, Tag.TIMED_OUT)),
+        started_ns=_number(fields, Tag.START_TIME),
+        ended_ns=_number(fields, Tag.TIME),
+        user_us=_number(fields, Tag.USER_US),
+        system_us=_number(fields, Tag.SYSTEM_US),
+        max_rss_kb=_number(fields, Tag.MAX_RSS_KB),
+    )
+
+
+def _read_refusal(fields: Mapping[int, bytes]) -> CommandRefusedError:
+    errno = _number(fields, Tag.ERRNO)
+    what = fields.get(Tag.TEXT, b"")[:256].decode(errors="replace")
+    return CommandRefusedError(f"not started: {what}: {os.strerror(errno)}", errno=errno)
