@@ -506,6 +506,8 @@ int next_deadline_ms(void)
         if (c->quiet_due && c->quiet_due < next)
             next = c->quiet_due;
     }
+    if (guest.lease_ns && guest.connection.source.fd < 0 && guest.lonely_since + guest.lease_ns < next)
+        next = guest.lonely_since + guest.lease_ns;
     if (next == UINT64_MAX)
         return -1;
     now = clock_ns(CLOCK_MONOTONIC);

@@ -60,6 +60,7 @@ struct guest {
     struct connection connection;
     struct command *commands; /* newest first */
     uint64_t last_id;
+    uint64_t lease_ns, lonely_since; /* how long it lives without a node daemon */
     char boot_id[33];
 };
 

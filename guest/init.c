@@ -47,6 +47,8 @@ void unwatch(struct source *source)
 
 static void drop_connection(void)
 {
+    if (guest.connection.source.fd >= 0)
+        guest.lonely_since = clock_ns(CLOCK_MONOTONIC);
     unwatch(&guest.connection.source);
     guest.connection.welcomed = false;
     bytes_free(&guest.connection.in);
@@ -100,6 +102,7 @@ static void welcome(const struct numbers *n)
     size_t start = begin_frame(&c->out, F_WELCOME, 0);
     put_number(&c->out, T_VERSION, PROTOCOL_VERSION);
     put_text(&c->out, T_BOOT_ID, guest.boot_id);
+    put_number(&c->out, T_LAST_ID, guest.last_id);
     end_frame(&c->out, start);
 }
 
@@ -249,7 +252,7 @@ static void handle_event(struct source *source)
     }
 }
 
-void serve_box(int listening, int oom_score)
+void serve_box(int listening, int oom_score, uint64_t lease_ns)
 {
     sigset_t all;
     sigfillset(&all);
@@ -273,6 +276,8 @@ void serve_box(int listening, int oom_score)
         files.rlim_cur = files.rlim_max;
         setrlimit(RLIMIT_NOFILE, &files);
     }
+    guest.lease_ns = lease_ns;
+    guest.lonely_since = clock_ns(CLOCK_MONOTONIC);
     watch(&guest.listening, EPOLLIN);
     watch(&guest.signals, EPOLLIN);
     for (;;) {
@@ -281,6 +286,9 @@ void serve_box(int listening, int oom_score)
         for (int i = 0; i < count; i++)
             handle_event(events[i].data.ptr);
         enforce_times();
+        if (guest.connection.source.fd < 0 && guest.lease_ns &&
+            clock_ns(CLOCK_MONOTONIC) - guest.lonely_since > guest.lease_ns)
+            _exit(73); /* nobody will ever come for this box: it takes its processes with it */
         write_connection();
         sweep_commands();
     }

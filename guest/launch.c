@@ -63,6 +63,7 @@ const char *read_launch(struct launch *l, const uint8_t *payload, size_t length)
         case T_TMPFS: full |= !add(&l->tmpfs, &field); break;
         case T_RLIMIT: full |= !add(&l->rlimits, &field); break;
         case T_VOLATILE: l->volatile_overlay = number; break;
+        case T_LEASE_S: l->lease_s = number; break;
         case T_READ_ONLY: l->read_only = number; break;
         default: return "a field that a launch request does not have";
         }
@@ -253,5 +254,5 @@ void become_box(struct launch *l)
     bytes_free(&fields);
     close(l->reply);
     int listening = l->listening;
-    serve_box(listening, oom_score);
+    serve_box(listening, oom_score, l->lease_s * 1000000000u);
 }

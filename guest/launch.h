@@ -19,7 +19,7 @@ struct launch {
     uint64_t request;
     char *hostname, *scratch, *run_directory, *socket, *netns;
     uint64_t scratch_bytes, scratch_inodes, shm_bytes;
-    uint64_t uid_base, uid_count;
+    uint64_t uid_base, uid_count, lease_s;
     bool user_namespace, volatile_overlay, read_only;
     struct list lowers, cgroups, files, binds, tmpfs, rlimits;
 
@@ -46,7 +46,7 @@ void drop_privileges(struct launch *launch);
 void join_new_keyring(void);
 
 /* init.c: serves the node daemon on the socket; does not return. */
-_Noreturn void serve_box(int listening, int oom_score);
+_Noreturn void serve_box(int listening, int oom_score, uint64_t lease_ns);
 
 void send_event(int reply, uint64_t request, int event, struct bytes *fields);
 uint64_t now_ns(void);

@@ -32,7 +32,7 @@ enum frame {
     F_LIST = 10,      /* answered by one COMMAND each, then LISTED */
     F_PING = 11,
     /* from the guest */
-    F_WELCOME = 64,   /* fields: VERSION, BOOT_ID */
+    F_WELCOME = 64,   /* fields: VERSION, BOOT_ID, LAST_ID */
     F_STARTED = 65,   /* fields: PID, TIME */
     F_FAILED = 66,    /* fields: ERRNO, TEXT: it was not run */
     F_STDOUT = 67,    /* u64 offset, data */
@@ -68,6 +68,7 @@ enum tag {
     T_ROWS = 20,
     T_COLUMNS = 21,
     T_START_TIME = 22,
+    T_LAST_ID = 23,   /* the largest id of a command so far */
     /* EXEC */
     T_ARGUMENT = 32,
     T_ENVIRONMENT = 33, /* NAME=value */
@@ -100,6 +101,7 @@ enum tag {
     T_RLIMIT = 81,      /* "name=soft:hard" */
     T_TMPFS = 82,       /* target, zero byte, bytes as text */
     T_READ_ONLY = 83,
+    T_LEASE_S = 84,     /* without a node daemon for so long, the box ends itself */
     /* launch reply */
     T_PHASE = 96,
     T_ELAPSED_US = 97,

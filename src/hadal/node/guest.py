@@ -191,6 +191,7 @@ class Guest(asyncio.Protocol):
 
     Attributes:
         boot_id: Random, of this start of the guest.
+        last_id: The largest number of a command when this connection began.
         commands: That run or are not forgotten, by number.
         lost: Done when the connection has ended.
     """
@@ -198,6 +199,7 @@ class Guest(asyncio.Protocol):
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
         self.boot_id = ""
+        self.last_id = 0
         self.commands: dict[int, GuestCommand] = {}
         self.lost: asyncio.Future[None] = loop.create_future()
         self._welcome: asyncio.Future[None] = loop.create_future()
@@ -342,7 +344,9 @@ class Guest(asyncio.Protocol):
             case Frame.INPUT_ACK if command is not None:
                 command.input_taken(_number(decode_fields(payload), Tag.OFFSET))
             case Frame.WELCOME:
-                self.boot_id = decode_fields(payload).get(Tag.BOOT_ID, b"").decode("ascii")
+                fields = decode_fields(payload)
+                self.boot_id = fields.get(Tag.BOOT_ID, b"").decode("ascii")
+                self.last_id = _number(fields, Tag.LAST_ID)
                 if not self._welcome.done():
                     self._welcome.set_result(None)
             case Frame.COMMAND:

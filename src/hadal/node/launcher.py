@@ -38,6 +38,7 @@ class LaunchRequest:
         tmpfs: Path in the box and size in bytes.
         limits: Resource limits as `name=soft:hard`.
         read_only: Whether its root cannot be written.
+        lease_s: Seconds without a node daemon after which it ends itself; 0 for never.
     """
 
     hostname: str
@@ -56,6 +57,7 @@ class LaunchRequest:
     tmpfs: tuple[tuple[str, int], ...] = ()
     limits: tuple[str, ...] = ()
     read_only: bool = False
+    lease_s: int = 0
 
     def fields(self) -> Fields:
         """Return what the launcher is told."""
@@ -67,6 +69,7 @@ class LaunchRequest:
             Tag.SHM_BYTES: self.shm_bytes,
             Tag.VOLATILE: 1,
             Tag.READ_ONLY: int(self.read_only),
+            Tag.LEASE_S: self.lease_s,
             Tag.CGROUP: [os.fsencode(p) for p in self.cgroups],
             Tag.FILE: [name.encode() + b"\0" + data for name, data in self.etc.items()],
             Tag.BIND: [

@@ -88,6 +88,7 @@ class Tag(enum.IntEnum):
     ROWS = 20
     COLUMNS = 21
     START_TIME = 22
+    LAST_ID = 23
     ARGUMENT = 32
     ENVIRONMENT = 33
     DIRECTORY = 34
@@ -118,6 +119,7 @@ class Tag(enum.IntEnum):
     RLIMIT = 81
     TMPFS = 82
     READ_ONLY = 83
+    LEASE_S = 84
     PHASE = 96
     ELAPSED_US = 97
     EVENT = 98

@@ -1,0 +1,24 @@
+"""`python -m hadal.node STATE SOCKET READY`: the daemon that the SDK starts for itself."""
+
+import logging
+import sys
+from pathlib import Path
+
+from hadal.node.daemon import Listen, run_daemon
+from hadal.node.node import NodeConfig
+
+IDLE_EXIT_S = 60
+
+
+def main() -> int:
+    """Run it."""
+    state, socket, ready = sys.argv[1:]
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    return run_daemon(
+        NodeConfig(state=Path(state), name=f"embedded-{Path(state).stat().st_ino}"),
+        Listen(socket=Path(socket), ready=int(ready), idle_exit_s=IDLE_EXIT_S),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,407 @@
+"""The node over HTTP: what docs/formats/node-api.md describes, on a Unix socket or a port."""
+
+import asyncio
+import base64
+import contextlib
+import dataclasses
+import hmac
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl
+
+from aiohttp import WSMsgType, web
+from pydantic import BaseModel, ValidationError
+
+from hadal.errors import (
+    CommandRefusedError,
+    ConfigError,
+    GoneCause,
+    HadalError,
+    NoCapacityError,
+    NodeAuthError,
+    SandboxFileError,
+    SandboxGoneError,
+    UnknownOutcomeError,
+    UnsupportedError,
+)
+from hadal.node.box import Box, Command
+from hadal.node.files import BoxFiles
+from hadal.node.guest import GuestLostError
+from hadal.node.journal import Record
+from hadal.node.node import Node
+from hadal.sandbox.protocol import CommandRequest, CreateRequest, FileChange, SignalRequest
+from hadal.sandbox.results import ExecResult
+
+__all__ = ["build_node_app"]
+
+logger = logging.getLogger(__name__)
+_NODE = web.AppKey("node", Node)
+_STATUS: list[tuple[type[HadalError], int]] = [
+    (NodeAuthError, 401),
+    (SandboxGoneError, 410),
+    (NoCapacityError, 503),
+    (SandboxFileError, 422),
+    (CommandRefusedError, 422),
+    (UnknownOutcomeError, 409),
+    (UnsupportedError, 501),
+    (ConfigError, 400),
+]
+Body = TypeVar("Body", bound=BaseModel)
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def error_body(error: HadalError) -> dict[str, Any]:
+    """Return an error as JSON, from which the SDK makes it again."""
+    details = {
+        name: value
+        for name, value in vars(error).items()
+        if name not in ("message", "hint", "args") and isinstance(value, str | int | float)
+    }
+    return {"code": error.code, "message": error.message, "hint": error.hint, "details": details}
+
+
+def _status(error: HadalError) -> int:
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except HadalError as error:
+        return web.json_response(error_body(error), status=_status(error))
+    except web.HTTPException:
+        raise
+    except Exception:
+        logger.exception("request failed", extra={"method": request.method, "path": request.path})
+        body = {
+            "code": "node",
+            "message": "the node failed; its log says how",
+            "hint": None,
+            "details": {},
+        }
+        return web.json_response(body, status=500)
+
+
+def _authorize(keys: frozenset[str]) -> Any:
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        given = request.headers.get("Authorization", "").removeprefix("Bearer ").encode()
+        if request.path != "/healthz" and not any(
+            hmac.compare_digest(given, k.encode()) for k in keys
+        ):
+            raise NodeAuthError(
+                "the node does not know this API key", hint="set HADAL_NODE_KEY, or pass key="
+            )
+        return await handler(request)
+
+    return check
+
+
+async def _body(request: web.Request, kind: type[Body]) -> Body:
+    try:
+        return kind.model_validate_json(await request.read())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(
+            f"{request.path}: {where}: {first['msg']}, got {first['input']!r}"
+        ) from error
+
+
+def _result_body(result: ExecResult) -> dict[str, Any]:
+    fields = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
+    for name in ("stdout_bytes", "stderr_bytes"):
+        fields[name] = base64.b64encode(fields[name]).decode()
+    return fields
+
+
+def _record_body(record: Record) -> dict[str, Any]:
+    body = {f.name: getattr(record.event, f.name) for f in dataclasses.fields(record.event)}
+    body["request_id"] = record.request_id
+    for name, data in (("stdout", record.stdout), ("stderr", record.stderr)):
+        body[name] = base64.b64encode(data).decode()
+    return body
+
+
+def _box(request: web.Request) -> Box:
+    return request.app[_NODE].get(request.match_info["box"])
+
+
+def _files(request: web.Request) -> BoxFiles:
+    node = request.app[_NODE]
+    return BoxFiles(_box(request), node.journal, node.blobs)
+
+
+def _parameters(request: web.Request) -> dict[str, str]:
+    """Return the query. Names of files are bytes: what is not UTF-8 comes through as it is."""
+    raw = request.rel_url.raw_query_string
+    return dict(parse_qsl(raw, keep_blank_values=True, errors="surrogateescape"))
+
+
+def _query(request: web.Request, name: str) -> str:
+    value = _parameters(request).get(name)
+    if value is None:
+        raise ConfigError(f"{request.path}: the query has no {name}")
+    return value
+
+
+def _number(request: web.Request, name: str, default: int) -> int:
+    text = request.query.get(name, str(default))
+    if not text.isdigit():
+        raise ConfigError(f"{request.path}: {name} must be a number from 0 on, got {text!r}")
+    return int(text)
+
+
+class Routes:
+    """The handlers, by what they are about."""
+
+    async def create(self, request: web.Request) -> web.Response:
+        """POST /v1/boxes."""
+        node = request.app[_NODE]
+        box = await node.create(await _body(request, CreateRequest))
+        return web.json_response(dataclasses.asdict(node.info(box.id)), status=201)
+
+    async def boxes(self, request: web.Request) -> web.Response:
+        """GET /v1/boxes."""
+        node = request.app[_NODE]
+        found = [dataclasses.asdict(node.info(box)) for box in list(node.boxes)]
+        return web.json_response({"boxes": found})
+
+    async def info(self, request: web.Request) -> web.Response:
+        """GET /v1/boxes/{box}."""
+        info = request.app[_NODE].info(request.match_info["box"])
+        return web.json_response(dataclasses.asdict(info))
+
+    async def remove(self, request: web.Request) -> web.Response:
+        """DELETE /v1/boxes/{box}: also of one that is gone already."""
+        ended = await request.app[_NODE].end(request.match_info["box"], GoneCause.KILLED)
+        return web.json_response({"ended": ended})
+
+    async def log(self, request: web.Request) -> web.Response:
+        """GET /v1/boxes/{box}/log: records behind a position."""
+        node = request.app[_NODE]
+        box = request.match_info["box"]
+        node.info(box)
+        after, limit = _number(request, "after", 0), min(_number(request, "limit", 1000), 10_000)
+        records = node.journal.records(box, after=after, limit=limit)
+        return web.json_response({"records": [_record_body(r) for r in records]})
+
+    async def usage(self, request: web.Request) -> web.Response:
+        """GET /v1/boxes/{box}/usage."""
+        box = _box(request)
+        return web.json_response(
+            {
+                "memory_bytes": box.cgroup.memory_bytes(),
+                "memory_limit_bytes": box.spec.memory_mb << 20,
+                "cpu_s": box.cgroup.cpu_s(),
+                "pids": box.cgroup.pids() - 1,
+                "disk_bytes": None,
+                "oom_kills": box.cgroup.oom_kills(),
+            }
+        )
+
+    async def blob(self, request: web.Request) -> web.StreamResponse:
+        """GET /v1/blobs/{digest}: content that the log names."""
+        digest = request.match_info["digest"]
+        return web.Response(body=request.app[_NODE].blobs.read(digest))
+
+    # --- commands ---
+
+    async def run(self, request: web.Request) -> web.Response:
+        """POST /v1/boxes/{box}/commands."""
+        body = await _body(request, CommandRequest)
+        if (body.argv is None) == (body.shell is None):
+            raise ConfigError("a command needs either argv or shell")
+        box = _box(request)
+        command = await box.start(body)
+        if body.wait:
+            return web.json_response(_result_body(await asyncio.shield(command.result)))
+        if command.guest is not None:
+            await asyncio.wait(
+                [command.guest.started, command.result], return_when="FIRST_COMPLETED"
+            )
+            if command.result.done():
+                with contextlib.suppress(GuestLostError):
+                    await command.result
+        return web.json_response({"id": command.position})
+
+    def _command(self, request: web.Request) -> Command:
+        box = _box(request)
+        position = int(request.match_info["command"])
+        for command in box.commands.values():
+            if command.position == position:
+                return command
+        raise ConfigError(f"box {box.id} has no command {position} at hand", hint="its log has it")
+
+    async def signal(self, request: web.Request) -> web.Response:
+        """POST /v1/boxes/{box}/commands/{command}/signal."""
+        body = await _body(request, SignalRequest)
+        command = self._command(request)
+        if command.guest is not None and not command.result.done():
+            command.guest.signal(body.signal)
+        return web.json_response({})
+
+    async def attach(self, request: web.Request) -> web.WebSocketResponse:
+        """GET /v1/boxes/{box}/commands/{command}/attach, upgraded: output from offsets on, input, the end.
+
+        To the client: binary frames `u8 stream | u64 offset | data`, then one text frame with the result
+        or the error. From it: binary frames of input; text frames {"input_end": true},
+        {"signal": n}, {"resize": [rows, columns]}.
+        """
+        command = self._command(request)
+        offsets = _number(request, "stdout", 0), _number(request, "stderr", 0)
+        socket = web.WebSocketResponse(heartbeat=20, max_msg_size=1 << 20)
+        await socket.prepare(request)
+        sending = asyncio.get_running_loop().create_task(
+            self._send_output(socket, command, offsets)
+        )
+        try:
+            async for message in socket:
+                if message.type == WSMsgType.BINARY and command.guest is not None:
+                    with contextlib.suppress(GuestLostError):
+                        await command.guest.write(message.data)
+                elif message.type == WSMsgType.TEXT and command.guest is not None:
+                    _control(command, json.loads(message.data))
+        finally:
+            sending.cancel()
+        return socket
+
+    async def _send_output(
+        self, socket: web.WebSocketResponse, command: Command, offsets: tuple[int, int]
+    ) -> None:
+        async for stream, offset, data in command.output.follow(*offsets):
+            await socket.send_bytes(bytes([stream]) + offset.to_bytes(8, "little") + data)
+        try:
+            result = await asyncio.shield(command.result)
+            end = {
+                "result": _result_body(
+                    dataclasses.replace(result, stdout_bytes=b"", stderr_bytes=b"")
+                )
+            }
+        except HadalError as error:
+            end = {"error": error_body(error)}
+        await socket.send_json(end)
+        await socket.close()
+
+    # --- files ---
+
+    async def read(self, request: web.Request) -> web.StreamResponse:
+        """GET /v1/boxes/{box}/files?path=: content, or with what=stat|list|tar something else."""
+        files, path = _files(request), _query(request, "path")
+        user = request.query.get("user")
+        match request.query.get("what", "content"):
+            case "content":
+                offset, length = _number(request, "offset", 0), _number(request, "length", 0)
+                return await _stream(
+                    request, files.read(path, offset=offset, length=length, user=user)
+                )
+            case "tar":
+                return await _stream(request, files.pack(path, user=user))
+            case "stat":
+                follow = request.query.get("follow", "1") != "0"
+                return web.json_response(dataclasses.asdict(await files.stat(path, follow=follow)))
+            case "list":
+                found = await files.list(path, depth=_number(request, "depth", 1))
+                return web.json_response({"entries": [dataclasses.asdict(f) for f in found]})
+            case other:
+                raise ConfigError(f"what must be content, tar, stat or list, got {other!r}")
+
+    async def write(self, request: web.Request) -> web.Response:
+        """PUT /v1/boxes/{box}/files?path=&how=write|append|create|unpack: the body is the content."""
+        how = request.query.get("how", "write")
+        if how not in ("write", "append", "create", "unpack"):
+            raise ConfigError(f"how must be write, append, create or unpack, got {how!r}")
+        mode = request.query.get("mode")
+        size = await _files(request).write(
+            _query(request, "path"),
+            request.content.iter_chunked(256 * 1024),
+            request_id=_query(request, "request_id"),
+            mode=None if mode is None else int(mode, 8),
+            how=how,
+            parents=request.query.get("parents") == "1",
+            user=request.query.get("user"),
+        )
+        return web.json_response({"size": size})
+
+    async def change(self, request: web.Request) -> web.Response:
+        """POST /v1/boxes/{box}/files."""
+        await _files(request).change(await _body(request, FileChange))
+        return web.json_response({})
+
+    # --- the node ---
+
+    async def status(self, request: web.Request) -> web.Response:
+        """GET /v1/node."""
+        node = request.app[_NODE]
+        return web.json_response(
+            {
+                "name": node.config.name,
+                "state": str(node.config.state),
+                "boxes": len(node.boxes),
+                "max_boxes": node.config.max_boxes,
+                "cgroups": node.cgroups.layout,
+                "uptime_s": (time.time_ns() - node.started_ns) / 1e9,
+            }
+        )
+
+    async def health(self, request: web.Request) -> web.Response:
+        """GET /healthz."""
+        return web.Response(text="ok")
+
+
+def _control(command: Command, message: dict[str, Any]) -> None:
+    assert command.guest is not None
+    match message:
+        case {"input_end": True}:
+            command.guest.end_input()
+        case {"signal": int(number)}:
+            command.guest.signal(number)
+        case {"resize": [int(rows), int(columns)]}:
+            command.guest.resize(rows, columns)
+        case _:
+            raise ConfigError(f"a message that means nothing: {str(message)[:100]}")
+
+
+async def _stream(request: web.Request, chunks: Any) -> web.StreamResponse:
+    """Send chunks as they come; an error before the first one is still a proper answer.
+
+    Later ones cut the connection off, so that nobody takes half a file for a whole one.
+    """
+    first = await anext(chunks, None)
+    response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
+    await response.prepare(request)
+    if first is not None:
+        await response.write(first)
+        async for chunk in chunks:
+            await response.write(chunk)
+    await response.write_eof()
+    return response
+
+
+def build_node_app(node: Node, *, keys: frozenset[str] = frozenset()) -> web.Application:
+    """Return the application of a node; with keys, every request needs one."""
+    middlewares = [_errors, _authorize(keys)] if keys else [_errors]
+    app = web.Application(middlewares=middlewares, client_max_size=64 << 20)
+    app[_NODE] = node
+    routes = Routes()
+    box = "/v1/boxes/{box}"
+    app.router.add_post("/v1/boxes", routes.create)
+    app.router.add_get("/v1/boxes", routes.boxes)
+    app.router.add_get(box, routes.info)
+    app.router.add_delete(box, routes.remove)
+    app.router.add_get(box + "/log", routes.log)
+    app.router.add_get(box + "/usage", routes.usage)
+    app.router.add_post(box + "/commands", routes.run)
+    app.router.add_post(box + r"/commands/{command:\d+}/signal", routes.signal)
+    app.router.add_get(box + r"/commands/{command:\d+}/attach", routes.attach)
+    app.router.add_get(box + "/files", routes.read)
+    app.router.add_put(box + "/files", routes.write)
+    app.router.add_post(box + "/files", routes.change)
+    app.router.add_get(r"/v1/blobs/{digest:[0-9a-f]{64}}", routes.blob)
+    app.router.add_get("/v1/node", routes.status)
+    app.router.add_get("/healthz", routes.health)
+    return app

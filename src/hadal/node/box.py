@@ -1,0 +1,497 @@
+"""A box that lives on this node: its guest, its limits, and the commands in it, each written down first."""
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from hadal.errors import (
+    CommandRefusedError,
+    GoneCause,
+    JournalError,
+    SandboxFileError,
+    SandboxGoneError,
+)
+from hadal.node.blobs import Blobs
+from hadal.node.cgroups import Cgroup
+from hadal.node.guest import CommandOrder, Exit, Guest, GuestCommand, GuestLostError
+from hadal.node.journal import INLINE_BYTES, BoxRecord, Journal, Record
+from hadal.node.output import Output
+from hadal.node.wire import Tag, TimedOut, decode_fields
+from hadal.sandbox.protocol import CommandRequest, command_record
+from hadal.sandbox.results import ExecResult
+from hadal.sandbox.specs import Spec
+
+__all__ = ["Box", "Command", "ImageDefaults", "recorded_result"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageDefaults:
+    """What an image says about its commands."""
+
+    env: Mapping[str, str] = field(default_factory=dict[str, str])
+    working_dir: str = "/"
+    user: str = "0"
+
+
+class Command:
+    """A command of a box, from its record in the journal on.
+
+    Attributes:
+        position: Its number in the log.
+        output: What it writes.
+        result: Done when its end is written down; or the error that kept it from running.
+    """
+
+    def __init__(self, position: int, output: Output, guest: GuestCommand | None) -> None:
+        self.position = position
+        self.output = output
+        self.guest = guest
+        self.result: asyncio.Future[ExecResult] = asyncio.get_running_loop().create_future()
+        self.unwritten: Callable[[], None] | None = None
+        """Writes its end down again, where the disk was full."""
+
+    def fail(self, error: Exception) -> None:
+        """End it with an error."""
+        self.output.finish()
+        if not self.result.done():
+            self.result.set_exception(error)
+            self.result.exception()  # whoever waits sees it; nobody has to
+
+
+def recorded_result(record: Record, blobs: Blobs) -> ExecResult:
+    """Return the result that the journal has of a command."""
+    fields: dict[str, Any] = dict(record.event.result or {})
+    streams: dict[str, bytes] = {"stdout": record.stdout, "stderr": record.stderr}
+    for name in streams:
+        reference = fields.pop(f"{name}_blob", None)
+        if reference is not None:
+            streams[name] = blobs.read(reference)
+    return ExecResult(
+        **fields,
+        stdout_bytes=streams["stdout"],
+        stderr_bytes=streams["stderr"],
+        id=record.event.position,
+        recorded=True,
+    )
+
+
+class Box:
+    """A living box. Made by `Node`, which also ends it.
+
+    Attributes:
+        id, name: What the node and the caller call it.
+        spec: What was asked for.
+        pid: Of its init, on the host.
+        used: When somebody last asked something of it; monotonic seconds.
+        cause: Set before its end by whoever ends it.
+    """
+
+    def __init__(
+        self, *, record: BoxRecord, spec: Spec, defaults: ImageDefaults, folder: Path, cgroup: Cgroup,
+        journal: Journal, blobs: Blobs, pid: int, guest: Guest,
+    ) -> None:  # fmt: skip
+        self.id = record.id
+        self.name = record.name
+        self.created_ns = record.created_ns
+        self.spec = spec
+        self.defaults = defaults
+        self.folder = folder
+        self.cgroup = cgroup
+        self.pid = pid
+        self.guest = guest
+        self.used = time.monotonic()
+        self.cause: GoneCause | None = None
+        self.paused = False
+        self.commands: dict[str, Command] = {}
+        self._journal = journal
+        self._blobs = blobs
+        self._position = journal.last_position(record.id)
+        self._oom_kills = cgroup.oom_kills()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._guest_id = guest.last_id
+
+    # --- commands ---
+
+    def touch(self) -> None:
+        """Note that somebody uses it.
+
+        Raises:
+            SandboxGoneError: It has ended.
+        """
+        self.used = time.monotonic()
+        if self.cause is not None or self.guest.lost.done():
+            raise self.gone()
+
+    def gone(self) -> SandboxGoneError:
+        """Return the error that says why it is no more."""
+        cause = self.cause or GoneCause.CRASHED
+        return SandboxGoneError(f"box {self.id} is gone: {_REASONS[cause]}", cause=cause)
+
+    def next_guest_id(self) -> int:
+        """Return a number for a command that the guest has not seen."""
+        self._guest_id += 1
+        return self._guest_id
+
+    def next_position(self) -> int:
+        """Return the next place in the log."""
+        self._position += 1
+        return self._position
+
+    async def start(self, request: CommandRequest) -> Command:
+        """Write a command down and start it; the same request again returns the same command.
+
+        Raises:
+            JournalError: It cannot be written down; it does not run.
+            SandboxGoneError: The box has ended.
+        """
+        known = self.commands.get(request.request_id)
+        if known is not None:
+            if known.unwritten is not None:
+                known.unwritten()
+            return known
+        record = self._journal.record_of_request(self.id, request.request_id)
+        if record is not None:
+            return self._recorded(record)
+        self.touch()
+        position, guest_id = self.next_position(), self.next_guest_id()
+        try:
+            self._journal.begin(
+                self.id, position, "command", self._recordable(request),
+                request_id=request.request_id, guest_id=guest_id, details=_details(request),
+            )  # fmt: skip
+        except JournalError:
+            self._position -= 1
+            raise
+        command = self._execute(position, guest_id, self._order(request))
+        self.commands[request.request_id] = command
+        if request.stdin is not None:
+            await self._give(command, request.stdin)
+        return command
+
+    def _execute(self, position: int, guest_id: int, order: CommandOrder) -> Command:
+        def acknowledge(stdout: int, stderr: int) -> None:
+            if command.guest is not None:
+                command.guest.acknowledge(stdout, stderr)
+
+        command = Command(position, Output(self.folder, f"out-{position}", acknowledge), None)
+        kills = self.cgroup.oom_kills()
+        command.guest = self.guest.execute(guest_id, order, command.output)
+        self._spawn(self._complete(command, kills))
+        return command
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _give(self, command: Command, data: bytes) -> None:
+        assert command.guest is not None
+        with contextlib.suppress(GuestLostError):
+            await command.guest.write(data)
+            command.guest.end_input()
+
+    def _recorded(self, record: Record) -> Command:
+        command = Command(
+            record.event.position, Output(self.folder, "none", lambda _stdout, _stderr: None), None
+        )
+        if record.event.state == "done" and record.event.kind == "command":
+            result = recorded_result(record, self._blobs)
+            command.output.output(1, 0, result.stdout_bytes)
+            command.output.output(2, 0, result.stderr_bytes)
+            command.output.finish()
+            command.result.set_result(result)
+        else:
+            command.fail(refusal_of(record))
+        return command
+
+    def _recordable(self, request: CommandRequest) -> dict[str, Any]:
+        if request.stdin is not None:
+            self._blobs.put(request.stdin)
+        return command_record(request.model_dump(exclude_defaults=True), request.stdin)
+
+    def _order(self, request: CommandRequest) -> CommandOrder:
+        argv = request.argv if request.argv is not None else ("/bin/sh", "-c", request.shell or "")
+        environment = {**self.defaults.env, **self.spec.env, **request.env}
+        if request.tty is not None:
+            environment.setdefault("TERM", "xterm-256color")
+        directory = request.cwd or self.spec.working_dir or self.defaults.working_dir
+        return CommandOrder(
+            arguments=[os.fsencode(a) for a in argv],
+            environment=environment,
+            directory=os.fsencode(directory),
+            user=request.user or self.spec.user or self.defaults.user,
+            tty=request.tty,
+            stdin=request.stdin is not None or request.interactive,
+            timeout_ms=round(1000 * request.timeout_s) if request.timeout_s else 0,
+            quiet_ms=round(1000 * request.quiet_s) if request.quiet_s else 0,
+            output_limit=request.output_limit,
+            nofile=self.spec.nofile,
+        )
+
+    async def _complete(self, command: Command, kills: int) -> None:
+        assert command.guest is not None
+        try:
+            ended = await command.guest.ended
+            self.used = time.monotonic()
+        except CommandRefusedError as error:
+            self._journal.end(
+                self.id,
+                command.position,
+                "refused",
+                {"message": error.message, "errno": error.errno},
+            )
+            command.fail(error)
+        except GuestLostError:
+            await self.guest.lost
+            await asyncio.sleep(0)  # the node says why first
+            command.fail(self.gone())
+        else:
+            oom = self.cgroup.oom_kills() > kills
+            command.output.finish()
+            command.unwritten = lambda: self._write_end(command, ended, oom)
+            with contextlib.suppress(JournalError):  # the next request for it tries again
+                command.unwritten()
+
+    def _write_end(self, command: Command, ended: Exit, oom: bool) -> None:
+        """Write the end of a command down; only then is it told, and the guest forgets it."""
+        stdout, stderr = command.output.whole(1), command.output.whole(2)
+        result = _result(ended, oom, stdout, stderr, command.position)
+        fields = _result_fields(result)
+        inline: dict[str, bytes] = {"stdout": stdout, "stderr": stderr}
+        try:
+            for name, data in inline.items():
+                if len(data) > INLINE_BYTES:
+                    fields[f"{name}_blob"] = self._blobs.put(data).digest
+                    inline[name] = b""
+            self._journal.end(self.id, command.position, "done", fields, **inline)
+        except JournalError as error:
+            if not command.result.done():
+                command.result.set_exception(error)
+                command.result.exception()
+            raise
+        command.unwritten = None
+        if command.result.done():
+            command.result = asyncio.get_running_loop().create_future()
+        command.result.set_result(result)
+        assert command.guest is not None
+        command.guest.forget()
+        command.output.close()
+
+    def forget_old_commands(self, keep: int = 256) -> None:
+        """Drop ended commands from memory, the oldest first; the journal has them."""
+        ended = [key for key, c in self.commands.items() if c.result.done() and c.unwritten is None]
+        for key in ended[: max(0, len(ended) - keep)]:
+            del self.commands[key]
+
+    # --- after a restart of the daemon ---
+
+    async def reconcile(self) -> None:
+        """Ask the guest about every command whose end the journal does not know."""
+        known = await self.guest.list()
+        for record in self._journal.begun(self.id):
+            if record.event.kind != "command":
+                continue  # the node knows what to do about those
+            if record.guest_id in known:
+                self._adopt(record)
+            else:
+                await self._run_now(record)
+
+    async def _run_now(self, record: Record) -> None:
+        """Run a command that was written down and never reached the guest, which answers for that."""
+        request = self._request_of(record)
+        guest_id = self.next_guest_id()
+        self._journal.set_guest_id(self.id, record.event.position, guest_id)
+        command = self._execute(record.event.position, guest_id, self._order(request))
+        self.commands[record.request_id] = command
+        if request.stdin is not None:
+            await self._give(command, request.stdin)
+
+    def _request_of(self, record: Record) -> CommandRequest:
+        fields: dict[str, Any] = {**record.event.request, "request_id": record.request_id}
+        if "stdin" in fields:
+            fields["stdin"] = base64.b64encode(self._blobs.read(fields["stdin"]))
+        return CommandRequest.model_validate(fields)
+
+    def _adopt(self, record: Record) -> None:
+        assert record.guest_id is not None
+
+        def acknowledge(stdout: int, stderr: int) -> None:
+            if command.guest is not None:
+                command.guest.acknowledge(stdout, stderr)
+
+        output = Output(self.folder, f"out-{record.event.position}", acknowledge)
+        command = Command(record.event.position, output, None)
+        command.guest = self.guest.attach(record.guest_id, output, 0, 0)
+        self.commands[record.request_id] = command
+        self._spawn(self._complete(command, self.cgroup.oom_kills()))
+
+    # --- what the guest does itself ---
+
+    async def applet(
+        self, *arguments: str | bytes, user: str | None = None, stdin: bytes | None = None
+    ) -> bytes:
+        """Run an operation on files in the guest and return what it says.
+
+        Raises:
+            SandboxFileError: It failed; with the reason of the system.
+        """
+        with self.open_applet(*arguments, user=user, stdin=stdin is not None) as running:
+            if stdin is not None:
+                await self._give(running, stdin)
+            return b"".join([chunk async for chunk in self.applet_output(running, arguments)])
+
+    @contextlib.contextmanager
+    def open_applet(
+        self, *arguments: str | bytes, user: str | None = None, stdin: bool = False
+    ) -> Any:
+        """Start an operation whose input or output is a stream; it ends with the block."""
+        self.touch()
+        order = CommandOrder(
+            arguments=[os.fsencode(a) for a in arguments], applet=True, stdin=stdin,
+            user=user or self.spec.user or self.defaults.user,
+        )  # fmt: skip
+
+        def acknowledge(stdout: int, stderr: int) -> None:
+            if running.guest is not None:
+                running.guest.acknowledge(stdout, stderr)
+
+        number = self.next_guest_id()
+        running = Command(0, Output(self.folder, f"applet-{number}", acknowledge), None)
+        running.guest = guest = self.guest.execute(number, order, running.output)
+        guest.ended.add_done_callback(lambda _: running.output.finish())
+        try:
+            yield running
+        finally:
+            if not guest.ended.done():
+                guest.signal(signal.SIGKILL)
+                guest.ended.add_done_callback(lambda _: guest.forget())
+            else:
+                guest.forget()
+            running.output.close()
+
+    async def applet_output(
+        self, running: Command, arguments: Sequence[str | bytes]
+    ) -> AsyncIterator[bytes]:
+        """Yield what an operation says; afterwards it has succeeded."""
+        assert running.guest is not None
+        async for stream, _, data in running.output.follow():
+            if stream == 1:
+                yield data
+        try:
+            ended = await running.guest.ended
+        except GuestLostError:
+            await self.guest.lost
+            await asyncio.sleep(0)
+            raise self.gone() from None
+        if ended.status:
+            raise _file_error(ended, running.output.whole(2), arguments)
+
+    def lost(self) -> GoneCause:
+        """Return why the guest is gone, where nobody here ended it."""
+        if self.cause is None:
+            with contextlib.suppress(OSError):
+                if self.cgroup.oom_kills() > self._oom_kills and not _alive(self.pid):
+                    self.cause = GoneCause.OOM
+        if self.cause is None:
+            self.cause = GoneCause.CRASHED
+        return self.cause
+
+
+_REASONS = {
+    GoneCause.OOM: "its memory ran out and its first process was killed",
+    GoneCause.TTL: "its lifetime is over",
+    GoneCause.IDLE: "nobody has used it for too long",
+    GoneCause.KILLED: "it was removed",
+    GoneCause.NODE_LOST: "its node has lost it",
+    GoneCause.CRASHED: "its first process was killed from outside",
+    GoneCause.NOT_FOUND: "this node does not know it",
+}
+
+
+def _details(request: CommandRequest) -> dict[str, Any]:
+    return request.model_dump(
+        include={"timeout_s", "quiet_s", "output_limit"}, exclude_defaults=True
+    )
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def refusal_of(record: Record) -> Exception:
+    """Return the error of a record that is not the result of a command."""
+    from hadal.errors import UnknownOutcomeError
+
+    result = record.event.result or {}
+    if record.event.state == "refused":
+        errno = result.get("errno", 0)
+        return CommandRefusedError(
+            str(result.get("message", "it was not started")),
+            errno=errno if isinstance(errno, int) else 0,
+        )
+    what = json.dumps(record.event.request)[:200]
+    return UnknownOutcomeError(
+        f"step {record.event.position} of box {record.box}: whether {record.event.kind} {what} was done"
+        " is not known",
+        hint="look at the box, then go on with another request id; or start again from a snapshot",
+    )
+
+
+def _file_error(ended: Exit, stderr: bytes, arguments: Sequence[str | bytes]) -> SandboxFileError:
+    path = os.fsdecode(arguments[1]) if len(arguments) > 1 else ""
+    try:
+        errno = int.from_bytes(decode_fields(stderr)[Tag.ERRNO][:4], "little")
+    except (ValueError, KeyError):
+        errno = 5  # it was killed: an I/O error like any other
+    return SandboxFileError(errno or 5, path)
+
+
+def _result(ended: Exit, oom: bool, stdout: bytes, stderr: bytes, position: int) -> ExecResult:
+    by_signal = os.WIFSIGNALED(ended.status)
+    number = os.WTERMSIG(ended.status) if by_signal else None
+    code = 128 + number if number is not None else os.WEXITSTATUS(ended.status)
+    late: Literal["time", "quiet"] | None = None
+    if ended.timed_out is not TimedOut.NO:
+        late = "time" if ended.timed_out is TimedOut.LIFE else "quiet"
+    return ExecResult(
+        exit_code=code,
+        stdout_bytes=stdout,
+        stderr_bytes=stderr,
+        signal=number,
+        timed_out=late,
+        oom_killed=oom and code != 0,
+        truncated=len(stdout) < ended.stdout_bytes or len(stderr) < ended.stderr_bytes,
+        stdout_total=ended.stdout_bytes,
+        stderr_total=ended.stderr_bytes,
+        duration_s=(ended.ended_ns - ended.started_ns) / 1e9,
+        cpu_s=(ended.user_us + ended.system_us) / 1e6,
+        max_rss_kb=ended.max_rss_kb,
+        id=position,
+    )
+
+
+def _result_fields(result: ExecResult) -> dict[str, Any]:
+    return {
+        "exit_code": result.exit_code,
+        "signal": result.signal,
+        "timed_out": result.timed_out,
+        "oom_killed": result.oom_killed,
+        "truncated": result.truncated,
+        "stdout_total": result.stdout_total,
+        "stderr_total": result.stderr_total,
+        "duration_s": result.duration_s,
+        "cpu_s": result.cpu_s,
+        "max_rss_kb": result.max_rss_kb,
+    }

@@ -1,0 +1,129 @@
+"""What a command writes: kept in memory while it is little, in a file when it is more, and followed live."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import BinaryIO
+
+__all__ = ["Output"]
+
+MEMORY_BYTES = 256 * 1024
+"""Of each stream; more goes to a file."""
+_ACKNOWLEDGE_BYTES = 64 * 1024
+
+
+class _Stream:
+    """One stream: its beginning, and its end where bytes between them are missing."""
+
+    def __init__(self, spool: Path) -> None:
+        self._spool = spool
+        self._file: BinaryIO | None = None
+        self._memory = bytearray()
+        self.end = 0  # of the beginning
+        self.tail_at = 0
+        self.tail = b""
+        self.acknowledged = 0
+
+    @property
+    def spooled(self) -> bool:
+        return self._file is not None
+
+    def add(self, offset: int, data: bytes) -> None:
+        if self.tail or offset > self.end:
+            if not self.tail:
+                self.tail_at = offset
+            self.tail += data
+            return
+        data = data[self.end - offset :]  # sent again after a new connection
+        if self._file is None and self.end + len(data) > MEMORY_BYTES:
+            self._file = self._spool.open("w+b", buffering=0)
+            self._file.write(self._memory)
+            self._memory.clear()
+        if self._file is not None:
+            self._file.seek(0, 2)
+            self._file.write(data)
+        else:
+            self._memory += data
+        self.end += len(data)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return bytes of the beginning."""
+        if self._file is None:
+            return bytes(self._memory[offset : offset + length])
+        self._file.seek(offset)
+        return self._file.read(min(length, self.end - offset))
+
+    def whole(self) -> bytes:
+        return self.read(0, self.end) + self.tail
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._spool.unlink(missing_ok=True)
+
+
+class Output:
+    """Both streams of a command; the `OutputSink` of its guest.
+
+    Args:
+        folder: Where large output goes.
+        name: Of its files there.
+        acknowledge: Called with the offsets up to which both streams lie in files: the guest may let go.
+    """
+
+    def __init__(self, folder: Path, name: str, acknowledge: Callable[[int, int], None]) -> None:
+        self._streams = {n: _Stream(folder / f"{name}.{n}") for n in (1, 2)}
+        self._acknowledge = acknowledge
+        self._changed = asyncio.Event()
+        self._ended = False
+
+    def output(self, stream: int, offset: int, data: bytes) -> None:
+        """Take bytes as they come."""
+        kept = self._streams[stream]
+        kept.add(offset, data)
+        if kept.spooled and kept.end - kept.acknowledged >= _ACKNOWLEDGE_BYTES:
+            kept.acknowledged = kept.end
+            # What lies in memory is acknowledged with the end of the command only.
+            self._acknowledge(*(s.acknowledged for s in self._streams.values()))
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def offsets(self) -> tuple[int, int]:
+        """Return how far each stream has come without a gap."""
+        return self._streams[1].end, self._streams[2].end
+
+    def finish(self) -> None:
+        """Say that nothing more comes."""
+        self._ended = True
+        self._wake()
+
+    def whole(self, stream: int) -> bytes:
+        """Return what is kept of a stream."""
+        return self._streams[stream].whole()
+
+    async def follow(
+        self, stdout: int = 0, stderr: int = 0
+    ) -> AsyncIterator[tuple[int, int, bytes]]:
+        """Yield (stream, offset, bytes) from these offsets on until the command has ended."""
+        position = {1: stdout, 2: stderr}
+        while True:
+            changed, ended = self._changed, self._ended
+            for number, kept in self._streams.items():
+                while position[number] < kept.end:
+                    data = kept.read(position[number], 64 * 1024)
+                    yield number, position[number], data
+                    position[number] += len(data)
+            if ended:
+                for number, kept in self._streams.items():
+                    if kept.tail:
+                        yield number, kept.tail_at, kept.tail
+                return
+            await changed.wait()
+
+    def close(self) -> None:
+        """Remove its files."""
+        for stream in self._streams.values():
+            stream.close()

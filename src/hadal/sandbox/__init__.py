@@ -1,0 +1,22 @@
+"""Boxes for code that nobody trusts: the SDK.
+
+Start with `Sandbox.create` (or `AsyncSandbox`); the node daemon behind it is `hadal.node`.
+"""
+
+from hadal.sandbox.box import AsyncSandbox
+from hadal.sandbox.process import AsyncProcess
+from hadal.sandbox.results import BoxInfo, Event, ExecResult, FileStat, Usage
+from hadal.sandbox.specs import ContainerSpec, FunctionSpec, Mount
+
+__all__ = [
+    "AsyncProcess",
+    "AsyncSandbox",
+    "BoxInfo",
+    "ContainerSpec",
+    "Event",
+    "ExecResult",
+    "FileStat",
+    "FunctionSpec",
+    "Mount",
+    "Usage",
+]

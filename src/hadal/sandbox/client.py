@@ -1,0 +1,161 @@
+"""Requests to a node daemon: over a Unix socket or HTTP, with its errors as exceptions of ours."""
+
+import asyncio
+import contextlib
+import inspect
+import json
+import os
+from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+from yarl import URL
+
+from hadal import errors
+from hadal.errors import GoneCause, HadalError, NodeAuthError, NodeError
+
+__all__ = ["NodeClient"]
+
+_RETRIES = 5
+_BY_CODE = {
+    kind.code: kind
+    for kind in vars(errors).values()
+    if inspect.isclass(kind) and issubclass(kind, HadalError)
+}
+
+
+def read_error(body: Any) -> HadalError:
+    """Make the error that a node has described."""
+    code, message, hint = body.get("code"), str(body.get("message")), body.get("hint")
+    details: dict[str, Any] = body.get("details") or {}
+    kind = _BY_CODE.get(code, NodeError)
+    error = HadalError.__new__(kind, message)
+    error.args = (message,)
+    if "cause" in details:
+        details["cause"] = GoneCause(details["cause"])
+    error.__dict__.update(details, message=message, hint=hint)
+    return error
+
+
+class NodeClient:
+    """A connection pool to one node.
+
+    Requests that change something carry a request id: they are sent again when the connection breaks, and
+    done once.
+
+    Args:
+        url: `unix:///path` or `http(s)://host:port`.
+        key: API key, for HTTP.
+        verify: Certificate file to trust, or None for the system's.
+    """
+
+    def __init__(self, url: str, *, key: str | None = None, verify: Path | None = None) -> None:
+        self.url = url
+        self._key = key
+        self._verify = verify
+        self._session: aiohttp.ClientSession | None = None
+        self._base = "http://node" if url.startswith("unix://") else url.rstrip("/")
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None or self._session.closed:
+            connector: aiohttp.BaseConnector
+            if self.url.startswith("unix://"):
+                connector = aiohttp.UnixConnector(self.url.removeprefix("unix://"), limit=0)
+            else:
+                connector = aiohttp.TCPConnector(limit=0, ssl=self._ssl())
+            headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
+            self._session = aiohttp.ClientSession(
+                connector=connector, headers=headers, timeout=timeout, auto_decompress=False
+            )
+        return self._session
+
+    def _ssl(self) -> Any:
+        if self._verify is None:
+            return True
+        import ssl
+
+        return ssl.create_default_context(cafile=str(self._verify))
+
+    def _url(self, path: str, query: Mapping[str, str | bytes] | None) -> URL:
+        text = "&".join(
+            f"{name}={quote(os.fsencode(value), safe='')}" for name, value in (query or {}).items()
+        )
+        return URL(f"{self._base}{path}{'?' if text else ''}{text}", encoded=True)
+
+    async def request(
+        self, method: str, path: str, *, query: Mapping[str, str | bytes] | None = None,
+        body: Any = None, data: Any = None,
+    ) -> Any:  # fmt: skip
+        """Send a request and return the JSON of its answer.
+
+        Raises:
+            NodeError: The node cannot be reached, also after some tries.
+            HadalError: What the node answered.
+        """
+        payload = data if body is None else json.dumps(body).encode()
+        replayable = payload is None or isinstance(payload, bytes)
+        last: Exception | None = None
+        for attempt in range(_RETRIES if replayable else 1):
+            try:
+                async with self._open().request(
+                    method, self._url(path, query), data=payload
+                ) as response:
+                    return await self._answer(response)
+            except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:
+                last = error
+                await asyncio.sleep(0.05 * 4**attempt)
+        raise NodeError(
+            f"the node at {self.url} cannot be reached: {last}",
+            hint="`hadal node status` says whether it runs",
+        ) from last
+
+    async def _answer(self, response: aiohttp.ClientResponse) -> Any:
+        text = await response.read()
+        try:
+            body = json.loads(text)
+        except ValueError as error:
+            raise NodeError(
+                f"the node at {self.url} answered {response.status} with something that is no JSON"
+            ) from error
+        if response.status >= 400:
+            raise read_error(body)
+        return body
+
+    @contextlib.asynccontextmanager
+    async def download(
+        self, path: str, *, query: Mapping[str, str | bytes]
+    ) -> AsyncGenerator[aiohttp.StreamReader]:
+        """Open the body of an answer; a body that is cut off raises instead of ending."""
+        try:
+            async with self._open().get(self._url(path, query)) as response:
+                if response.status >= 400:
+                    await self._answer(response)
+                yield response.content
+        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
+            raise NodeError(f"the stream from {self.url} broke off: {error}") from error
+
+    async def websocket(
+        self, path: str, *, query: Mapping[str, str | bytes] | None = None
+    ) -> aiohttp.ClientWebSocketResponse:
+        """Open a stream in both directions."""
+        try:
+            return await self._open().ws_connect(
+                self._url(path, query), heartbeat=20, max_msg_size=1 << 20
+            )
+        except aiohttp.WSServerHandshakeError as error:
+            if error.status == 401:
+                raise NodeAuthError("the node does not know this API key") from error
+            # The reason is in the body, which a handshake does not keep: ask for it.
+            await self.request("GET", path, query=query)
+            raise NodeError(f"the node refused a stream: {error.status}") from error
+        except (aiohttp.ClientConnectionError, OSError) as error:
+            raise NodeError(f"the node at {self.url} cannot be reached: {error}") from error
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None

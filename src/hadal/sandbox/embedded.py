@@ -1,0 +1,85 @@
+"""The node daemon that the first `Sandbox.create` starts, where no other node is named."""
+
+import os
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+from hadal.errors import NodeError
+
+__all__ = ["default_node_url", "ensure_node", "state_folder"]
+
+_START_S = 30
+
+
+def state_folder() -> Path:
+    """Return where the embedded node keeps its boxes: $HADAL_HOME/node, or under the user's state."""
+    home = os.environ.get("HADAL_HOME")
+    if home:
+        return Path(home) / "node"
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "hadal" / "node"
+
+
+def default_node_url() -> str | None:
+    """Return the node that the environment names (HADAL_NODE), or None for the embedded one."""
+    return os.environ.get("HADAL_NODE") or None
+
+
+def ensure_node() -> str:
+    """Start the embedded node, if it does not run, and return its URL.
+
+    It outlives this process, so that boxes do; without boxes and callers it ends after a minute.
+
+    Raises:
+        NodeError: It does not start, with what it said.
+    """
+    folder = state_folder()
+    socket = folder / "node.sock"
+    if _answers(socket):
+        return f"unix://{socket}"
+    if find_spec("hadal.node") is None:
+        raise NodeError("this installation has no node", hint="pip install 'hadal[node]'")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    log = folder / "node.log"
+    read, write = os.pipe()
+    with log.open("ab") as output:
+        began = output.tell()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "hadal.node", str(folder), str(socket), str(write)],
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=[write],
+            start_new_session=True, cwd="/",
+        )  # fmt: skip
+    os.close(write)
+    with os.fdopen(read, "rb") as ready:
+        if ready.readline():
+            return f"unix://{socket}"
+    # It has ended: perhaps because another process has started one at the same time.
+    deadline = time.monotonic() + _START_S
+    process.wait()
+    while "another node daemon" in _said(log, began) and time.monotonic() < deadline:
+        if _answers(socket):
+            return f"unix://{socket}"
+        time.sleep(0.02)
+    raise NodeError(
+        f"the node daemon did not start: {_said(log, began)[-2000:]}", hint=f"see {log}"
+    )
+
+
+def _said(log: Path, began: int) -> str:
+    with log.open("rb") as file:
+        file.seek(began)
+        return file.read().decode(errors="replace").strip()
+
+
+def _answers(path: Path) -> bool:
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True

@@ -1,0 +1,139 @@
+"""What the SDK and the node daemon send each other over HTTP, as checked types.
+
+docs/formats/node-api.md describes the routes; bytes travel in base64.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
+
+__all__ = [
+    "CommandRequest",
+    "CreateRequest",
+    "ErrorBody",
+    "FileChange",
+    "SignalRequest",
+    "SnapshotRequest",
+    "command_record",
+    "digest_of",
+]
+
+RequestId = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+_RECORDED = ("argv", "shell", "env", "cwd", "user", "tty", "interactive")
+
+
+def command_record(fields: Mapping[str, Any], stdin: bytes | None) -> dict[str, Any]:
+    """Return what counts when two commands are compared: not how long a caller would wait for them."""
+    record = {name: fields[name] for name in _RECORDED if fields.get(name)}
+    if stdin is not None:
+        record["stdin"] = hashlib.sha256(stdin).hexdigest()
+    return record
+
+
+def digest_of(kind: str, request: Mapping[str, Any]) -> str:
+    """Return the digest of a request: sha256 of its canonical JSON, in hex."""
+    text = json.dumps([kind, request], sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CreateRequest(_Body):
+    """POST /v1/boxes.
+
+    Attributes:
+        spec: As `hadal.sandbox.specs` reads it.
+        request_id: The same one twice makes one box.
+        name: At most one living box has it; asking again returns that box.
+        trajectory: Log to go on with, or to begin.
+        owner: Of whom the box is; it outlives the owner where `detached`.
+    """
+
+    spec: dict[str, Any]
+    request_id: RequestId
+    name: str | None = Field(default=None, max_length=200)
+    trajectory: str | None = Field(default=None, max_length=200)
+
+
+class CommandRequest(_Body):
+    """POST /v1/boxes/{id}/commands.
+
+    Attributes:
+        argv: Program and arguments, or
+        shell: a line for the image's /bin/sh.
+        stdin: Given to it at once; None for none.
+        interactive: Whether more input may follow; not with `stdin`.
+        tty: Rows and columns of a terminal.
+        timeout_s, quiet_s: Times after which it is killed.
+        output_limit: Bytes kept of each stream.
+        request_id: The same one twice runs once.
+        wait: Whether to answer when it has ended, not when it has begun.
+        position: Place in the log that the caller expects, for a fast-forward.
+    """
+
+    argv: tuple[str, ...] | None = None
+    shell: str | None = None
+    env: dict[str, str] = Field(default_factory=dict)
+    cwd: str | None = None
+    user: str | None = None
+    stdin: Base64Bytes | None = None
+    interactive: bool = False
+    tty: tuple[int, int] | None = None
+    timeout_s: float | None = Field(default=None, gt=0, le=30 * 86400)
+    quiet_s: float | None = Field(default=None, gt=0, le=30 * 86400)
+    output_limit: int = Field(default=16 << 20, ge=0, le=1 << 32)
+    request_id: RequestId
+    wait: bool = True
+
+
+class SignalRequest(_Body):
+    """POST /v1/boxes/{id}/commands/{command}/signal."""
+
+    signal: int = Field(ge=1, le=64)
+
+
+class FileChange(_Body):
+    """POST /v1/boxes/{id}/files: one change of a path.
+
+    Attributes:
+        operation: What to do with `path`.
+        target: New name, link target, mode in octal, or owner.
+        recursive: With what is in it, or with missing parents.
+    """
+
+    operation: Literal["remove", "rename", "mkdir", "chmod", "chown", "symlink"]
+    path: str
+    target: str = ""
+    recursive: bool = False
+    user: str | None = None
+    request_id: RequestId
+
+
+class SnapshotRequest(_Body):
+    """POST /v1/boxes/{id}/snapshot and /fork."""
+
+    name: str | None = None
+    count: int = Field(default=1, ge=1, le=1000)
+    request_id: RequestId
+
+
+class ErrorBody(_Body):
+    """What every failed request answers.
+
+    Attributes:
+        code: Of the class in `hadal.errors`.
+        message, hint: For people.
+        details: Attributes of the class.
+    """
+
+    code: str
+    message: str
+    hint: str | None = None
+    details: dict[str, Any] = Field(default_factory=dict)

@@ -1,0 +1,171 @@
+"""What comes back from a box."""
+
+import signal
+from dataclasses import dataclass, field
+from typing import Literal
+
+__all__ = ["BoxInfo", "DirEntry", "Event", "ExecResult", "FileStat", "Usage"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecResult:
+    """A command that has ended. A failure is a value: nothing is raised for it unless asked for.
+
+    Attributes:
+        exit_code: 0 to 255; 128 + the signal where one ended it, as shells say it.
+        stdout_bytes, stderr_bytes: Its output. With a terminal all of it is in stdout.
+        signal: Number of the signal that ended it, or None.
+        timed_out: "time" or "quiet" where it was killed because it took too long, or said nothing for
+            too long.
+        oom_killed: Whether the box's memory ran out while it ran, and it or a part of it was killed.
+        truncated: Whether output is missing: beyond the limit only the beginning and the end are kept.
+        stdout_total, stderr_total: Bytes that it wrote, kept or not.
+        duration_s: From its start to its end, by the clock of the box.
+        cpu_s: Processor time of it and of what it waited for.
+        max_rss_kb: Largest memory of one of its processes.
+        id: Its number in the log of the box.
+        recorded: Whether this came from the log instead of being run now.
+    """
+
+    exit_code: int
+    stdout_bytes: bytes = b""
+    stderr_bytes: bytes = b""
+    signal: int | None = None
+    timed_out: Literal["time", "quiet"] | None = None
+    oom_killed: bool = False
+    truncated: bool = False
+    stdout_total: int = 0
+    stderr_total: int = 0
+    duration_s: float = 0.0
+    cpu_s: float = 0.0
+    max_rss_kb: int = 0
+    id: int = 0
+    recorded: bool = False
+
+    @property
+    def stdout(self) -> str:
+        """Standard output as UTF-8; what is none is replaced."""
+        return self.stdout_bytes.decode("utf-8", errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        """Standard error as UTF-8; what is none is replaced."""
+        return self.stderr_bytes.decode("utf-8", errors="replace")
+
+    @property
+    def ok(self) -> bool:
+        """Whether it ended by itself with exit code 0."""
+        return self.exit_code == 0 and self.timed_out is None
+
+    def describe(self) -> str:
+        """Return how it ended, in words."""
+        if self.timed_out == "time":
+            return f"timed out after {self.duration_s:.1f} s"
+        if self.timed_out == "quiet":
+            return f"killed after {self.duration_s:.1f} s: no output for too long"
+        if self.oom_killed and self.exit_code:
+            return f"exit code {self.exit_code}: the box ran out of memory"
+        if self.signal is not None:
+            return f"ended by {signal.Signals(self.signal).name}"
+        return f"exit code {self.exit_code}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileStat:
+    """A file in a box.
+
+    Attributes:
+        path: As asked for, or relative to the listed directory.
+        kind: What it is.
+        size: Bytes.
+        mode: Permission bits.
+        uid, gid: Owner, in the box.
+        mtime_ns, ctime_ns: Last change of content and of anything, ns since 1970.
+        target: Of a symbolic link.
+    """
+
+    path: str
+    kind: Literal["file", "directory", "symlink", "fifo", "socket", "char", "block"]
+    size: int
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int
+    ctime_ns: int
+    target: str | None = None
+
+
+DirEntry = FileStat
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxInfo:
+    """A box as its node sees it.
+
+    Attributes:
+        id: Its name on the node, and in the log.
+        state: "running", "paused" or "gone".
+        cause: Why it is gone.
+        backend: How it is made.
+        image: What it was made from.
+        name, trajectory: Given by the caller.
+        created_ns, used_ns: Since 1970.
+        capabilities: What its backend can do.
+    """
+
+    id: str
+    state: Literal["creating", "running", "paused", "gone"]
+    cause: str | None
+    backend: str
+    image: str
+    name: str | None
+    trajectory: str | None
+    created_ns: int
+    used_ns: int
+    capabilities: tuple[str, ...]
+    labels: dict[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What a box uses now.
+
+    Attributes:
+        memory_bytes: With page cache.
+        memory_limit_bytes: What it may.
+        cpu_s: Processor time since its start.
+        pids: Processes and threads.
+        disk_bytes: That it has written and kept; None where that is not counted.
+        oom_kills: Processes killed for memory.
+    """
+
+    memory_bytes: int
+    memory_limit_bytes: int
+    cpu_s: float
+    pids: int
+    disk_bytes: int | None
+    oom_kills: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One record of a box's log.
+
+    Attributes:
+        position: Its number, from 1, without gaps.
+        kind: "command", "write", "remove", ...
+        request: What was asked, as JSON; large content by digest.
+        digest: Of the request: equal requests have equal digests.
+        state: "begun" (its end is not known yet), "done", "refused" (it was not run) or "unknown".
+        began_ns, ended_ns: Since 1970, by the node's clock.
+        result: As JSON; None while it is not known.
+    """
+
+    position: int
+    kind: str
+    request: dict[str, object]
+    digest: str
+    state: Literal["begun", "done", "refused", "unknown"]
+    began_ns: int
+    ended_ns: int | None
+    result: dict[str, object] | None

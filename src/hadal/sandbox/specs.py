@@ -1,0 +1,134 @@
+"""What a caller may ask of a box, before it exists: one class for each backend, on a common base."""
+
+import enum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from hadal.errors import ConfigError
+
+__all__ = [
+    "Capability",
+    "ContainerSpec",
+    "FunctionSpec",
+    "Mount",
+    "Spec",
+    "read_spec",
+]
+
+Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
+
+
+class Capability(enum.StrEnum):
+    """What a backend can do; asking for what it cannot is an `UnsupportedError`."""
+
+    FORK = "fork"
+    SNAPSHOT_DISK = "snapshot_disk"
+    SNAPSHOT_FULL = "snapshot_full"
+    PAUSE = "pause"
+    TTY = "tty"
+    PORTS = "ports"
+    NETWORK = "network"
+    CALL = "call"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Mount(_Strict):
+    """A directory or file of the node in a box.
+
+    Attributes:
+        source: Path on the node.
+        target: Absolute path in the box.
+        read_only: Whether the box cannot write it.
+    """
+
+    source: str = Field(pattern="^/")
+    target: str = Field(pattern="^/")
+    read_only: bool = True
+
+
+class BoxSpec(_Strict):
+    """What every kind of box has.
+
+    Attributes:
+        image: A name in the node's store, an OCI reference, a directory on the node, or `host`: this
+            node's own /usr, with nothing to fetch.
+        from_: A snapshot to start from, instead of an image.
+        cpus: Processors that it may use, in parts of one.
+        memory_mb: MiB of memory; beyond it commands end with `oom_killed`.
+        disk_mb: MiB that it may write.
+        inodes: Files that it may make.
+        pids: Processes and threads.
+        nofile: Open files of each process.
+        shm_mb: MiB of /dev/shm, out of its memory.
+        ttl_s: Its life in seconds, at most; then it is gone with cause `ttl`.
+        idle_s: Seconds without a request after which it is gone with cause `idle`.
+        env: Variables of every command.
+        working_dir: Where commands start. Default: what the image says.
+        user: Who runs them. Default: what the image says.
+        mounts: Of the node's file system.
+        read_only: Whether its root cannot be written.
+        labels: Names of the caller's own.
+    """
+
+    image: str = "host"
+    from_: str | None = Field(default=None, alias="from")
+    cpus: float = Field(default=1.0, gt=0, le=4096)
+    memory_mb: int = Field(default=1024, ge=16)
+    disk_mb: int = Field(default=4096, ge=1)
+    inodes: int = Field(default=1_000_000, ge=64)
+    pids: int = Field(default=4096, ge=8, le=4_000_000)
+    nofile: int = Field(default=4096, ge=16)
+    shm_mb: int = Field(default=64, ge=1)
+    ttl_s: Seconds = 86400.0
+    idle_s: Seconds = 7200.0
+    env: dict[str, str] = Field(default_factory=dict)
+    working_dir: str | None = None
+    user: str | None = None
+    mounts: tuple[Mount, ...] = ()
+    read_only: bool = False
+    labels: dict[str, str] = Field(default_factory=dict)
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class ContainerSpec(BoxSpec):
+    """A container: namespaces, cgroups and a filter of system calls on the node's kernel."""
+
+    backend: Literal["container"] = "container"
+
+
+class FunctionSpec(BoxSpec):
+    """Calls of a function in warm interpreters; see `Sandbox.call`.
+
+    Attributes:
+        python: The interpreter in the image.
+        preload: Modules that are imported before the first call.
+        pool: Interpreters that are kept warm.
+    """
+
+    backend: Literal["function"] = "function"
+    python: str = "python3"
+    preload: tuple[str, ...] = ()
+    pool: int = Field(default=1, ge=1, le=1024)
+
+
+Spec = ContainerSpec | FunctionSpec
+_ADAPTER: TypeAdapter[Spec] = TypeAdapter(Annotated[Spec, Field(discriminator="backend")])
+
+
+def read_spec(data: dict[str, Any]) -> Spec:
+    """Read a spec from JSON.
+
+    Raises:
+        ConfigError: A field is unknown, missing or out of its range.
+    """
+    try:
+        return _ADAPTER.validate_python(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"box spec: {where}: {first['msg']}, got {first['input']!r}") from error
