@@ -7,6 +7,7 @@ from hadal.sandbox.box import AsyncSandbox
 from hadal.sandbox.process import AsyncProcess
 from hadal.sandbox.results import BoxInfo, Event, ExecResult, FileStat, Usage
 from hadal.sandbox.specs import ContainerSpec, FunctionSpec, Mount
+from hadal.sandbox.sync import Files, Process, Sandbox
 
 __all__ = [
     "AsyncProcess",
@@ -16,7 +17,10 @@ __all__ = [
     "Event",
     "ExecResult",
     "FileStat",
+    "Files",
     "FunctionSpec",
     "Mount",
+    "Process",
+    "Sandbox",
     "Usage",
 ]

@@ -5,6 +5,7 @@ import contextlib
 import inspect
 import json
 import os
+import weakref
 from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from yarl import URL
 from hadal import errors
 from hadal.errors import GoneCause, HadalError, NodeAuthError, NodeError
 
-__all__ = ["NodeClient"]
+__all__ = ["NodeClient", "close_all", "read_error"]
 
 _RETRIES = 5
 _BY_CODE = {
@@ -39,6 +40,16 @@ def read_error(body: Any) -> HadalError:
     return error
 
 
+_clients: weakref.WeakSet["NodeClient"] = weakref.WeakSet()
+
+
+async def close_all(loop: asyncio.AbstractEventLoop) -> None:
+    """Close what is open on this loop."""
+    for client in list(_clients):
+        if client.loop is loop:
+            await client.close()
+
+
 class NodeClient:
     """A connection pool to one node.
 
@@ -56,10 +67,13 @@ class NodeClient:
         self._key = key
         self._verify = verify
         self._session: aiohttp.ClientSession | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
         self._base = "http://node" if url.startswith("unix://") else url.rstrip("/")
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None or self._session.closed:
+            self.loop = asyncio.get_running_loop()
+            _clients.add(self)
             connector: aiohttp.BaseConnector
             if self.url.startswith("unix://"):
                 connector = aiohttp.UnixConnector(self.url.removeprefix("unix://"), limit=0)

@@ -1,0 +1,365 @@
+"""The SDK without await: made by scripts/make_sync.py from the asynchronous classes; do not edit.
+
+Works everywhere, inside a running event loop and in notebooks too: the work is done on a loop of its own.
+"""
+
+import signal as signals
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from hadal.errors import CommandFailedError
+from hadal.sandbox.box import AsyncSandbox, command_body
+from hadal.sandbox.files import AsyncFiles
+from hadal.sandbox.portal import call, iterate
+from hadal.sandbox.process import AsyncProcess, StreamName
+from hadal.sandbox.results import BoxInfo, Event, ExecResult, FileStat, Usage
+from hadal.sandbox.specs import Spec
+
+__all__ = ["Files", "Process", "Sandbox"]
+
+Command = str | Sequence[str]
+
+
+class Process:
+    """A handle on a command. Iterate over it for its output; it goes on whether anybody reads or not.
+
+    Attributes:
+        id: Its number in the log of the box: `box.attach(id)` gives another handle, from any process.
+    """
+
+    def __init__(self, wrapped: AsyncProcess) -> None:
+        self.wrapped = wrapped
+        self.id = wrapped.id
+
+    def __iter__(self) -> Iterator[tuple[StreamName, bytes]]:
+        return iterate(aiter(self.wrapped))
+
+    def wait(self) -> ExecResult:
+        """Wait for its end and return its result, with the output that nobody has read by then.
+
+        Raises:
+            SandboxGoneError: The box has ended.
+        """
+        return call(self.wrapped.wait())
+
+    def write(self, data: bytes | str) -> None:
+        """Give it input; for a command started with `interactive` or a terminal."""
+        return call(self.wrapped.write(data))
+
+    def close_stdin(self) -> None:
+        """Say that no more input comes."""
+        return call(self.wrapped.close_stdin())
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Change the size of its terminal."""
+        return call(self.wrapped.resize(rows, columns))
+
+    def kill(self, signal: int = signals.SIGKILL) -> None:
+        """Signal its process group; SIGKILL reaches every process of its session."""
+        return call(self.wrapped.kill(signal))
+
+    def detach(self) -> None:
+        """Let go of it; it goes on."""
+        return call(self.wrapped.detach())
+
+
+class Files:
+    """Operations on files. Names are text; bytes that are no UTF-8 are as `os.fsdecode` has them.
+
+    Every method raises SandboxFileError with the reason of the system, and SandboxGoneError.
+    """
+
+    def __init__(self, wrapped: AsyncFiles) -> None:
+        self.wrapped = wrapped
+
+    def read(
+        self, path: str, *, offset: int = 0, length: int = 0, user: str | None = None
+    ) -> bytes:
+        """Return the content of a file, or a part of it; a length of 0 is up to the end."""
+        return call(self.wrapped.read(path, offset=offset, length=length, user=user))
+
+    def read_text(self, path: str, *, user: str | None = None) -> str:
+        """Return the content of a file as UTF-8."""
+        return call(self.wrapped.read_text(path, user=user))
+
+    def read_chunks(
+        self, path: str, *, offset: int = 0, length: int = 0, user: str | None = None
+    ) -> Iterator[bytes]:
+        """Yield the content of a file of any size."""
+        return iterate(self.wrapped.read_chunks(path, offset=offset, length=length, user=user))
+
+    def write(
+        self,
+        path: str,
+        data: bytes | str | Path,
+        *,
+        mode: int | None = None,
+        append: bool = False,
+        create: bool = False,
+        parents: bool = False,
+        user: str | None = None,
+    ) -> None:
+        """Write a file.
+
+        Args:
+            path: In the box.
+            data: Content, or the path of a file here.
+            mode: Permission bits. Default: as they are, or 0644.
+            append: Add to the end.
+            create: Fail where it exists.
+            parents: Make missing directories above it.
+            user: Who writes it.
+        """
+        return call(
+            self.wrapped.write(
+                path, data, mode=mode, append=append, create=create, parents=parents, user=user
+            )
+        )
+
+    def stat(self, path: str, *, follow: bool = True) -> FileStat:
+        """Describe a file; with `follow`, what a link leads to."""
+        return call(self.wrapped.stat(path, follow=follow))
+
+    def exists(self, path: str) -> bool:
+        """Return whether there is such a file."""
+        return call(self.wrapped.exists(path))
+
+    def list(self, path: str, *, depth: int = 1) -> list[FileStat]:
+        """Describe what is in a directory, and in those in it down to a depth; sorted by path."""
+        return call(self.wrapped.list(path, depth=depth))
+
+    def remove(self, path: str, *, recursive: bool = False, user: str | None = None) -> None:
+        """Remove a file or an empty directory; with `recursive` a whole tree."""
+        return call(self.wrapped.remove(path, recursive=recursive, user=user))
+
+    def rename(self, path: str, target: str, *, user: str | None = None) -> None:
+        """Give a file another name, replacing what has it."""
+        return call(self.wrapped.rename(path, target, user=user))
+
+    def mkdir(
+        self, path: str, *, mode: int = 493, parents: bool = False, user: str | None = None
+    ) -> None:
+        """Make a directory; with `parents` also those above it, and none is fine too."""
+        return call(self.wrapped.mkdir(path, mode=mode, parents=parents, user=user))
+
+    def chmod(self, path: str, mode: int) -> None:
+        """Set permission bits."""
+        return call(self.wrapped.chmod(path, mode))
+
+    def chown(self, path: str, owner: str) -> None:
+        """Set the owner: a user of the image, or `uid:gid`."""
+        return call(self.wrapped.chown(path, owner))
+
+    def symlink(self, path: str, target: str) -> None:
+        """Make a symbolic link at `path` that leads to `target`."""
+        return call(self.wrapped.symlink(path, target))
+
+    def upload(self, local: Path | str, path: str, *, user: str | None = None) -> None:
+        """Copy a file to a path, or the content of a directory into a directory that is made."""
+        return call(self.wrapped.upload(local, path, user=user))
+
+    def download(self, path: str, local: Path | str) -> None:
+        """Copy a file, or the content of a directory, to a path here.
+
+        What comes from a box is not trusted: links that lead outside, devices and the like are refused.
+        """
+        return call(self.wrapped.download(path, local))
+
+
+class Sandbox:
+    """A box. Make one with `create`; leaving the `with` block ends it, unless it is detached.
+
+    Attributes:
+        id: Its name on the node; `Sandbox.connect(id)` finds it from anywhere.
+        files: Its file system.
+        client: The connection to its node.
+    """
+
+    def __init__(self, wrapped: AsyncSandbox) -> None:
+        self.wrapped = wrapped
+        self.files = Files(wrapped.files)
+        self.id = wrapped.id
+
+    @classmethod
+    def create(
+        cls,
+        spec: Spec | str | None = None,
+        *,
+        node: str | None = None,
+        key: str | None = None,
+        name: str | None = None,
+        trajectory: str | None = None,
+        request_id: str | None = None,
+        verify: Path | None = None,
+    ) -> Self:
+        """Make a box, or come back to one.
+
+        Args:
+            spec: What to make; a string is the image of a container. Default: `ContainerSpec()`.
+            node: URL of a node daemon. Default: $HADAL_NODE, or one that is started here.
+            key: Its API key. Default: $HADAL_NODE_KEY.
+            name: The living box of this name, if there is one.
+            trajectory: The box of this trajectory, if there is one: what is then asked of it is
+                answered from its log as far as that goes.
+            request_id: Twice the same makes one box. Default: a random one.
+            verify: Certificate to trust, for a node with its own.
+
+        Raises:
+            NodeError: The node cannot be reached or started.
+            NoCapacityError, ImageError, LaunchError, ConfigError: It cannot be made.
+            SandboxGoneError: The box of this trajectory has ended.
+        """
+        return cls(
+            call(
+                AsyncSandbox.create(
+                    spec,
+                    node=node,
+                    key=key,
+                    name=name,
+                    trajectory=trajectory,
+                    request_id=request_id,
+                    verify=verify,
+                )
+            )
+        )
+
+    @classmethod
+    def connect(
+        cls,
+        box: str,
+        *,
+        node: str | None = None,
+        key: str | None = None,
+        verify: Path | None = None,
+    ) -> Self:
+        """Return a living box by its id; leaving the block does not end it.
+
+        Raises:
+            SandboxGoneError: It is gone, and why.
+        """
+        return cls(call(AsyncSandbox.connect(box, node=node, key=key, verify=verify)))
+
+    def detach(self) -> None:
+        """Let the box live when this block is left."""
+        return self.wrapped.detach()
+
+    def kill(self) -> bool:
+        """End the box; False where it has ended already."""
+        return call(self.wrapped.kill())
+
+    def close(self) -> None:
+        """Let go of the box: it ends, unless it is detached."""
+        return call(self.wrapped.close())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        return call(self.wrapped.__aexit__(kind, error, trace))
+
+    def info(self) -> BoxInfo:
+        """Return what its node knows of it, also when it is gone."""
+        return call(self.wrapped.info())
+
+    def usage(self) -> Usage:
+        """Return what it uses now."""
+        return call(self.wrapped.usage())
+
+    def run(
+        self,
+        command: Command,
+        *,
+        timeout_s: float | None = None,
+        quiet_s: float | None = None,
+        stdin: bytes | str | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        output_limit: int | None = None,
+        check: bool = False,
+        request_id: str | None = None,
+    ) -> ExecResult:
+        """Run a command and wait for its end.
+
+        Args:
+            command: A line for the image's shell, or program and arguments.
+            timeout_s: After so long all of it is killed; the result has what it wrote until then.
+            quiet_s: The same after so long without output.
+            stdin: Its input. Default: none.
+            env: Variables, beside those of the box.
+            cwd: Where it starts.
+            user: Who runs it.
+            output_limit: Bytes that are kept of each stream: the beginning, and the last 16 KiB.
+            check: Whether failure raises.
+            request_id: Twice the same runs once. Default: a random one.
+
+        Raises:
+            CommandRefusedError: It could not be started.
+            CommandFailedError: With `check`: it failed. The error has the result.
+            SandboxGoneError: The box has ended; the error says why.
+            UnknownOutcomeError: The trajectory has it begun, and nobody knows how it went.
+            ReplayDivergedError: The trajectory has another command here.
+        """
+        body = command_body(command, timeout_s, quiet_s, stdin, env, cwd, user, output_limit)
+        result = self.wrapped.recorded_command(body)
+        if result is None:
+            result = call(self.wrapped.perform(body, request_id))
+        if check and not result.ok:
+            raise CommandFailedError(f"{command!r}: {result.describe()}", result=result)
+        return result
+
+    def spawn(
+        self,
+        command: Command,
+        *,
+        interactive: bool = False,
+        tty: tuple[int, int] | None = None,
+        timeout_s: float | None = None,
+        quiet_s: float | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        output_limit: int | None = None,
+        request_id: str | None = None,
+    ) -> Process:
+        """Start a command and return a handle on it.
+
+        Input may follow where it is `interactive`, or has a terminal: `tty` is its rows and columns. The
+        other arguments and errors are those of `run`.
+        """
+        return Process(
+            call(
+                self.wrapped.spawn(
+                    command,
+                    interactive=interactive,
+                    tty=tty,
+                    timeout_s=timeout_s,
+                    quiet_s=quiet_s,
+                    env=env,
+                    cwd=cwd,
+                    user=user,
+                    output_limit=output_limit,
+                    request_id=request_id,
+                )
+            )
+        )
+
+    def attach(self, command: int, *, stdout: int = 0, stderr: int = 0) -> Process:
+        """Return a handle on a command by its number, with its output from these offsets on."""
+        return Process(call(self.wrapped.attach(command, stdout=stdout, stderr=stderr)))
+
+    def log(self, *, after: int = 0) -> list[Event]:
+        """Return what was done in the box, in order, behind a position."""
+        return call(self.wrapped.log(after=after))
+
+    @property
+    def replaying(self) -> int:
+        """Records of the trajectory that have not been asked for again."""
+        return self.wrapped.replaying
