@@ -23,7 +23,7 @@ Works everywhere, inside a running event loop and in notebooks too: the work is 
 """
 
 import signal as signals
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -33,7 +33,7 @@ from hadal.sandbox.box import AsyncSandbox, command_body
 from hadal.sandbox.files import AsyncFiles
 from hadal.sandbox.portal import call, iterate
 from hadal.sandbox.process import AsyncProcess, StreamName
-from hadal.sandbox.results import BoxInfo, Event, ExecResult, FileStat, Usage
+from hadal.sandbox.results import BoxInfo, CallResult, Event, ExecResult, FileStat, Usage
 from hadal.sandbox.specs import Spec
 
 __all__ = ["Files", "Process", "Sandbox"]
@@ -78,7 +78,7 @@ def method(owner: str, node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
     returns = plain(ast.unparse(node.returns)) if node.returns else "None"
     signature = plain(ast.unparse(node.args))
     passed = forwarded(node.args, "classmethod" in decorators)
-    wrapped = returns in ("Process", "Self")
+    wrapped = returns == "Process"
     if "classmethod" in decorators:
         body = f"return cls(call({owner}.{node.name}({passed})))"
     elif node.name == "__aenter__":
@@ -87,6 +87,8 @@ def method(owner: str, node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
         body = "return iterate(aiter(self.wrapped))"
     elif "property" in decorators:
         body = f"return self.wrapped.{node.name}"
+    elif returns == "list[Self]":
+        body = f"return [type(self)(other) for other in call(self.wrapped.{node.name}({passed}))]"
     elif (owner, node.name) in BODIES:
         body = BODIES[owner, node.name].strip()
     elif returns.startswith("Iterator"):

@@ -19,6 +19,7 @@
         ├── NoCapacityError             the node has no room; may work later or elsewhere
         ├── UnsupportedError            this backend or host cannot do that
         ├── CommandRefusedError         a command was not started: no such program, user, directory
+        ├── CallFailedError             a called function did not return; .result
         ├── CommandFailedError          a command failed and the caller asked to be told; .result
         ├── SandboxFileError (OSError)  an operation on a file in a box; .errno as of the system
         ├── ImageError                  an image that cannot be found, read, built or stored
@@ -39,6 +40,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 __all__ = [
+    "CallFailedError",
     "CapacityError",
     "CheckpointError",
     "CheckpointMismatchError",
@@ -320,6 +322,20 @@ class CommandFailedError(SandboxError):
     """
 
     code = "command_failed"
+
+    def __init__(self, message: str, *, result: object) -> None:
+        self.result = result
+        super().__init__(message)
+
+
+class CallFailedError(SandboxError):
+    """A function that was called in a box did not return.
+
+    Attributes:
+        result: All that is known of the call.
+    """
+
+    code = "call_failed"
 
     def __init__(self, message: str, *, result: object) -> None:
         self.result = result

@@ -32,7 +32,14 @@ from hadal.node.files import BoxFiles
 from hadal.node.guest import GuestLostError
 from hadal.node.journal import Record
 from hadal.node.node import Node
-from hadal.sandbox.protocol import CommandRequest, CreateRequest, FileChange, SignalRequest
+from hadal.sandbox.protocol import (
+    CallRequest,
+    CommandRequest,
+    CreateRequest,
+    FileChange,
+    SignalRequest,
+    SnapshotRequest,
+)
 from hadal.sandbox.results import ExecResult
 
 __all__ = ["build_node_app"]
@@ -189,6 +196,28 @@ class Routes:
         after, limit = _number(request, "after", 0), min(_number(request, "limit", 1000), 10_000)
         records = node.journal.records(box, after=after, limit=limit)
         return web.json_response({"records": [_record_body(r) for r in records]})
+
+    async def call(self, request: web.Request) -> web.Response:
+        """POST /v1/boxes/{box}/call."""
+        body = await _body(request, CallRequest)
+        return web.json_response(await request.app[_NODE].call(_box(request).id, body))
+
+    async def fork(self, request: web.Request) -> web.Response:
+        """POST /v1/boxes/{box}/fork."""
+        node = request.app[_NODE]
+        body = await _body(request, SnapshotRequest)
+        made = await node.fork(_box(request).id, body.count, body.request_id)
+        return web.json_response({"boxes": [dataclasses.asdict(node.info(b.id)) for b in made]})
+
+    async def pause(self, request: web.Request) -> web.Response:
+        """POST /v1/boxes/{box}/pause."""
+        _box(request).pause(True)
+        return web.json_response({})
+
+    async def resume(self, request: web.Request) -> web.Response:
+        """POST /v1/boxes/{box}/resume."""
+        _box(request).pause(False)
+        return web.json_response({})
 
     async def usage(self, request: web.Request) -> web.Response:
         """GET /v1/boxes/{box}/usage."""
@@ -395,6 +424,10 @@ def build_node_app(node: Node, *, keys: frozenset[str] = frozenset()) -> web.App
     app.router.add_delete(box, routes.remove)
     app.router.add_get(box + "/log", routes.log)
     app.router.add_get(box + "/usage", routes.usage)
+    app.router.add_post(box + "/call", routes.call)
+    app.router.add_post(box + "/fork", routes.fork)
+    app.router.add_post(box + "/pause", routes.pause)
+    app.router.add_post(box + "/resume", routes.resume)
     app.router.add_post(box + "/commands", routes.run)
     app.router.add_post(box + r"/commands/{command:\d+}/signal", routes.signal)
     app.router.add_get(box + r"/commands/{command:\d+}/attach", routes.attach)

@@ -129,6 +129,13 @@ class Box:
         self.used = time.monotonic()
         if self.cause is not None or self.guest.lost.done():
             raise self.gone()
+        if self.paused:
+            self.pause(False)
+
+    def pause(self, paused: bool) -> None:
+        """Stop every process of it, or let them go on. Any request lets them go on, too."""
+        self.cgroup.freeze(paused)
+        self.paused = paused
 
     def gone(self) -> SandboxGoneError:
         """Return the error that says why it is no more."""

@@ -2,16 +2,17 @@
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import secrets
 import shutil
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 from hadal.errors import (
     ConfigError,
@@ -20,18 +21,22 @@ from hadal.errors import (
     LaunchError,
     NoCapacityError,
     SandboxGoneError,
+    UnsupportedError,
 )
 from hadal.node.blobs import Blobs
-from hadal.node.box import Box, ImageDefaults
+from hadal.node.box import Box, ImageDefaults, refusal_of
+from hadal.node.branching import ForkLayers
 from hadal.node.cgroups import BoxLimits, Cgroup, Cgroups
 from hadal.node.faults import reach
+from hadal.node.files import BoxFiles
+from hadal.node.functions import CallServer
 from hadal.node.guest import Guest, GuestLostError
 from hadal.node.guest_program import guest_program
 from hadal.node.journal import BoxRecord, Journal
 from hadal.node.launcher import Launcher, LaunchRequest
-from hadal.sandbox.protocol import CreateRequest
+from hadal.sandbox.protocol import CallRequest, CreateRequest
 from hadal.sandbox.results import BoxInfo
-from hadal.sandbox.specs import Spec, read_spec
+from hadal.sandbox.specs import FunctionSpec, Spec, read_spec
 
 __all__ = ["Images", "Node", "NodeConfig", "Root"]
 
@@ -112,6 +117,9 @@ class Node:
         self._slots: dict[str, int] = {}
         self._launcher = Launcher(guest_program(), self._init_exited)
         self._watch: asyncio.Task[None] | None = None
+        self._forked: dict[str, list[str]] = {}
+        self._servers: dict[str, CallServer] = {}
+        self._spares: dict[str, list[asyncio.Task[Box]]] = {}
 
     # --- life of the node ---
 
@@ -134,7 +142,9 @@ class Node:
         self.cgroups = Cgroups(self.config.name)
         self._launcher.start()
         self.blobs.sweep()
+        self.fork_layers = ForkLayers(self.config.state / "f")
         await self._recover()
+        await self._sweep_fork_layers()
         self._watch = asyncio.get_running_loop().create_task(self._enforce_lives())
 
     async def close(self, *, end_boxes: bool = False) -> None:
@@ -161,6 +171,8 @@ class Node:
                 self.boxes[box.id] = box
                 self._watch_guest(box)
                 await box.reconcile()
+                await BoxFiles(box, self.journal, self.blobs).repeat_begun()
+                await self._undo_forks(record.id)
                 logger.info("box found again", extra={"sandbox_id": record.id})
         known = set(self.boxes)
         for orphan in self.cgroups.boxes() | {p.name for p in self._folder.iterdir()}:
@@ -182,6 +194,7 @@ class Node:
             logger.warning("box lost: %s", error, extra={"sandbox_id": record.id})
             return None
         self._slots[record.id] = record.runtime["slot"]
+        self._forked[record.id] = record.runtime.get("forked", [])
         return self._box(record, spec, root, pid, guest)
 
     # --- making boxes ---
@@ -216,7 +229,9 @@ class Node:
             return next((b for b in self.boxes.values() if b.name == request.name), None)
         return None
 
-    async def _create(self, request: CreateRequest, parent: str | None = None) -> Box:
+    async def _create(
+        self, request: CreateRequest, parent: str | None = None, forked: Sequence[str] = ()
+    ) -> Box:
         spec = read_spec(request.spec)
         if len(self._slots) >= self.config.max_boxes:
             raise NoCapacityError(
@@ -225,7 +240,8 @@ class Node:
             )
         box_id = "".join(secrets.choice(_IDS) for _ in range(12))
         slot = self._take_slot(box_id)
-        runtime: dict[str, Any] = {"slot": slot}
+        runtime: dict[str, Any] = {"slot": slot, "forked": list(forked)}
+        self._forked[box_id] = list(forked)
         record = BoxRecord(
             id=box_id, request_id=request.request_id, name=request.name,
             trajectory=request.trajectory, parent=parent,
@@ -244,9 +260,12 @@ class Node:
                 raise
         except BaseException:
             self._slots.pop(box_id, None)
+            self._forked.pop(box_id, None)
             raise
         self.boxes[box_id] = box
         self._watch_guest(box)
+        if isinstance(spec, FunctionSpec):
+            self._server(box).start()
         return box
 
     def _take_slot(self, box_id: str) -> int:
@@ -270,6 +289,70 @@ class Node:
         guest = await Guest.connect(folder / "guest")
         return self._box(record, spec, root, launched.pid, guest)
 
+    async def call(self, box_id: str, request: CallRequest) -> dict[str, Any]:
+        """Call a function in a box of functions; the same request again returns the same answer.
+
+        Raises:
+            UnsupportedError: The box is of another kind.
+            LaunchError: Its interpreter does not run.
+        """
+        box = self.get(box_id)
+        if not isinstance(box.spec, FunctionSpec):
+            raise UnsupportedError(
+                f"box {box_id} is a {box.spec.backend}: it takes commands, not calls",
+                hint="make it from a FunctionSpec",
+            )
+        record = self.journal.record_of_request(box_id, request.request_id)
+        if record is not None:
+            if record.event.state == "done" and record.event.result is not None:
+                return {**json.loads(record.stdout), "recorded": True}
+            raise refusal_of(record)
+        box.touch()
+        position = box.next_position()
+        fields = request.model_dump(include={"source", "name", "arguments", "pickled"})
+        self.journal.begin(
+            box_id, position, "call", fields, request_id=request.request_id, guest_id=None,
+            details={"fresh": request.fresh},
+        )  # fmt: skip
+        try:
+            answer = await self._perform_call(box, request)
+        except HadalError as error:
+            self.journal.end(box_id, position, "refused", {"message": error.message, "errno": 0})
+            raise
+        result = {k: answer[k] for k in ("error", "timed_out", "duration_s") if k in answer}
+        self.journal.end(box_id, position, "done", result, stdout=json.dumps(answer).encode())
+        return answer
+
+    async def _perform_call(self, box: Box, request: CallRequest) -> dict[str, Any]:
+        call = request.model_dump(include={"source", "name", "arguments", "pickled"})
+        if not request.fresh:
+            return await self._server(box).call(call, request.timeout_s)
+        other = await self._unused(box)
+        try:
+            return await self._server(other).call(call, request.timeout_s)
+        finally:
+            asyncio.get_running_loop().create_task(self.end(other.id, GoneCause.KILLED))
+
+    def _server(self, box: Box) -> CallServer:
+        if box.id not in self._servers:
+            self._servers[box.id] = CallServer(box)
+        return self._servers[box.id]
+
+    async def _unused(self, box: Box) -> Box:
+        """Return a box like this one that nobody has used, and see that spare ones are made."""
+        assert isinstance(box.spec, FunctionSpec)
+        spares = self._spares.setdefault(box.id, [])
+        for _ in range(box.spec.spare + 1 - len(spares)):
+            spares.append(asyncio.get_running_loop().create_task(self._make_spare(box)))
+        return await spares.pop(0)
+
+    async def _make_spare(self, box: Box) -> Box:
+        spec = {**box.spec.model_dump(mode="json", by_alias=True), "spare": 0}
+        create = CreateRequest(spec=spec, request_id=f"spare/{secrets.token_hex(16)}")
+        made = await self._create(create, box.id, self._forked[box.id])
+        await self._server(made).start()
+        return made
+
     def _request(
         self, box_id: str, spec: Spec, slot: int, root: Root, cgroup: Cgroup
     ) -> LaunchRequest:
@@ -279,7 +362,7 @@ class Node:
         hosts = f"127.0.0.1\tlocalhost\n::1\tlocalhost\n127.0.1.1\t{box_id}\n"
         return LaunchRequest(
             hostname=box_id,
-            layers=root.layers,
+            layers=(*map(self.fork_layers.path, self._forked[box_id]), *root.layers),
             run_directory=folder / "mounts",
             socket=folder / "guest",
             scratch=folder / "scratch",
@@ -288,9 +371,10 @@ class Node:
             shm_bytes=spec.shm_mb << 20,
             etc={"hostname": f"{box_id}\n".encode(), "hosts": hosts.encode()},
             binds=tuple(binds),
+            tmpfs=_function_scratch(spec) if isinstance(spec, FunctionSpec) else (),
             # Not 0: then a kernel that pipes dumps to a program would do so all the same.
             limits=("core=1:1", f"nofile=1024:{max(20_000, spec.nofile)}", "memlock=65536:65536"),
-            read_only=spec.read_only,
+            read_only=spec.read_only or isinstance(spec, FunctionSpec),
             lease_s=self.config.lease_s,
         )
 
@@ -300,6 +384,56 @@ class Node:
             cgroup=self.cgroups.of(record.id), journal=self.journal, blobs=self.blobs, pid=pid,
             guest=guest,
         )  # fmt: skip
+
+    async def fork(self, box_id: str, count: int, request_id: str) -> list[Box]:
+        """Make boxes that begin with the files of one: as they are now, while nothing in it runs.
+
+        Raises:
+            NodeError: The copy cannot be made.
+            LaunchError, NoCapacityError: One of them could not be made; then none is.
+        """
+        box = self.get(box_id)
+        record = self.journal.record_of_request(box_id, request_id)
+        if record is not None and record.event.state == "done":
+            return [self.get(child) for child in _children(record.event.result)]
+        box.touch()
+        position = record.event.position if record is not None else box.next_position()
+        if record is None:
+            self.journal.begin(
+                box_id, position, "fork", {"count": count}, request_id=request_id, guest_id=None
+            )
+        layer = await self.fork_layers.copy(box, request_id)
+        forked = [layer, *self._forked[box_id]]
+        spec = box.spec.model_dump(mode="json", by_alias=True)
+        made: list[Box] = []
+        try:
+            for number in range(count):
+                create = CreateRequest(spec=spec, request_id=f"{request_id}/{number}")
+                made.append(await self._create(create, box_id, forked))
+        except HadalError as error:
+            await asyncio.gather(*(self.end(child.id, GoneCause.KILLED) for child in made))
+            self.journal.end(box_id, position, "refused", {"message": error.message, "errno": 0})
+            await self._sweep_fork_layers()
+            raise
+        self.journal.end(box_id, position, "done", {"boxes": [child.id for child in made]})
+        return made
+
+    async def _undo_forks(self, box_id: str) -> None:
+        """After a restart: nobody has been told of the boxes of a fork that was not completed."""
+        for record in self.journal.begun(box_id):
+            if record.event.kind != "fork":
+                continue
+            for number in range(int(str(record.event.request["count"]))):
+                child = self.journal.box_of_request(f"{record.request_id}/{number}")
+                if child is not None:
+                    await self.end(child.id, GoneCause.KILLED)
+            message = {"message": "the node was restarted during the fork", "errno": 0}
+            self.journal.end(box_id, record.event.position, "refused", message)
+
+    async def _sweep_fork_layers(self) -> None:
+        await self.fork_layers.sweep(
+            {layer for layers in self._forked.values() for layer in layers}
+        )
 
     # --- looking ---
 
@@ -371,6 +505,10 @@ class Node:
         self.journal.end_box(box.id, box.cause)
         await self._remove(box.id, {})
         self.boxes.pop(box.id, None)
+        self._servers.pop(box.id, None)
+        for spare in self._spares.pop(box.id, []):
+            with contextlib.suppress(HadalError):
+                await self.end((await spare).id, GoneCause.KILLED)
         logger.info("box ended", extra={"sandbox_id": box.id, "cause": str(box.cause)})
 
     async def _remove(self, box_id: str, runtime: Mapping[str, Any]) -> None:
@@ -391,6 +529,8 @@ class Node:
         if folder.exists():
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         self._slots.pop(box_id, None)
+        if self._forked.pop(box_id, None):
+            await self._sweep_fork_layers()
 
     def _watch_guest(self, box: Box) -> None:
         def lost(_: object) -> None:
@@ -417,6 +557,16 @@ class Node:
                 else:
                     continue
                 asyncio.get_running_loop().create_task(self.end(box.id, cause))
+
+
+def _function_scratch(spec: FunctionSpec) -> tuple[tuple[str, int], ...]:
+    """The only places where a call can write; they are emptied after it."""
+    return tuple((path, spec.disk_mb << 20) for path in ("/tmp", "/var/tmp", "/home/call"))
+
+
+def _children(result: Mapping[str, object] | None) -> list[str]:
+    boxes = (result or {}).get("boxes")
+    return [str(box) for box in cast(list[object], boxes)] if isinstance(boxes, list) else []
 
 
 def _start_time(pid: int) -> int | None:

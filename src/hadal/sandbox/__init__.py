@@ -5,7 +5,7 @@ Start with `Sandbox.create` (or `AsyncSandbox`); the node daemon behind it is `h
 
 from hadal.sandbox.box import AsyncSandbox
 from hadal.sandbox.process import AsyncProcess
-from hadal.sandbox.results import BoxInfo, Event, ExecResult, FileStat, Usage
+from hadal.sandbox.results import BoxInfo, CallResult, Event, ExecResult, FileStat, Usage
 from hadal.sandbox.specs import ContainerSpec, FunctionSpec, Mount
 from hadal.sandbox.sync import Files, Process, Sandbox
 
@@ -13,6 +13,7 @@ __all__ = [
     "AsyncProcess",
     "AsyncSandbox",
     "BoxInfo",
+    "CallResult",
     "ContainerSpec",
     "Event",
     "ExecResult",

@@ -1,18 +1,23 @@
 """`AsyncSandbox`: one box, as its caller has it. `Sandbox` (sync.py) is the same without await."""
 
+import base64
+import hashlib
+import json
+import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from hadal.errors import CommandFailedError, ConfigError
+from hadal.sandbox.calls import call_body, read_call
 from hadal.sandbox.client import NodeClient
 from hadal.sandbox.embedded import default_node_url, ensure_node
 from hadal.sandbox.files import AsyncFiles
 from hadal.sandbox.process import AsyncProcess, decode_result
 from hadal.sandbox.protocol import command_record
-from hadal.sandbox.results import BoxInfo, Event, ExecResult, Usage
+from hadal.sandbox.results import BoxInfo, CallResult, Event, ExecResult, Usage
 from hadal.sandbox.specs import ContainerSpec, Spec
 from hadal.sandbox.trajectory import Logged, Recorded, read_log
 
@@ -115,7 +120,10 @@ class AsyncSandbox:
 
     async def kill(self) -> bool:
         """End the box; False where it has ended already."""
-        return (await self.client.request("DELETE", self._path))["ended"]
+        try:
+            return (await self.client.request("DELETE", self._path))["ended"]
+        finally:
+            await self.client.close()  # another request opens it again
 
     async def close(self) -> None:
         """Let go of the box: it ends, unless it is detached."""
@@ -208,6 +216,59 @@ class AsyncSandbox:
         """Return a handle on a command by its number, with its output from these offsets on."""
         return AsyncProcess(self.client, self.id, command, stdout, stderr)
 
+    async def call(
+        self, function: Callable[..., object] | str, args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None, *, timeout_s: float = 60.0, fresh: bool = False,
+        pickled: bool = False, request_id: str | None = None,
+    ) -> CallResult:  # fmt: skip
+        """Call a function in a box made from a FunctionSpec: in a warm interpreter, with nothing of an earlier call.
+
+        Args:
+            function: A function that needs nothing around it, or source whose last function is called.
+            args: Positional arguments, as JSON allows.
+            kwargs: Named arguments.
+            timeout_s: After so long it is ended, with all that it has started.
+            fresh: In a box that nobody has used before, as graders want it.
+            pickled: Arguments go pickled, and the result comes as `result.pickle`, which is for another
+                box to read: it is never unpickled here.
+            request_id: Twice the same calls once. Default: a random one.
+
+        Raises:
+            UnsupportedError: The box is of another kind.
+            ConfigError: There is no function, or its arguments are no JSON.
+        """
+        body = call_body(function, args, kwargs or {}, pickled)
+        record = self._take("call", body)
+        if record is not None and record.state == "done":
+            return read_call({**json.loads(base64.b64decode(record.stdout)), "recorded": True})
+        body |= {
+            "timeout_s": timeout_s,
+            "fresh": fresh,
+            "request_id": request_id or uuid.uuid4().hex,
+        }
+        return read_call(await self.client.request("POST", f"{self._path}/call", body=body))
+
+    async def pause(self) -> None:
+        """Stop every process in it, until `resume` or any other request."""
+        await self.client.request("POST", f"{self._path}/pause", body={})
+
+    async def resume(self) -> None:
+        """Let its processes go on."""
+        await self.client.request("POST", f"{self._path}/resume", body={})
+
+    async def fork(self, count: int = 1, *, request_id: str | None = None) -> list[Self]:
+        """Make boxes that begin with the files of this one, as they are at this moment.
+
+        Processes are not copied (`supports` says what a backend can). The new boxes live on when this one
+        ends; each is ended by its own block, or by `kill`.
+
+        Raises:
+            LaunchError, NoCapacityError, NodeError: One could not be made; then none is.
+        """
+        body = {"count": count, "request_id": request_id or uuid.uuid4().hex}
+        made = await self.client.request("POST", f"{self._path}/fork", body=body)
+        return [type(self)(self.client.twin(), BoxInfo(**info)) for info in made["boxes"]]
+
     # --- the log ---
 
     async def log(self, *, after: int = 0) -> list[Event]:
@@ -266,8 +327,6 @@ class AsyncSandbox:
         """Return whether a write is recorded as done."""
         if self._recorded is None:
             return False
-        import hashlib
-
         content = data.read_bytes() if isinstance(data, Path) else data
         request: dict[str, Any] = {
             "path": query["path"],
@@ -288,15 +347,11 @@ def _state(text: str) -> Literal["begun", "done", "refused", "unknown"]:
 
 
 def _client(node: str | None, key: str | None, verify: Path | None) -> NodeClient:
-    import os
-
     url = node or default_node_url() or ensure_node()
     return NodeClient(url, key=key or os.environ.get("HADAL_NODE_KEY"), verify=verify)
 
 
 def _decode(stdin: str | None) -> bytes | None:
-    import base64
-
     return None if stdin is None else base64.b64decode(stdin)
 
 
@@ -318,8 +373,6 @@ def command_body(
     if not parts or not all(isinstance(part, str) for part in parts):
         raise ConfigError(f"a command is a line of text or a list of strings, got {command!r}")
     if stdin is not None:
-        import base64
-
         data = stdin.encode() if isinstance(stdin, str) else stdin
         body["stdin"] = base64.b64encode(data).decode()
     optional = {

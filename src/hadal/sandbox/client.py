@@ -70,6 +70,10 @@ class NodeClient:
         self.loop: asyncio.AbstractEventLoop | None = None
         self._base = "http://node" if url.startswith("unix://") else url.rstrip("/")
 
+    def twin(self) -> "NodeClient":
+        """Return another client of the same node."""
+        return NodeClient(self.url, key=self._key, verify=self._verify)
+
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None or self._session.closed:
             self.loop = asyncio.get_running_loop()

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
 
 __all__ = [
+    "CallRequest",
     "CommandRequest",
     "CreateRequest",
     "ErrorBody",
@@ -113,6 +114,27 @@ class FileChange(_Body):
     target: str = ""
     recursive: bool = False
     user: str | None = None
+    request_id: RequestId
+
+
+class CallRequest(_Body):
+    """POST /v1/boxes/{id}/call.
+
+    Attributes:
+        source: Python that defines the function.
+        name: Of the function.
+        arguments: `[positional, named]`; or the same pickled, in base64, where `pickled`.
+        pickled: The result then comes back pickled, too; nobody unpickles it on the way.
+        timeout_s: After so long the call is ended.
+        fresh: In a box that nobody has used before, and nobody will afterwards.
+    """
+
+    source: str
+    name: str
+    arguments: Any
+    pickled: bool = False
+    timeout_s: float = Field(default=60.0, gt=0, le=86400)
+    fresh: bool = False
     request_id: RequestId
 
 

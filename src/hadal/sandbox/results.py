@@ -2,9 +2,11 @@
 
 import signal
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-__all__ = ["BoxInfo", "DirEntry", "Event", "ExecResult", "FileStat", "Usage"]
+from hadal.errors import CallFailedError
+
+__all__ = ["BoxInfo", "CallResult", "DirEntry", "Event", "ExecResult", "FileStat", "Usage"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,59 @@ class ExecResult:
         if self.signal is not None:
             return f"ended by {signal.Signals(self.signal).name}"
         return f"exit code {self.exit_code}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallResult:
+    """A call that has ended.
+
+    Attributes:
+        returned: What it returned, from JSON; None where it failed, or was pickled.
+        pickle: What it returned, pickled. It comes from a box: unpickle it in a box.
+        error: Class of the exception that ended it; `CallEnded` where its process ended without one.
+        message, trace: Of the exception.
+        stdout_bytes, stderr_bytes: What it wrote, up to 1 MiB each.
+        timed_out: Whether its time was over.
+        duration_s: Of the call in its box.
+        recorded: Whether this came from the log.
+    """
+
+    returned: object = None
+    pickle: bytes | None = None
+    error: str | None = None
+    message: str = ""
+    trace: str = ""
+    stdout_bytes: bytes = b""
+    stderr_bytes: bytes = b""
+    timed_out: bool = False
+    duration_s: float = 0.0
+    recorded: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """Whether it returned."""
+        return self.error is None
+
+    @property
+    def stdout(self) -> str:
+        """Standard output as UTF-8; what is none is replaced."""
+        return self.stdout_bytes.decode("utf-8", errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        """Standard error as UTF-8; what is none is replaced."""
+        return self.stderr_bytes.decode("utf-8", errors="replace")
+
+    @property
+    def value(self) -> Any:
+        """What it returned.
+
+        Raises:
+            CallFailedError: It did not return.
+        """
+        if self.error is not None:
+            raise CallFailedError(f"{self.error}: {self.message}", result=self)
+        return self.returned
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,13 +107,13 @@ class FunctionSpec(BoxSpec):
     Attributes:
         python: The interpreter in the image.
         preload: Modules that are imported before the first call.
-        pool: Interpreters that are kept warm.
+        spare: Boxes that are kept ready for calls that want one that nobody has used.
     """
 
     backend: Literal["function"] = "function"
     python: str = "python3"
     preload: tuple[str, ...] = ()
-    pool: int = Field(default=1, ge=1, le=1024)
+    spare: int = Field(default=0, ge=0, le=1024)
 
 
 Spec = ContainerSpec | FunctionSpec

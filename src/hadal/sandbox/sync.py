@@ -4,7 +4,7 @@ Works everywhere, inside a running event loop and in notebooks too: the work is 
 """
 
 import signal as signals
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,7 +14,7 @@ from hadal.sandbox.box import AsyncSandbox, command_body
 from hadal.sandbox.files import AsyncFiles
 from hadal.sandbox.portal import call, iterate
 from hadal.sandbox.process import AsyncProcess, StreamName
-from hadal.sandbox.results import BoxInfo, Event, ExecResult, FileStat, Usage
+from hadal.sandbox.results import BoxInfo, CallResult, Event, ExecResult, FileStat, Usage
 from hadal.sandbox.specs import Spec
 
 __all__ = ["Files", "Process", "Sandbox"]
@@ -354,6 +354,66 @@ class Sandbox:
     def attach(self, command: int, *, stdout: int = 0, stderr: int = 0) -> Process:
         """Return a handle on a command by its number, with its output from these offsets on."""
         return Process(call(self.wrapped.attach(command, stdout=stdout, stderr=stderr)))
+
+    def call(
+        self,
+        function: Callable[..., object] | str,
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+        *,
+        timeout_s: float = 60.0,
+        fresh: bool = False,
+        pickled: bool = False,
+        request_id: str | None = None,
+    ) -> CallResult:
+        """Call a function in a box made from a FunctionSpec: in a warm interpreter, with nothing of an earlier call.
+
+        Args:
+            function: A function that needs nothing around it, or source whose last function is called.
+            args: Positional arguments, as JSON allows.
+            kwargs: Named arguments.
+            timeout_s: After so long it is ended, with all that it has started.
+            fresh: In a box that nobody has used before, as graders want it.
+            pickled: Arguments go pickled, and the result comes as `result.pickle`, which is for another
+                box to read: it is never unpickled here.
+            request_id: Twice the same calls once. Default: a random one.
+
+        Raises:
+            UnsupportedError: The box is of another kind.
+            ConfigError: There is no function, or its arguments are no JSON.
+        """
+        return call(
+            self.wrapped.call(
+                function,
+                args,
+                kwargs,
+                timeout_s=timeout_s,
+                fresh=fresh,
+                pickled=pickled,
+                request_id=request_id,
+            )
+        )
+
+    def pause(self) -> None:
+        """Stop every process in it, until `resume` or any other request."""
+        return call(self.wrapped.pause())
+
+    def resume(self) -> None:
+        """Let its processes go on."""
+        return call(self.wrapped.resume())
+
+    def fork(self, count: int = 1, *, request_id: str | None = None) -> list[Self]:
+        """Make boxes that begin with the files of this one, as they are at this moment.
+
+        Processes are not copied (`supports` says what a backend can). The new boxes live on when this one
+        ends; each is ended by its own block, or by `kill`.
+
+        Raises:
+            LaunchError, NoCapacityError, NodeError: One could not be made; then none is.
+        """
+        return [
+            type(self)(other) for other in call(self.wrapped.fork(count, request_id=request_id))
+        ]
 
     def log(self, *, after: int = 0) -> list[Event]:
         """Return what was done in the box, in order, behind a position."""

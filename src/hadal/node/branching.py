@@ -1,0 +1,98 @@
+"""Boxes from boxes: what one has changed becomes a layer under others.
+
+The changes of a box lie in one directory, its overlay's upper one. A fork copies it, while the box stands
+still, and starts others above the copy; they share it, and it is removed with the last of them.
+"""
+
+import asyncio
+import hashlib
+import shutil
+from pathlib import Path
+
+from hadal.errors import NodeError
+from hadal.node.box import Box
+from hadal.node.tree_copy import copy_tree
+
+__all__ = ["ForkLayers", "standing_still", "upper_of"]
+
+_SMALL_ENTRIES = 64
+_SMALL_BYTES = 1 << 20
+"""Trees up to this size are copied at once; a thread costs more."""
+
+
+def upper_of(box: Box) -> Path:
+    """Return the directory with what a box has changed."""
+    return box.folder / "scratch" / "upper"
+
+
+class standing_still:
+    """A block in which no process of a box runs, so that its files are of one moment."""
+
+    def __init__(self, box: Box) -> None:
+        self._box = box
+
+    def __enter__(self) -> None:
+        if not self._box.paused:
+            self._box.cgroup.freeze(True)
+
+    def __exit__(self, *_: object) -> None:
+        if not self._box.paused:
+            self._box.cgroup.freeze(False)
+
+
+def _is_small(folder: Path) -> bool:
+    size = 0
+    for entries, path in enumerate(folder.rglob("*")):
+        size += path.lstat().st_size
+        if entries > _SMALL_ENTRIES or size > _SMALL_BYTES:
+            return False
+    return True
+
+
+class ForkLayers:
+    """The copies of this node.
+
+    Args:
+        folder: Where they lie.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, name: str) -> Path:
+        """Return where a copy lies."""
+        return self._folder / name
+
+    async def copy(self, box: Box, request_id: str) -> str:
+        """Copy what a box has changed and return the name of the copy.
+
+        Raises:
+            NodeError: The disk is full, or fails.
+        """
+        name = hashlib.sha256(f"{box.id}/{request_id}".encode()).hexdigest()[:16]
+        part = self.path(f"{name}.part")
+        try:
+            if part.exists():
+                await asyncio.to_thread(shutil.rmtree, part)
+            upper = upper_of(box)
+            with standing_still(box):
+                if _is_small(upper):
+                    copy_tree(upper, part)
+                else:
+                    await asyncio.to_thread(copy_tree, upper, part)
+            if not self.path(name).exists():
+                part.rename(self.path(name))
+        except OSError as error:
+            shutil.rmtree(part, ignore_errors=True)
+            raise NodeError(
+                f"cannot copy the changes of box {box.id}: {error.strerror}",
+                hint="free space on the node's disk",
+            ) from error
+        return name
+
+    async def sweep(self, used: set[str]) -> None:
+        """Remove the copies that no box stands on."""
+        for path in list(self._folder.iterdir()):
+            if path.name not in used:
+                await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
