@@ -18,6 +18,7 @@ from hadal.errors import (
     JournalError,
     SandboxFileError,
     SandboxGoneError,
+    UnsupportedError,
 )
 from hadal.node.blobs import Blobs
 from hadal.node.cgroups import Cgroup
@@ -27,7 +28,7 @@ from hadal.node.output import Output
 from hadal.node.wire import Tag, TimedOut, decode_fields
 from hadal.sandbox.protocol import CommandRequest, command_record
 from hadal.sandbox.results import ExecResult
-from hadal.sandbox.specs import Spec
+from hadal.sandbox.specs import Capability, Spec
 
 __all__ = ["Box", "Command", "ImageDefaults", "recorded_result"]
 
@@ -131,6 +132,18 @@ class Box:
             raise self.gone()
         if self.paused:
             self.pause(False)
+
+    def require(self, capability: Capability) -> None:
+        """Refuse what this kind of box cannot do.
+
+        Raises:
+            UnsupportedError: It cannot.
+        """
+        if capability not in self.spec.capabilities:
+            can = ", ".join(sorted(self.spec.capabilities))
+            raise UnsupportedError(
+                f"a box of backend {self.spec.backend} cannot {capability}", hint=f"it can: {can}"
+            )
 
     def pause(self, paused: bool) -> None:
         """Stop every process of it, or let them go on. Any request lets them go on, too."""

@@ -21,7 +21,6 @@ from hadal.errors import (
     LaunchError,
     NoCapacityError,
     SandboxGoneError,
-    UnsupportedError,
 )
 from hadal.node.blobs import Blobs
 from hadal.node.box import Box, ImageDefaults, refusal_of
@@ -36,7 +35,7 @@ from hadal.node.journal import BoxRecord, Journal
 from hadal.node.launcher import Launcher, LaunchRequest
 from hadal.sandbox.protocol import CallRequest, CreateRequest
 from hadal.sandbox.results import BoxInfo
-from hadal.sandbox.specs import FunctionSpec, Spec, read_spec
+from hadal.sandbox.specs import Capability, FunctionSpec, Spec, read_spec
 
 __all__ = ["Images", "Node", "NodeConfig", "Root"]
 
@@ -297,11 +296,7 @@ class Node:
             LaunchError: Its interpreter does not run.
         """
         box = self.get(box_id)
-        if not isinstance(box.spec, FunctionSpec):
-            raise UnsupportedError(
-                f"box {box_id} is a {box.spec.backend}: it takes commands, not calls",
-                hint="make it from a FunctionSpec",
-            )
+        box.require(Capability.CALL)
         record = self.journal.record_of_request(box_id, request.request_id)
         if record is not None:
             if record.event.state == "done" and record.event.result is not None:
@@ -393,6 +388,7 @@ class Node:
             LaunchError, NoCapacityError: One of them could not be made; then none is.
         """
         box = self.get(box_id)
+        box.require(Capability.FORK)
         record = self.journal.record_of_request(box_id, request_id)
         if record is not None and record.event.state == "done":
             return [self.get(child) for child in _children(record.event.result)]
@@ -475,7 +471,7 @@ class Node:
             trajectory=record.trajectory,
             created_ns=record.created_ns,
             used_ns=int(used * 1e9),
-            capabilities=(),
+            capabilities=tuple(sorted(read_spec(record.spec).capabilities)),
             labels=record.spec["labels"],
         )
 

@@ -1,7 +1,7 @@
 """What a caller may ask of a box, before it exists: one class for each backend, on a common base."""
 
 import enum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -100,6 +100,10 @@ class ContainerSpec(BoxSpec):
 
     backend: Literal["container"] = "container"
 
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(
+        {Capability.FORK, Capability.PAUSE, Capability.TTY}
+    )
+
 
 class FunctionSpec(BoxSpec):
     """Calls of a function in warm interpreters; see `Sandbox.call`.
@@ -114,6 +118,10 @@ class FunctionSpec(BoxSpec):
     python: str = "python3"
     preload: tuple[str, ...] = ()
     spare: int = Field(default=0, ge=0, le=1024)
+
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(
+        {Capability.CALL, Capability.PAUSE, Capability.TTY}
+    )
 
 
 Spec = ContainerSpec | FunctionSpec

@@ -1,0 +1,133 @@
+"""The life of a box: its end and the reason for it, its log, coming back, branches."""
+
+import time
+import uuid
+
+from hadal.errors import GoneCause, ReplayDivergedError, SandboxGoneError
+from hadal.sandbox.specs import Capability
+from hadal.sandbox.testing.registry import MakeBox, check, equal, expect, holds
+
+__all__: list[str] = []
+
+
+@check()
+def ends(make: MakeBox) -> None:
+    """Every end has its cause: killed, lifetime, idleness."""
+    with make() as box:
+        equal(box.kill(), True)
+        with expect(SandboxGoneError) as caught:
+            box.run("true")
+        equal(caught.error.cause, GoneCause.KILLED)
+        equal(box.kill(), False)
+        equal(box.info().state, "gone")
+    for field, cause in (("ttl_s", GoneCause.TTL), ("idle_s", GoneCause.IDLE)):
+        with make(**{field: 0.5}) as box:
+            time.sleep(1.3)
+            with expect(SandboxGoneError) as caught:
+                box.run("true")
+            equal(caught.error.cause, cause)
+
+
+@check()
+def an_end_meets_a_running_command(make: MakeBox) -> None:
+    """A command in a box that ends is told so at once."""
+    with make(ttl_s=1) as box:
+        began = time.monotonic()
+        with expect(SandboxGoneError) as caught:
+            box.run("sleep 60")
+        holds(time.monotonic() - began < 5, "the caller waited")
+        equal(caught.error.cause, GoneCause.TTL)
+
+
+@check()
+def busy_is_not_idle(make: MakeBox) -> None:
+    """A box with a running command is in use."""
+    with make(idle_s=0.6) as box:
+        equal(box.run("sleep 1.5; echo done").stdout, "done\n")
+
+
+@check()
+def the_log(make: MakeBox) -> None:
+    """What was done is written down, in order, without gaps."""
+    with make() as box:
+        box.run("echo one")
+        box.files.write("/tmp/f", "content")
+        box.run("exit 5")
+        box.files.remove("/tmp/f")
+        log = box.log()
+        equal([e.position for e in log], [1, 2, 3, 4])
+        equal([e.kind for e in log], ["command", "write", "command", "change"])
+        equal({e.state for e in log}, {"done"})
+        equal((log[2].result or {}).get("exit_code"), 5)
+        equal(log[0].request, {"shell": "echo one"})
+        holds(all((e.ended_ns or 0) >= e.began_ns for e in log), "times run backwards")
+
+
+@check()
+def coming_back(make: MakeBox) -> None:
+    """Who comes back gets recorded results, and does not touch the box until something is new."""
+    trajectory = f"check-{uuid.uuid4().hex}"
+    first = make(trajectory=trajectory)
+    first.detach()
+    first.run("echo x >> /tmp/count; date +%N")
+    first.files.write("/tmp/f", "content")
+    third = first.run("cat /tmp/f; exit 3")
+    again = make(trajectory=trajectory)
+    with again:
+        equal(again.id, first.id)
+        replayed = again.run("echo x >> /tmp/count; date +%N")
+        holds(replayed.recorded, "it was run again")
+        again.files.write("/tmp/f", "content")
+        equal(again.run("cat /tmp/f; exit 3").stdout, third.stdout)
+        live = again.run("cat /tmp/count")
+        equal((live.stdout, live.recorded), ("x\n", False))
+    other = make(trajectory=f"check-{uuid.uuid4().hex}")
+    with other:
+        holds(not other.run("true").recorded, "another trajectory has its own log")
+
+
+@check()
+def coming_back_with_something_else(make: MakeBox) -> None:
+    """A command that differs from the recorded one is an error, not a guess."""
+    trajectory = f"check-{uuid.uuid4().hex}"
+    first = make(trajectory=trajectory)
+    first.detach()
+    first.run("echo a")
+    with make(trajectory=trajectory) as again:
+        with expect(ReplayDivergedError) as caught:
+            again.run("echo b")
+        equal(caught.error.position, 1)
+
+
+@check(Capability.FORK)
+def forks(make: MakeBox) -> None:
+    """Forks begin with the files of their parent and go their own ways."""
+    with make() as box:
+        box.run("mkdir /data; echo parent > /data/f; echo gone > /data/g; rm -f /etc/group")
+        children = box.fork(3)
+        for i, child in enumerate(children):
+            equal(child.run("cat /data/f; test -e /etc/group || echo removed").stdout,
+                  "parent\nremoved\n")  # fmt: skip
+            child.run(f"echo {i} > /data/f; rm /data/g")
+        equal(box.run("cat /data/f; ls /data | tr '\\n' ' '").stdout, "parent\nf g ")
+        [grandchild] = children[1].fork()
+        box.kill()
+        children[1].kill()
+        equal(grandchild.run("cat /data/f; ls /data").stdout, "1\nf\n")
+        equal(children[2].run("cat /data/f").stdout, "2\n")
+        for other in (grandchild, *children):
+            other.kill()
+
+
+@check(Capability.PAUSE)
+def pauses(make: MakeBox) -> None:
+    """A paused box stands still, and any request lets it go on."""
+    with make() as box:
+        box.spawn("while sleep 0.05; do echo . >> /tmp/ticks; done")
+        time.sleep(0.3)
+        box.pause()
+        equal(box.info().state, "paused")
+        time.sleep(0.5)
+        ticks = int(box.run("wc -l < /tmp/ticks").stdout)
+        holds(ticks < 11, f"it went on: {ticks}")
+        equal(box.info().state, "running")

@@ -1,0 +1,67 @@
+"""Limits that hold, and say that they did."""
+
+import time
+
+from hadal.sandbox.testing.registry import MakeBox, check, equal, holds
+
+__all__: list[str] = []
+
+
+@check()
+def memory(make: MakeBox) -> None:
+    """Memory beyond the limit ends the command, by name; the box lives."""
+    with make(memory_mb=64) as box:
+        result = box.run("head -c 300000000 /dev/zero | tail", timeout_s=30)
+        holds(result.oom_killed, f"not told as out of memory: {result}")
+        equal(box.run("echo on").stdout, "on\n")
+        holds(not box.run("exit 1").oom_killed, "a later failure is told as out of memory")
+        holds(box.usage().memory_bytes <= 64 << 20, "more memory than allowed")
+
+
+@check()
+def processes(make: MakeBox) -> None:
+    """A fork bomb meets its limit; the box can be used again when it is over."""
+    with make(pids=64) as box:
+        result = box.run("i=0; while [ $i -lt 200 ]; do sleep 20 & i=$((i+1)); done", timeout_s=20)
+        holds("fork" in result.stderr.lower(), f"nothing was refused: {result}")
+        holds(box.usage().pids <= 64, "more processes than allowed")
+
+
+@check()
+def open_files(make: MakeBox) -> None:
+    """The number of open files is limited."""
+    with make(nofile=64) as box:
+        equal(box.run("ulimit -n").stdout, "64\n")
+
+
+@check(slow=True)
+def processor(make: MakeBox) -> None:
+    """Processor time follows the quota."""
+    with make(cpus=0.2) as box:
+        before = box.usage().cpu_s
+        box.run("while :; do :; done", timeout_s=3)
+        share = (box.usage().cpu_s - before) / 3
+        holds(0.12 < share < 0.28, f"a share of {share:.3f} of a processor, where 0.2 is allowed")
+
+
+@check()
+def nothing_of_the_host(make: MakeBox) -> None:
+    """Processes, mounts and network of the host are not there."""
+    with make() as box:
+        count = int(box.run("ls -d /proc/[0-9]* | wc -l").stdout)
+        holds(count < 8, f"{count} processes in a new box")
+        equal(box.run("cat /proc/net/dev | tail -n +3 | cut -d: -f1 | tr -d ' \\n'").stdout, "lo")
+        equal(box.run("hostname").stdout.strip(), box.id)
+
+
+@check()
+def a_busy_neighbour(make: MakeBox) -> None:
+    """A box that does all it can leaves the others able to work."""
+    with make(memory_mb=128, pids=128, cpus=0.5) as busy, make() as other:
+        busy.spawn("while :; do (yes > /dev/null &) ; done", timeout_s=20)
+        busy.spawn("yes", output_limit=1000)
+        busy.spawn("head -c 500000000 /dev/zero | tail")
+        time.sleep(0.5)
+        began = time.monotonic()
+        equal(other.run("echo works").stdout, "works\n")
+        holds(time.monotonic() - began < 2, "the neighbour cannot work")
