@@ -357,6 +357,14 @@ class SandboxFileError(SandboxError, OSError):
         self.errno = errno
         self.filename = filename
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # An OSError keeps these where no dictionary has them.
+        return (_rebuild_file_error, (self.errno, self.filename, self.hint))
+
+
+def _rebuild_file_error(errno: int, filename: str, hint: str | None) -> SandboxFileError:
+    return SandboxFileError(errno, filename, hint=hint)
+
 
 class ImageError(SandboxError):
     """An image cannot be found, read, built or stored."""

@@ -1,6 +1,7 @@
 """`python -m hadal.node STATE SOCKET READY`: the daemon that the SDK starts for itself."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ IDLE_EXIT_S = 60
 
 def main() -> int:
     """Run it."""
+    os.chdir("/")
     state, socket, ready = sys.argv[1:]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     return run_daemon(

@@ -32,6 +32,7 @@ from hadal.node.files import BoxFiles
 from hadal.node.guest import GuestLostError
 from hadal.node.journal import Record
 from hadal.node.node import Node
+from hadal.sandbox.client import ERROR_DETAILS
 from hadal.sandbox.protocol import (
     CallRequest,
     CommandRequest,
@@ -62,11 +63,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 def error_body(error: HadalError) -> dict[str, Any]:
     """Return an error as JSON, from which the SDK makes it again."""
-    details = {
-        name: value
-        for name, value in vars(error).items()
-        if name not in ("message", "hint", "args") and isinstance(value, str | int | float)
-    }
+    values = {name: getattr(error, name, None) for name in ERROR_DETAILS}
+    details = {name: value for name, value in values.items() if value is not None}
     return {"code": error.code, "message": error.message, "hint": error.hint, "details": details}
 
 
@@ -110,8 +108,10 @@ def _authorize(keys: frozenset[str]) -> Any:
 
 async def _body(request: web.Request, kind: type[Body]) -> Body:
     try:
-        return kind.model_validate_json(await request.read())
-    except ValidationError as error:
+        return kind.model_validate(json.loads(await request.read()))
+    except ValueError as error:
+        if not isinstance(error, ValidationError):
+            raise ConfigError(f"{request.path}: the body is no JSON: {error}") from error
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(

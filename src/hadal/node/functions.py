@@ -75,6 +75,7 @@ class CallServer:
         """Start the interpreter, once; done when it waits for calls."""
         if self._ready is None:
             self._ready = asyncio.get_running_loop().create_task(self._start())
+            self._ready.add_done_callback(lambda task: task.cancelled() or task.exception())
         return self._ready
 
     async def _start(self) -> None:

@@ -7,8 +7,8 @@ from typing import BinaryIO
 
 __all__ = ["Output"]
 
-MEMORY_BYTES = 256 * 1024
-"""Of each stream; more goes to a file."""
+MEMORY_BYTES = 128 * 1024
+"""Of each stream; more goes to a file. Less than a guest's window: it waits for what lies in memory."""
 _ACKNOWLEDGE_BYTES = 64 * 1024
 
 

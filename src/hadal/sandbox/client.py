@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import inspect
+import io
 import json
 import os
 import weakref
@@ -15,11 +16,14 @@ import aiohttp
 from yarl import URL
 
 from hadal import errors
-from hadal.errors import GoneCause, HadalError, NodeAuthError, NodeError
+from hadal.errors import GoneCause, HadalError, NodeAuthError, NodeError, SandboxFileError
 
-__all__ = ["NodeClient", "close_all", "read_error"]
+__all__ = ["ERROR_DETAILS", "NodeClient", "close_all", "read_error"]
 
+ERROR_DETAILS = ("errno", "filename", "cause", "position", "recorded", "asked")
+"""Attributes of our errors that go over the wire."""
 _RETRIES = 5
+_LARGE = 1 << 18
 _BY_CODE = {
     kind.code: kind
     for kind in vars(errors).values()
@@ -32,6 +36,8 @@ def read_error(body: Any) -> HadalError:
     code, message, hint = body.get("code"), str(body.get("message")), body.get("hint")
     details: dict[str, Any] = body.get("details") or {}
     kind = _BY_CODE.get(code, NodeError)
+    if kind is SandboxFileError:
+        return SandboxFileError(details["errno"], details["filename"], hint=hint)
     error = HadalError.__new__(kind, message)
     error.args = (message,)
     if "cause" in details:
@@ -48,6 +54,11 @@ async def close_all(loop: asyncio.AbstractEventLoop) -> None:
     for client in list(_clients):
         if client.loop is loop:
             await client.close()
+
+
+def _close_later(session: aiohttp.ClientSession, loop: asyncio.AbstractEventLoop) -> None:
+    if not session.closed and loop.is_running():
+        loop.call_soon_threadsafe(lambda: loop.create_task(session.close()))
 
 
 class NodeClient:
@@ -88,6 +99,8 @@ class NodeClient:
             self._session = aiohttp.ClientSession(
                 connector=connector, headers=headers, timeout=timeout, auto_decompress=False
             )
+            # Whoever drops a box that lives on has nothing to close.
+            weakref.finalize(self, _close_later, self._session, self.loop).atexit = False
         return self._session
 
     def _ssl(self) -> Any:
@@ -118,10 +131,16 @@ class NodeClient:
         last: Exception | None = None
         for attempt in range(_RETRIES if replayable else 1):
             try:
+                # Large bytes as a stream: they are sent in parts, between which others get their turn.
+                sent = payload
+                if isinstance(payload, bytes) and len(payload) > _LARGE:
+                    sent = io.BytesIO(payload)
                 async with self._open().request(
-                    method, self._url(path, query), data=payload
+                    method, self._url(path, query), data=sent
                 ) as response:
                     return await self._answer(response)
+            except HadalError:
+                raise  # one of them is an OSError
             except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:
                 last = error
                 await asyncio.sleep(0.05 * 4**attempt)

@@ -1,7 +1,6 @@
 """The node daemon that the first `Sandbox.create` starts, where no other node is named."""
 
 import os
-import subprocess
 import sys
 import time
 from importlib.util import find_spec
@@ -47,24 +46,35 @@ def ensure_node() -> str:
     read, write = os.pipe()
     with log.open("ab") as output:
         began = output.tell()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "hadal.node", str(folder), str(socket), str(write)],
-            stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=[write],
-            start_new_session=True, cwd="/",
-        )  # fmt: skip
+        pid = _spawn(
+            [sys.executable, "-m", "hadal.node", str(folder), str(socket)], output.fileno(), write
+        )
     os.close(write)
     with os.fdopen(read, "rb") as ready:
         if ready.readline():
             return f"unix://{socket}"
     # It has ended: perhaps because another process has started one at the same time.
     deadline = time.monotonic() + _START_S
-    process.wait()
+    os.waitpid(pid, 0)
     while "another node daemon" in _said(log, began) and time.monotonic() < deadline:
         if _answers(socket):
             return f"unix://{socket}"
         time.sleep(0.02)
     raise NodeError(
         f"the node daemon did not start: {_said(log, began)[-2000:]}", hint=f"see {log}"
+    )
+
+
+def _spawn(command: list[str], output: int, ready: int) -> int:
+    """Start a process that is not our child in any sense but the system's: nobody waits for it."""
+    os.set_inheritable(ready, True)
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_DUP2, output, 1),
+        (os.POSIX_SPAWN_DUP2, output, 2),
+    ]
+    return os.posix_spawn(
+        command[0], [*command, str(ready)], os.environ, file_actions=actions, setsid=True
     )
 
 

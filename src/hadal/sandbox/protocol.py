@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Base64Bytes, BaseModel, ConfigDict, Field, WithJsonSchema
 
 __all__ = [
     "CallRequest",
@@ -22,6 +22,16 @@ __all__ = [
     "digest_of",
 ]
 
+
+def _text(value: object) -> object:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError("text without a zero byte is expected")
+    return value
+
+
+Text = Annotated[Any, AfterValidator(_text), WithJsonSchema({"type": "string"})]
+"""Names and arguments are bytes to the system: what is not UTF-8 is as `os.fsdecode` has it, which the
+strings of pydantic refuse."""
 RequestId = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -79,10 +89,10 @@ class CommandRequest(_Body):
         position: Place in the log that the caller expects, for a fast-forward.
     """
 
-    argv: tuple[str, ...] | None = None
-    shell: str | None = None
-    env: dict[str, str] = Field(default_factory=dict)
-    cwd: str | None = None
+    argv: tuple[Text, ...] | None = None
+    shell: Text | None = None
+    env: dict[str, Text] = Field(default_factory=dict)
+    cwd: Text | None = None
     user: str | None = None
     stdin: Base64Bytes | None = None
     interactive: bool = False
@@ -110,8 +120,8 @@ class FileChange(_Body):
     """
 
     operation: Literal["remove", "rename", "mkdir", "chmod", "chown", "symlink"]
-    path: str
-    target: str = ""
+    path: Text
+    target: Text = ""
     recursive: bool = False
     user: str | None = None
     request_id: RequestId
