@@ -160,10 +160,31 @@ class Box:
         self._guest_id += 1
         return self._guest_id
 
-    def next_position(self) -> int:
-        """Return the next place in the log."""
-        self._position += 1
-        return self._position
+    def begin(
+        self, kind: str, request: Mapping[str, Any], *, request_id: str, guest_id: int | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> int:  # fmt: skip
+        """Write down what is about to be done, at the next place of the log, and return the place.
+
+        Raises:
+            JournalError: It cannot be written down: then it must not be done.
+        """
+        position = self._position + 1
+        try:
+            self._journal.begin(
+                self.id,
+                position,
+                kind,
+                request,
+                request_id=request_id,
+                guest_id=guest_id,
+                details=details,
+            )
+        except JournalError:
+            self._position = self._journal.last_position(self.id)
+            raise
+        self._position = position
+        return position
 
     async def start(self, request: CommandRequest) -> Command:
         """Write a command down and start it; the same request again returns the same command.
@@ -178,18 +199,19 @@ class Box:
                 known.unwritten()
             return known
         record = self._journal.record_of_request(self.id, request.request_id)
+        if record is not None and record.event.state == "begun" and record.event.kind == "command":
+            # Every command that runs is in `commands`: this one was written down, and then something
+            # failed before it was given to the guest.
+            self.touch()
+            return await self._run_now(record)
         if record is not None:
             return self._recorded(record)
         self.touch()
-        position, guest_id = self.next_position(), self.next_guest_id()
-        try:
-            self._journal.begin(
-                self.id, position, "command", self._recordable(request),
-                request_id=request.request_id, guest_id=guest_id, details=_details(request),
-            )  # fmt: skip
-        except JournalError:
-            self._position -= 1
-            raise
+        guest_id = self.next_guest_id()
+        position = self.begin(
+            "command", self._recordable(request), request_id=request.request_id, guest_id=guest_id,
+            details=_details(request),
+        )  # fmt: skip
         command = self._execute(position, guest_id, self._order(request))
         self.commands[request.request_id] = command
         if request.stdin is not None:
@@ -324,8 +346,8 @@ class Box:
             else:
                 await self._run_now(record)
 
-    async def _run_now(self, record: Record) -> None:
-        """Run a command that was written down and never reached the guest, which answers for that."""
+    async def _run_now(self, record: Record) -> Command:
+        """Run a command that was written down and never reached the guest."""
         request = self._request_of(record)
         guest_id = self.next_guest_id()
         self._journal.set_guest_id(self.id, record.event.position, guest_id)
@@ -333,6 +355,7 @@ class Box:
         self.commands[record.request_id] = command
         if request.stdin is not None:
             await self._give(command, request.stdin)
+        return command
 
     def _request_of(self, record: Record) -> CommandRequest:
         fields: dict[str, Any] = {**record.event.request, "request_id": record.request_id}

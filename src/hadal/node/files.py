@@ -124,10 +124,7 @@ class BoxFiles:
         if record is not None:
             position = record.event.position
         else:
-            position = self._box.next_position()
-            self._journal.begin(
-                self._box.id, position, kind, request, request_id=request_id, guest_id=None
-            )
+            position = self._box.begin(kind, request, request_id=request_id)
         await self._perform(position, kind, request)
 
     async def _perform(self, position: int, kind: str, request: dict[str, Any]) -> None:

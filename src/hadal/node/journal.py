@@ -165,6 +165,10 @@ class Journal:
             (now, box),
         )
 
+    def forget_box(self, box: str) -> None:
+        """Drop a box that nobody has been told of: the same request may make another."""
+        self._write("box.forget", "DELETE FROM boxes WHERE id = ?", (box,))
+
     def _boxes(self, where: str, values: tuple[object, ...]) -> list[BoxRecord]:
         with self._errors():
             rows = self._db.execute(

@@ -20,6 +20,7 @@ from hadal.errors import (
     HadalError,
     LaunchError,
     NoCapacityError,
+    NodeError,
     SandboxGoneError,
 )
 from hadal.node.blobs import Blobs
@@ -163,20 +164,24 @@ class Node:
         found = await asyncio.gather(*(self._adopt(record) for record in living))
         for record, box in zip(living, found, strict=True):
             if box is None:
-                await self._remove(record.id, record.runtime)
-                self.journal.end_box(record.id, GoneCause.NODE_LOST)
+                await self._remove(record.id)
+                if record.state == "creating":
+                    self.journal.forget_box(record.id)  # nobody has been told of it
+                else:
+                    self.journal.end_box(record.id, GoneCause.NODE_LOST)
                 logger.warning("box not found again", extra={"sandbox_id": record.id})
             else:
                 self.boxes[box.id] = box
                 self._watch_guest(box)
                 await box.reconcile()
                 await BoxFiles(box, self.journal, self.blobs).repeat_begun()
-                await self._undo_forks(record.id)
                 logger.info("box found again", extra={"sandbox_id": record.id})
+        for box_id in list(self.boxes):
+            await self._undo_forks(box_id)
         known = set(self.boxes)
         for orphan in self.cgroups.boxes() | {p.name for p in self._folder.iterdir()}:
             if orphan not in known:
-                await self._remove(orphan, {})
+                await self._remove(orphan)
 
     async def _adopt(self, record: BoxRecord) -> Box | None:
         """Find a box again: only one whose making was complete, and whose init is still the same."""
@@ -254,18 +259,26 @@ class Node:
                 runtime |= {"pid": box.pid, "pid_start": _start_time(box.pid)}
                 self.journal.set_box(box_id, state="running", runtime=runtime)
             except BaseException:
-                await self._remove(box_id, runtime)
-                self.journal.end_box(box_id, "failed")
+                await self._remove(box_id)
+                self.journal.forget_box(box_id)
                 raise
+        except OSError as error:
+            self._release(box_id)
+            raise NodeError(
+                f"cannot make a box: {error.strerror}", hint="free space on the node's disk"
+            ) from error
         except BaseException:
-            self._slots.pop(box_id, None)
-            self._forked.pop(box_id, None)
+            self._release(box_id)
             raise
         self.boxes[box_id] = box
         self._watch_guest(box)
         if isinstance(spec, FunctionSpec):
             self._server(box).start()
         return box
+
+    def _release(self, box_id: str) -> None:
+        self._slots.pop(box_id, None)
+        self._forked.pop(box_id, None)
 
     def _take_slot(self, box_id: str) -> int:
         used = set(self._slots.values())
@@ -282,9 +295,9 @@ class Node:
             (folder / name).mkdir(parents=True)
         cgroup = self.cgroups.of(box_id)
         cgroup.create(BoxLimits(memory_bytes=spec.memory_mb << 20, cpus=spec.cpus, pids=spec.pids))
-        reach("make.launch")
+        reach("make.launch", writes=False)
         launched = await self._launcher.launch(self._request(box_id, spec, slot, root, cgroup))
-        reach("make.launched")
+        reach("make.launched", writes=False)
         guest = await Guest.connect(folder / "guest")
         return self._box(record, spec, root, launched.pid, guest)
 
@@ -303,12 +316,9 @@ class Node:
                 return {**json.loads(record.stdout), "recorded": True}
             raise refusal_of(record)
         box.touch()
-        position = box.next_position()
         fields = request.model_dump(include={"source", "name", "arguments", "pickled"})
-        self.journal.begin(
-            box_id, position, "call", fields, request_id=request.request_id, guest_id=None,
-            details={"fresh": request.fresh},
-        )  # fmt: skip
+        details = {"fresh": request.fresh}
+        position = box.begin("call", fields, request_id=request.request_id, details=details)
         try:
             answer = await self._perform_call(box, request)
         except HadalError as error:
@@ -392,12 +402,13 @@ class Node:
         record = self.journal.record_of_request(box_id, request_id)
         if record is not None and record.event.state == "done":
             return [self.get(child) for child in _children(record.event.result)]
+        if record is not None and record.event.state != "begun":
+            raise refusal_of(record)
         box.touch()
-        position = record.event.position if record is not None else box.next_position()
-        if record is None:
-            self.journal.begin(
-                box_id, position, "fork", {"count": count}, request_id=request_id, guest_id=None
-            )
+        if record is not None:
+            position = record.event.position
+        else:
+            position = box.begin("fork", {"count": count}, request_id=request_id)
         layer = await self.fork_layers.copy(box, request_id)
         forked = [layer, *self._forked[box_id]]
         spec = box.spec.model_dump(mode="json", by_alias=True)
@@ -415,7 +426,10 @@ class Node:
         return made
 
     async def _undo_forks(self, box_id: str) -> None:
-        """After a restart: nobody has been told of the boxes of a fork that was not completed."""
+        """After a restart: the boxes of a fork that was not completed end, since nobody was told of them.
+
+        The fork stays begun: the same request does it again.
+        """
         for record in self.journal.begun(box_id):
             if record.event.kind != "fork":
                 continue
@@ -423,8 +437,7 @@ class Node:
                 child = self.journal.box_of_request(f"{record.request_id}/{number}")
                 if child is not None:
                     await self.end(child.id, GoneCause.KILLED)
-            message = {"message": "the node was restarted during the fork", "errno": 0}
-            self.journal.end(box_id, record.event.position, "refused", message)
+                    self.journal.forget_box(child.id)
 
     async def _sweep_fork_layers(self) -> None:
         await self.fork_layers.sweep(
@@ -499,7 +512,7 @@ class Node:
         await asyncio.wait([box.guest.lost], timeout=5)
         box.guest.close()
         self.journal.end_box(box.id, box.cause)
-        await self._remove(box.id, {})
+        await self._remove(box.id)
         self.boxes.pop(box.id, None)
         self._servers.pop(box.id, None)
         for spare in self._spares.pop(box.id, []):
@@ -507,9 +520,9 @@ class Node:
                 await self.end((await spare).id, GoneCause.KILLED)
         logger.info("box ended", extra={"sandbox_id": box.id, "cause": str(box.cause)})
 
-    async def _remove(self, box_id: str, runtime: Mapping[str, Any]) -> None:
+    async def _remove(self, box_id: str) -> None:
         """Remove every trace of a box: processes, groups, files. Safe to repeat, at any point of its life."""
-        reach("remove.processes")
+        reach("remove.processes", writes=False)
         cgroup = self.cgroups.of(box_id)
         deadline = time.monotonic() + 10
         while not cgroup.remove():
@@ -519,7 +532,7 @@ class Node:
             if time.monotonic() > deadline:
                 raise LaunchError(f"processes of box {box_id} do not end: {cgroup.processes()}")
             await asyncio.sleep(0.002)
-        reach("remove.files")
+        reach("remove.files", writes=False)
         await self.images.release(box_id)
         folder = self._folder / box_id
         if folder.exists():

@@ -6,6 +6,7 @@ import inspect
 import io
 import json
 import os
+import time
 import weakref
 from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ __all__ = ["ERROR_DETAILS", "NodeClient", "close_all", "read_error"]
 
 ERROR_DETAILS = ("errno", "filename", "cause", "position", "recorded", "asked")
 """Attributes of our errors that go over the wire."""
-_RETRIES = 5
+_PATIENCE_S, _FIRST_PATIENCE_S = 30.0, 2.0
 _LARGE = 1 << 18
 _BY_CODE = {
     kind.code: kind
@@ -78,6 +79,7 @@ class NodeClient:
         self._key = key
         self._verify = verify
         self._session: aiohttp.ClientSession | None = None
+        self._reached = False
         self.loop: asyncio.AbstractEventLoop | None = None
         self._base = "http://node" if url.startswith("unix://") else url.rstrip("/")
 
@@ -128,8 +130,8 @@ class NodeClient:
         """
         payload = data if body is None else json.dumps(body).encode()
         replayable = payload is None or isinstance(payload, bytes)
-        last: Exception | None = None
-        for attempt in range(_RETRIES if replayable else 1):
+        began, attempt = time.monotonic(), 0
+        while True:
             try:
                 # Large bytes as a stream: they are sent in parts, between which others get their turn.
                 sent = payload
@@ -138,12 +140,18 @@ class NodeClient:
                 async with self._open().request(
                     method, self._url(path, query), data=sent
                 ) as response:
+                    self._reached = True
                     return await self._answer(response)
             except HadalError:
                 raise  # one of them is an OSError
             except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:
                 last = error
-                await asyncio.sleep(0.05 * 4**attempt)
+            # A node that has answered before is being restarted; one that never has is not there.
+            patience = _PATIENCE_S if self._reached else _FIRST_PATIENCE_S
+            if not replayable or time.monotonic() - began > patience:
+                break
+            await asyncio.sleep(min(0.5, 0.02 * 2**attempt))
+            attempt += 1
         raise NodeError(
             f"the node at {self.url} cannot be reached: {last}",
             hint="`hadal node status` says whether it runs",
