@@ -74,7 +74,7 @@ const char *read_launch(struct launch *l, const uint8_t *payload, size_t length)
         return "more than 128 of a repeated field";
     if (!l->hostname || !l->run_directory || !l->socket || !l->lowers.count)
         return "a request without hostname, run directory, socket or layer";
-    if (!l->scratch && !l->scratch_bytes)
+    if (!l->scratch && !l->scratch_bytes && l->scratch_fd < 0)
         return "a request without scratch";
     return NULL;
 }
@@ -195,22 +195,24 @@ void become_box(struct launch *l)
 {
     /* The init has no other open files than what it needs: nothing of the host leaks into the box. */
     l->phase = "files";
-    int kept[3] = {l->listening, l->reply, l->netns_fd};
-    for (int i = 0; i < 3; i++)
+    int kept[4] = {l->listening, l->reply, l->netns_fd, l->scratch_fd};
+    for (int i = 0; i < 4; i++)
         if (kept[i] >= 0 && (kept[i] = fcntl(kept[i], F_DUPFD, 16)) < 0)
             launch_failed(l, "keep a file");
-    for (int i = 0; i < 3; i++) /* 0 to 2 are /dev/null */
+    for (int i = 0; i < 4; i++) /* 0 to 2 are /dev/null */
         if (kept[i] >= 0 && dup2(kept[i], 3 + i) < 0)
             launch_failed(l, "keep a file");
     l->listening = 3;
     l->reply = 4;
     int network = l->netns_fd >= 0 ? 5 : -1, null = open("/dev/null", O_RDWR);
+    l->scratch_fd = l->scratch_fd >= 0 ? 6 : -1;
     for (int i = 0; i < 3; i++)
         if (null < 0 || dup2(null, i) < 0)
             launch_failed(l, "/dev/null");
-    if (close_range(network < 0 ? 5 : 6, ~0u, 0))
+    if (close_range(7, ~0u, 0) || (network < 0 && close(5) && errno != EBADF) ||
+        (l->scratch_fd < 0 && close(6) && errno != EBADF))
         launch_failed(l, "close_range");
-    for (int i = 3; i < (network < 0 ? 5 : 6); i++)
+    for (int i = 3; i < 7; i++)
         fcntl(i, F_SETFD, FD_CLOEXEC);
     setsid();
     prctl(PR_SET_NAME, "init");

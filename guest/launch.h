@@ -25,6 +25,7 @@ struct launch {
 
     int reply;        /* socket to the node daemon */
     int netns_fd;     /* -1: a new network namespace */
+    int scratch_fd;   /* a mount that nobody else has; -1: by path, or a tmpfs */
     int listening;    /* the socket of the guest */
     uint64_t started; /* monotonic ns */
     const char *phase;

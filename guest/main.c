@@ -85,10 +85,10 @@ static void report_failure(struct launch *l, const char *phase, int error, const
     bytes_free(&fields);
 }
 
-static void launch_box(int control, const uint8_t *request, size_t length)
+static void launch_box(int control, const uint8_t *request, size_t length, int scratch)
 {
-    struct launch l = {.reply = control, .netns_fd = -1, .listening = -1, .started = now_ns(),
-                       .phase = "start"};
+    struct launch l = {.reply = control, .netns_fd = -1, .scratch_fd = scratch, .listening = -1,
+                       .started = now_ns(), .phase = "start"};
     const char *wrong = read_launch(&l, request, length);
     if (wrong) {
         report_failure(&l, "request", EINVAL, wrong);
@@ -115,7 +115,24 @@ static void launch_box(int control, const uint8_t *request, size_t length)
         close(l.netns_fd);
     if (l.listening >= 0)
         close(l.listening);
+    if (scratch >= 0)
+        close(scratch);
     free_launch(&l);
+}
+
+/* A request, and the descriptor that came with it. */
+static ssize_t receive(int control, void *request, size_t size, int *descriptor)
+{
+    char buffer[CMSG_SPACE(sizeof(int))];
+    struct iovec part = {.iov_base = request, .iov_len = size};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = buffer,
+                             .msg_controllen = sizeof buffer};
+    *descriptor = -1;
+    ssize_t n = recvmsg(control, &message, MSG_CMSG_CLOEXEC);
+    struct cmsghdr *control_message = n > 0 ? CMSG_FIRSTHDR(&message) : NULL;
+    if (control_message && control_message->cmsg_type == SCM_RIGHTS)
+        memcpy(descriptor, CMSG_DATA(control_message), sizeof *descriptor);
+    return n;
 }
 
 static void report_exits(int control)
@@ -167,11 +184,12 @@ static int spawn(int control)
             report_exits(control);
         }
         if (wait[0].revents) {
-            ssize_t n = recv(control, request, sizeof request, 0);
+            int scratch;
+            ssize_t n = receive(control, request, sizeof request, &scratch);
             if (n == 0 || (n < 0 && errno != EINTR && errno != EAGAIN))
                 return 0;
             if (n > 0)
-                launch_box(control, request, (size_t)n);
+                launch_box(control, request, (size_t)n, scratch);
         }
     }
 }

@@ -144,6 +144,8 @@ static void place(int mount_fd, const char *target)
 
 static int open_scratch(void)
 {
+    if (box->scratch_fd >= 0)
+        return box->scratch_fd;
     if (box->scratch)
         return clone_mount(AT_FDCWD, box->scratch);
     char size[32], inodes[32];

@@ -86,7 +86,7 @@ enum tag {
     T_HOSTNAME = 65,
     T_LOWER = 66,       /* directory of a layer, the top one first */
     T_SCRATCH = 67,     /* directory that holds upper/ and work/ */
-    T_SCRATCH_BYTES = 68, /* instead: a tmpfs of this size */
+    T_SCRATCH_BYTES = 68, /* instead: a tmpfs of this size; or a mount, sent along as a descriptor */
     T_SCRATCH_INODES = 69,
     T_RUN_DIRECTORY = 70, /* of the box, on the host */
     T_SOCKET = 71,      /* path on which the guest listens */

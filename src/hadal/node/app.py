@@ -228,7 +228,7 @@ class Routes:
                 "memory_limit_bytes": box.spec.memory_mb << 20,
                 "cpu_s": box.cgroup.cpu_s(),
                 "pids": box.cgroup.pids() - 1,
-                "disk_bytes": None,
+                "disk_bytes": request.app[_NODE].disks.used_bytes(box.disk),
                 "oom_kills": box.cgroup.oom_kills(),
             }
         )

@@ -91,13 +91,14 @@ class Box:
         id, name: What the node and the caller call it.
         spec: What was asked for.
         pid: Of its init, on the host.
+        disk: Number of the device that has what it wrote.
         used: When somebody last asked something of it; monotonic seconds.
         cause: Set before its end by whoever ends it.
     """
 
     def __init__(
         self, *, record: BoxRecord, spec: Spec, defaults: ImageDefaults, folder: Path, cgroup: Cgroup,
-        journal: Journal, blobs: Blobs, pid: int, guest: Guest,
+        journal: Journal, blobs: Blobs, pid: int, guest: Guest, disk: int,
     ) -> None:  # fmt: skip
         self.id = record.id
         self.name = record.name
@@ -108,6 +109,7 @@ class Box:
         self.cgroup = cgroup
         self.pid = pid
         self.guest = guest
+        self.disk = disk
         self.used = time.monotonic()
         self.cause: GoneCause | None = None
         self.paused = False

@@ -11,18 +11,14 @@ from pathlib import Path
 
 from hadal.errors import NodeError
 from hadal.node.box import Box
+from hadal.node.scratch import Disks
 from hadal.node.tree_copy import copy_tree
 
-__all__ = ["ForkLayers", "standing_still", "upper_of"]
+__all__ = ["ForkLayers", "standing_still"]
 
 _SMALL_ENTRIES = 64
 _SMALL_BYTES = 1 << 20
 """Trees up to this size are copied at once; a thread costs more."""
-
-
-def upper_of(box: Box) -> Path:
-    """Return the directory with what a box has changed."""
-    return box.folder / "scratch" / "upper"
 
 
 class standing_still:
@@ -54,10 +50,12 @@ class ForkLayers:
 
     Args:
         folder: Where they lie.
+        disks: Of the boxes.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, disks: Disks) -> None:
         self._folder = folder
+        self._disks = disks
         folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, name: str) -> Path:
@@ -75,8 +73,8 @@ class ForkLayers:
         try:
             if part.exists():
                 await asyncio.to_thread(shutil.rmtree, part)
-            upper = upper_of(box)
-            with standing_still(box):
+            with self._disks.open(box.disk) as disk, standing_still(box):
+                upper = disk / "upper"
                 if _is_small(upper):
                     copy_tree(upper, part)
                 else:

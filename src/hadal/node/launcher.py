@@ -26,7 +26,7 @@ class LaunchRequest:
         run_directory: An empty directory of the box on the host; mounts are staged there, seen by the
             box's own processes only.
         socket: Where its guest listens; at most 107 bytes.
-        scratch: Directory for what it writes, or
+        scratch: Directory for what it writes, or a mount of its own, as a descriptor; or
         scratch_bytes: instead a tmpfs of this size, with
         scratch_inodes: so many files.
         uid_base: First id on the host of its 65,536 users; None without a user namespace.
@@ -45,7 +45,7 @@ class LaunchRequest:
     layers: tuple[Path, ...]
     run_directory: Path
     socket: Path
-    scratch: Path | None = None
+    scratch: Path | int | None = None
     scratch_bytes: int = 0
     scratch_inodes: int = 0
     uid_base: int | None = None
@@ -79,9 +79,9 @@ class LaunchRequest:
             Tag.TMPFS: [f"{target}\0{size}".encode() for target, size in self.tmpfs],
             Tag.RLIMIT: [limit.encode() for limit in self.limits],
         }
-        if self.scratch is not None:
+        if isinstance(self.scratch, Path):
             fields[Tag.SCRATCH] = os.fsencode(self.scratch)
-        else:
+        elif self.scratch is None:
             fields[Tag.SCRATCH_BYTES] = self.scratch_bytes
             fields[Tag.SCRATCH_INODES] = self.scratch_inodes
         if self.uid_base is not None:
@@ -162,7 +162,7 @@ class Launcher:
         self._waiting[number] = future
         message = encode_fields({Tag.REQUEST: number, **request.fields()})
         try:
-            await asyncio.get_running_loop().sock_sendall(self._socket, message)
+            await self._send(message, request.scratch)
             return await future
         except OSError as error:
             raise LaunchError(
@@ -171,6 +171,19 @@ class Launcher:
         finally:
             self._waiting.pop(number, None)
             self._pids.pop(number, None)
+
+    async def _send(self, message: bytes, scratch: Path | int | None) -> None:
+        assert self._socket is not None
+        descriptors = [scratch] if isinstance(scratch, int) else []
+        while True:
+            try:
+                socket.send_fds(self._socket, [message], descriptors)
+            except BlockingIOError:
+                await asyncio.sleep(
+                    0.001
+                )  # it is making boxes; there is no better sign to wait for
+            else:
+                return
 
     def _receive(self) -> None:
         assert self._socket is not None

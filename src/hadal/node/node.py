@@ -34,6 +34,7 @@ from hadal.node.guest import Guest, GuestLostError
 from hadal.node.guest_program import guest_program
 from hadal.node.journal import BoxRecord, Journal
 from hadal.node.launcher import Launcher, LaunchRequest
+from hadal.node.scratch import Disks
 from hadal.sandbox.protocol import CallRequest, CreateRequest
 from hadal.sandbox.results import BoxInfo
 from hadal.sandbox.specs import Capability, FunctionSpec, Spec, read_spec
@@ -142,7 +143,8 @@ class Node:
         self.cgroups = Cgroups(self.config.name)
         self._launcher.start()
         self.blobs.sweep()
-        self.fork_layers = ForkLayers(self.config.state / "f")
+        self.disks = Disks(self.config.state / "d")
+        self.fork_layers = ForkLayers(self.config.state / "f", self.disks)
         await self._recover()
         await self._sweep_fork_layers()
         self._watch = asyncio.get_running_loop().create_task(self._enforce_lives())
@@ -199,7 +201,7 @@ class Node:
             return None
         self._slots[record.id] = record.runtime["slot"]
         self._forked[record.id] = record.runtime.get("forked", [])
-        return self._box(record, spec, root, pid, guest)
+        return self._box(record, spec, root, pid, guest, record.runtime["disk"])
 
     # --- making boxes ---
 
@@ -255,7 +257,7 @@ class Node:
         try:
             self.journal.add_box(record)
             try:
-                box = await self._make(record, spec, slot)
+                box = await self._make(record, spec, slot, runtime)
                 runtime |= {"pid": box.pid, "pid_start": _start_time(box.pid)}
                 self.journal.set_box(box_id, state="running", runtime=runtime)
             except BaseException:
@@ -286,20 +288,25 @@ class Node:
         self._slots[box_id] = slot
         return slot
 
-    async def _make(self, record: BoxRecord, spec: Spec, slot: int) -> Box:
+    async def _make(self, record: BoxRecord, spec: Spec, slot: int, runtime: dict[str, Any]) -> Box:
         box_id = record.id
         folder = self._folder / box_id
         root = await self.images.acquire(spec.from_ or spec.image, box_id)
         reach("make.folder")
-        for name in ("mounts", "scratch"):
-            (folder / name).mkdir(parents=True)
+        (folder / "mounts").mkdir(parents=True)
         cgroup = self.cgroups.of(box_id)
         cgroup.create(BoxLimits(memory_bytes=spec.memory_mb << 20, cpus=spec.cpus, pids=spec.pids))
         reach("make.launch", writes=False)
-        launched = await self._launcher.launch(self._request(box_id, spec, slot, root, cgroup))
+        disk = await asyncio.to_thread(self.disks.make, spec.disk_mb << 20, spec.inodes)
+        runtime["disk"] = disk.device
+        try:
+            request = self._request(box_id, spec, slot, root, cgroup, disk.descriptor)
+            launched = await self._launcher.launch(request)
+        finally:
+            os.close(disk.descriptor)
         reach("make.launched", writes=False)
         guest = await Guest.connect(folder / "guest")
-        return self._box(record, spec, root, launched.pid, guest)
+        return self._box(record, spec, root, launched.pid, guest, disk.device)
 
     async def call(self, box_id: str, request: CallRequest) -> dict[str, Any]:
         """Call a function in a box of functions; the same request again returns the same answer.
@@ -359,7 +366,7 @@ class Node:
         return made
 
     def _request(
-        self, box_id: str, spec: Spec, slot: int, root: Root, cgroup: Cgroup
+        self, box_id: str, spec: Spec, slot: int, root: Root, cgroup: Cgroup, scratch: int
     ) -> LaunchRequest:
         folder = self._folder / box_id
         binds = [(source, target, True) for source, target in root.binds]
@@ -370,7 +377,7 @@ class Node:
             layers=(*map(self.fork_layers.path, self._forked[box_id]), *root.layers),
             run_directory=folder / "mounts",
             socket=folder / "guest",
-            scratch=folder / "scratch",
+            scratch=scratch,
             uid_base=self.config.first_uid + slot * _UIDS,
             cgroups=cgroup.procs,
             shm_bytes=spec.shm_mb << 20,
@@ -383,11 +390,13 @@ class Node:
             lease_s=self.config.lease_s,
         )
 
-    def _box(self, record: BoxRecord, spec: Spec, root: Root, pid: int, guest: Guest) -> Box:
+    def _box(
+        self, record: BoxRecord, spec: Spec, root: Root, pid: int, guest: Guest, disk: int
+    ) -> Box:
         return Box(
             record=record, spec=spec, defaults=root.defaults, folder=self._folder / record.id,
             cgroup=self.cgroups.of(record.id), journal=self.journal, blobs=self.blobs, pid=pid,
-            guest=guest,
+            guest=guest, disk=disk,
         )  # fmt: skip
 
     async def fork(self, box_id: str, count: int, request_id: str) -> list[Box]:

@@ -62,8 +62,27 @@ def _copy_content(source: Path, target: Path) -> None:
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY):
                 raise
-        while os.copy_file_range(old.fileno(), new.fileno(), _CHUNK):
-            pass
+        _copy_parts(old.fileno(), new.fileno())
+
+
+def _copy_parts(old: int, new: int) -> None:
+    """Copy what is written of a file; what is not stays a hole."""
+    end, at = os.fstat(old).st_size, 0
+    os.ftruncate(new, end)
+    while at < end:
+        try:
+            at = os.lseek(old, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return  # only a hole is left
+        hole = os.lseek(old, at, os.SEEK_HOLE)
+        os.lseek(new, at, os.SEEK_SET)
+        while at < hole:
+            sent = os.sendfile(new, old, at, min(_CHUNK, hole - at))
+            if not sent:
+                return  # it has shrunk meanwhile
+            at += sent
 
 
 def _copy_attributes(source: Path, target: Path, status: os.stat_result, kind: int) -> None:

@@ -190,7 +190,7 @@ class Usage:
         memory_limit_bytes: What it may.
         cpu_s: Processor time since its start.
         pids: Processes and threads.
-        disk_bytes: That it has written and kept; None where that is not counted.
+        disk_bytes: On its disk: what it has written and kept.
         oom_kills: Processes killed for memory.
     """
 
@@ -198,7 +198,7 @@ class Usage:
     memory_limit_bytes: int
     cpu_s: float
     pids: int
-    disk_bytes: int | None
+    disk_bytes: int
     oom_kills: int
 
 

@@ -30,6 +30,7 @@ class Capability(enum.StrEnum):
     PORTS = "ports"
     NETWORK = "network"
     CALL = "call"
+    DISK = "disk"
 
 
 class _Strict(BaseModel):
@@ -79,7 +80,7 @@ class BoxSpec(_Strict):
     cpus: float = Field(default=1.0, gt=0, le=4096)
     memory_mb: int = Field(default=1024, ge=16)
     disk_mb: int = Field(default=4096, ge=1)
-    inodes: int = Field(default=1_000_000, ge=64)
+    inodes: int = Field(default=250_000, ge=64)
     pids: int = Field(default=4096, ge=8, le=4_000_000)
     nofile: int = Field(default=4096, ge=16)
     shm_mb: int = Field(default=64, ge=1)
@@ -101,7 +102,7 @@ class ContainerSpec(BoxSpec):
     backend: Literal["container"] = "container"
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {Capability.FORK, Capability.PAUSE, Capability.TTY}
+        {Capability.DISK, Capability.FORK, Capability.PAUSE, Capability.TTY}
     )
 
 

@@ -2,6 +2,7 @@
 
 import time
 
+from hadal.sandbox.specs import Capability
 from hadal.sandbox.testing.registry import MakeBox, check, equal, holds
 
 __all__: list[str] = []
@@ -32,6 +33,21 @@ def open_files(make: MakeBox) -> None:
     """The number of open files is limited."""
     with make(nofile=64) as box:
         equal(box.run("ulimit -n").stdout, "64\n")
+
+
+@check(Capability.DISK)
+def disk(make: MakeBox) -> None:
+    """What a box can write is limited, in bytes and in files; the host's disk is safe."""
+    with make(disk_mb=32, inodes=512) as box:
+        result = box.run("head -c 100000000 /dev/zero > /root/f")
+        holds("No space left" in result.stderr, f"nothing was refused: {result}")
+        size = box.files.stat("/root/f").size
+        holds(30 << 20 < size <= 33 << 20, f"{size:,} bytes of 32 MiB were written")
+        holds(box.usage().disk_bytes >= size, "what is written is not counted")
+        box.run("rm /root/f; sync")
+        result = box.run("i=0; while [ $i -lt 1000 ]; do : > /root/$i || exit 9; i=$((i+1)); done")
+        equal(result.exit_code != 0, True, "a thousand files, where 512 are allowed")
+        equal(box.run("rm -f /root/*; echo free > /root/f && cat /root/f").stdout, "free\n")
 
 
 @check(slow=True)
