@@ -33,7 +33,8 @@ from hadal.sandbox.box import AsyncSandbox, command_body
 from hadal.sandbox.files import AsyncFiles
 from hadal.sandbox.portal import call, iterate
 from hadal.sandbox.process import AsyncProcess, StreamName
-from hadal.sandbox.results import BoxInfo, CallResult, Event, ExecResult, FileStat, Usage
+from hadal.sandbox.replay import ReplayReport
+from hadal.sandbox.results import BoxInfo, CallResult, Change, Event, ExecResult, FileEvent, FileStat, Usage
 from hadal.sandbox.specs import Spec
 
 __all__ = ["Files", "Process", "Sandbox"]
@@ -55,7 +56,7 @@ return result
 }
 SPECIAL = {"__aenter__": "__enter__", "__aexit__": "__exit__", "__aiter__": "__iter__"}
 SKIPPED = {("AsyncSandbox", "perform"), ("AsyncSandbox", "recorded_command"),
-           ("AsyncSandbox", "recorded"), ("AsyncSandbox", "recorded_write")}  # fmt: skip
+           ("AsyncFiles", "repeat"), ("AsyncSandbox", "recorded"), ("AsyncSandbox", "recorded_write")}  # fmt: skip
 
 
 def plain(text: str) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import dataclasses
+import errno as errno_module
 import hmac
 import json
 import logging
@@ -28,10 +29,12 @@ from hadal.errors import (
     UnsupportedError,
 )
 from hadal.node.box import Box, Command
+from hadal.node.changes import list_changes
 from hadal.node.files import BoxFiles
 from hadal.node.guest import GuestLostError
 from hadal.node.journal import Record
 from hadal.node.node import Node
+from hadal.node.wire import Tag, decode_fields
 from hadal.sandbox.client import ERROR_DETAILS
 from hadal.sandbox.protocol import (
     CallRequest,
@@ -219,6 +222,13 @@ class Routes:
         _box(request).pause(False)
         return web.json_response({})
 
+    async def changes(self, request: web.Request) -> web.Response:
+        """GET /v1/boxes/{box}/changes: what differs from the image."""
+        box = _box(request)
+        with request.app[_NODE].disks.open(box.disk) as disk:
+            found = await asyncio.to_thread(list_changes, disk / "upper")
+        return web.json_response({"changes": [dataclasses.asdict(change) for change in found]})
+
     async def usage(self, request: web.Request) -> web.Response:
         """GET /v1/boxes/{box}/usage."""
         box = _box(request)
@@ -316,6 +326,34 @@ class Routes:
         await socket.send_json(end)
         await socket.close()
 
+    async def port(self, request: web.Request) -> web.WebSocketResponse:
+        """GET /v1/boxes/{box}/ports/{port}?host=, upgraded: a connection to a port in the box.
+
+        Binary frames both ways; {"input_end": true} closes the box's side of it for reading.
+        """
+        box, number = _box(request), request.match_info["port"]
+        host = _parameters(request).get("host", "127.0.0.1")
+        with box.open_applet("connect", host, number, stdin=True) as running:
+            await _connected(running, f"{host}:{number}")
+            socket = web.WebSocketResponse(max_msg_size=1 << 20)
+            await socket.prepare(request)
+            sending = asyncio.get_running_loop().create_task(self._send_port(socket, running))
+            try:
+                async for message in socket:
+                    if message.type == WSMsgType.BINARY:
+                        await running.guest.write(message.data)
+                    elif message.type == WSMsgType.TEXT:
+                        _control(running, json.loads(message.data))
+            finally:
+                sending.cancel()
+        return socket
+
+    async def _send_port(self, socket: web.WebSocketResponse, running: Command) -> None:
+        async for stream, _, data in running.output.follow():
+            if stream == 1:
+                await socket.send_bytes(data)
+        await socket.close()
+
     # --- files ---
 
     async def read(self, request: web.Request) -> web.StreamResponse:
@@ -330,6 +368,8 @@ class Routes:
                 )
             case "tar":
                 return await _stream(request, files.pack(path, user=user))
+            case "watch":
+                return await _stream(request, files.watch(path))
             case "stat":
                 follow = request.query.get("follow", "1") != "0"
                 return web.json_response(dataclasses.asdict(await files.stat(path, follow=follow)))
@@ -337,7 +377,7 @@ class Routes:
                 found = await files.list(path, depth=_number(request, "depth", 1))
                 return web.json_response({"entries": [dataclasses.asdict(f) for f in found]})
             case other:
-                raise ConfigError(f"what must be content, tar, stat or list, got {other!r}")
+                raise ConfigError(f"what must be content, tar, watch, stat or list, got {other!r}")
 
     async def write(self, request: web.Request) -> web.Response:
         """PUT /v1/boxes/{box}/files?path=&how=write|append|create|unpack: the body is the content."""
@@ -382,6 +422,16 @@ class Routes:
         return web.Response(text="ok")
 
 
+async def _connected(running: Command, where: str) -> None:
+    """Wait until a port has answered: then something is on standard error, and its first number is 0."""
+    async for stream, _, data in running.output.follow():
+        errno = int.from_bytes(decode_fields(data)[Tag.ERRNO][:4], "little") if stream == 2 else 0
+        if errno:
+            raise SandboxFileError(errno, where)
+        return
+    raise SandboxFileError(errno_module.ECONNREFUSED, where)
+
+
 def _control(command: Command, message: dict[str, Any]) -> None:
     assert command.guest is not None
     match message:
@@ -424,6 +474,8 @@ def build_node_app(node: Node, *, keys: frozenset[str] = frozenset()) -> web.App
     app.router.add_delete(box, routes.remove)
     app.router.add_get(box + "/log", routes.log)
     app.router.add_get(box + "/usage", routes.usage)
+    app.router.add_get(box + "/changes", routes.changes)
+    app.router.add_get(box + r"/ports/{port:\d{1,5}}", routes.port)
     app.router.add_post(box + "/call", routes.call)
     app.router.add_post(box + "/fork", routes.fork)
     app.router.add_post(box + "/pause", routes.pause)

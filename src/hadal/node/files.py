@@ -1,6 +1,8 @@
 """Files of a box: through its guest, with changes written down first."""
 
 import asyncio
+import itertools
+import json
 import os
 import stat
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
@@ -10,7 +12,7 @@ from hadal.errors import JournalError, SandboxFileError
 from hadal.node.blobs import Blobs
 from hadal.node.box import Box, refusal_of
 from hadal.node.journal import Journal
-from hadal.node.wire import Tag, iterate_fields
+from hadal.node.wire import Tag, WireError, iterate_fields
 from hadal.sandbox.protocol import FileChange
 from hadal.sandbox.results import FileStat
 
@@ -26,6 +28,11 @@ _KINDS: dict[int, str] = {
     stat.S_IFCHR: "char",
     stat.S_IFBLK: "block",
 }
+_EVENTS = {
+    0x100: "created", 0x200: "deleted", 0x2: "modified", 0x8: "closed", 0x40: "moved_from",
+    0x80: "moved_to", 0x4: "attributes", 0x400: "gone", 0x800: "gone",
+}  # fmt: skip
+"""Bits of inotify(7)."""
 
 
 def read_stats(data: bytes) -> list[FileStat]:
@@ -90,6 +97,16 @@ class BoxFiles:
         with self._box.open_applet("pack", path, user=user) as running:
             async for chunk in self._box.applet_output(running, ("pack", path)):
                 yield chunk
+
+    async def watch(self, path: str) -> AsyncIterator[bytes]:
+        """Yield events as JSON, one a line; the first says that it has begun."""
+        rest = b""
+        with self._box.open_applet("watch", path) as running:
+            async for chunk in self._box.applet_output(running, ("watch", path)):
+                rest += chunk
+                events, rest = _take_events(rest)
+                for event in events:
+                    yield json.dumps(event).encode() + b"\n"
 
     async def write(
         self, path: str, content: AsyncIterable[bytes], *, request_id: str, mode: int | None = None,
@@ -181,6 +198,27 @@ class BoxFiles:
         except OSError as error:
             raise JournalError(f"blob {digest[:12]}…: {error.strerror}") from error
         running.guest.end_input()
+
+
+def _take_events(data: bytes) -> tuple[list[dict[str, str]], bytes]:
+    """Read the events that are whole: mask, cookie and name; the first has a mask only."""
+    events: list[dict[str, str]] = []
+    while data:
+        try:
+            fields = list(
+                itertools.islice(iterate_fields(data), 1 if data[6:14] == bytes(8) else 3)
+            )
+        except WireError:
+            break  # cut off: the rest comes
+        length = sum(6 + len(value) for _, value in fields)
+        mask = int.from_bytes(fields[0][1], "little")
+        name = os.fsdecode(fields[2][1]) if len(fields) == 3 else ""
+        if mask and len(fields) < 3:
+            break
+        kinds = [kind for bit, kind in _EVENTS.items() if mask & bit]
+        events += [{"kind": kind, "name": name} for kind in kinds] if mask else [{"kind": "ready"}]
+        data = data[length:]
+    return events, data
 
 
 def _change_arguments(request: dict[str, Any]) -> Iterable[str]:

@@ -5,7 +5,17 @@ Start with `Sandbox.create` (or `AsyncSandbox`); the node daemon behind it is `h
 
 from hadal.sandbox.box import AsyncSandbox
 from hadal.sandbox.process import AsyncProcess
-from hadal.sandbox.results import BoxInfo, CallResult, Event, ExecResult, FileStat, Usage
+from hadal.sandbox.replay import Difference, ReplayReport
+from hadal.sandbox.results import (
+    BoxInfo,
+    CallResult,
+    Change,
+    Event,
+    ExecResult,
+    FileEvent,
+    FileStat,
+    Usage,
+)
 from hadal.sandbox.specs import ContainerSpec, FunctionSpec, Mount
 from hadal.sandbox.sync import Files, Process, Sandbox
 
@@ -14,14 +24,18 @@ __all__ = [
     "AsyncSandbox",
     "BoxInfo",
     "CallResult",
+    "Change",
     "ContainerSpec",
+    "Difference",
     "Event",
     "ExecResult",
+    "FileEvent",
     "FileStat",
     "Files",
     "FunctionSpec",
     "Mount",
     "Process",
+    "ReplayReport",
     "Sandbox",
     "Usage",
 ]

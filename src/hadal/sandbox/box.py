@@ -1,5 +1,6 @@
 """`AsyncSandbox`: one box, as its caller has it. `Sandbox` (sync.py) is the same without await."""
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -15,15 +16,19 @@ from hadal.sandbox.calls import call_body, read_call
 from hadal.sandbox.client import NodeClient
 from hadal.sandbox.embedded import default_node_url, ensure_node
 from hadal.sandbox.files import AsyncFiles
+from hadal.sandbox.ports import listen_for
 from hadal.sandbox.process import AsyncProcess, decode_result
 from hadal.sandbox.protocol import command_record
-from hadal.sandbox.results import BoxInfo, CallResult, Event, ExecResult, Usage
+from hadal.sandbox.replay import ReplayReport, replay
+from hadal.sandbox.results import BoxInfo, CallResult, Change, Event, ExecResult, Usage
 from hadal.sandbox.specs import ContainerSpec, Spec
 from hadal.sandbox.trajectory import Logged, Recorded, read_log
 
 __all__ = ["AsyncSandbox"]
 
 Command = str | Sequence[str]
+_TICK_NS = 10_000_000
+"""Longest tick of the clock of file systems: 100 Hz."""
 
 
 class AsyncSandbox:
@@ -42,6 +47,7 @@ class AsyncSandbox:
         self._path = f"/v1/boxes/{info.id}"
         self._recorded = recorded
         self._detached = False
+        self._servers: list[asyncio.Server] = []
 
     # --- life ---
 
@@ -127,6 +133,8 @@ class AsyncSandbox:
 
     async def close(self) -> None:
         """Let go of the box: it ends, unless it is detached."""
+        for server in self._servers:
+            server.close()
         try:
             if not self._detached:
                 await self.kill()
@@ -286,6 +294,58 @@ class AsyncSandbox:
             )
             for r in await read_log(self.client, self.id, after=after)
         ]
+
+    async def changes(self) -> list[Change]:
+        """Return every path that differs from the image, sorted."""
+        body = await self.client.request("GET", f"{self._path}/changes")
+        return [Change(**change) for change in body["changes"]]
+
+    async def replay(self, recorded: str) -> ReplayReport:
+        """Do what is in the log of another box again in this one, and compare results and files.
+
+        Args:
+            recorded: Id of a box of the same node, living or gone. While it lives, files are compared too.
+
+        Raises:
+            HadalError: The log cannot be read, or this box fails; a failing step is a difference.
+        """
+        info = BoxInfo(**await self.client.request("GET", f"/v1/boxes/{recorded}"))
+        return await replay(type(self)(self.client, info), self)
+
+    async def blame(self, path: str) -> list[Event]:
+        """Return which records may have changed a file last: those that were under way when it changed.
+
+        File systems stamp changes with a clock that ticks every few milliseconds: of several short
+        commands within a tick, all are named. None is where the file changed while nothing was under way:
+        a process in the background did it, or it is as in the image.
+        """
+        changed = (await self.files.stat(path, follow=False)).ctime_ns
+        return [
+            event
+            for event in await self.log()
+            if event.began_ns <= changed + _TICK_NS
+            and (event.ended_ns is None or changed <= event.ended_ns)
+        ]
+
+    async def blob(self, digest: str) -> bytes:
+        """Return content that the log names by its digest."""
+        async with self.client.download(f"/v1/blobs/{digest}", query={}) as content:
+            return await content.read()
+
+    async def forward(self, port: int, *, host: str = "127.0.0.1", local_port: int = 0) -> int:
+        """Listen on a port of this machine, and connect who comes to a port in the box.
+
+        Args:
+            port: In the box.
+            host: Address in the box.
+            local_port: On the loopback of this machine; 0 for a free one.
+
+        Returns:
+            The local port. It is open until `close` or `kill`.
+        """
+        server = await listen_for(self.client, f"{self._path}/ports/{port}", host, local_port)
+        self._servers.append(server)
+        return server.sockets[0].getsockname()[1]
 
     @property
     def replaying(self) -> int:

@@ -1,6 +1,7 @@
 """The files of a box, from outside."""
 
 import io
+import json
 import os
 import tarfile
 import uuid
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hadal.errors import SandboxFileError
-from hadal.sandbox.results import FileStat
+from hadal.sandbox.results import FileEvent, FileStat
 
 if TYPE_CHECKING:
     from hadal.sandbox.box import AsyncSandbox
@@ -150,6 +151,31 @@ class AsyncFiles:
     async def symlink(self, path: str, target: str) -> None:
         """Make a symbolic link at `path` that leads to `target`."""
         await self._change("symlink", path, target)
+
+    async def watch(self, path: str) -> AsyncIterator[FileEvent]:
+        """Yield what happens in a directory, or to a file, from now on; ends when nobody asks any more."""
+        async with self._box.client.download(
+            self._path, query={"path": path, "what": "watch"}
+        ) as lines:
+            while line := await lines.readline():
+                event = json.loads(line)
+                if event["kind"] != "ready":
+                    yield FileEvent(**event)
+
+    async def repeat(self, kind: str, request: dict[str, Any], source: "AsyncSandbox") -> None:
+        """Do a recorded change of files again; content comes from the node of the recorded box."""
+        request_id = uuid.uuid4().hex
+        if kind == "change":
+            await self._box.client.request(
+                "POST", self._path, body={**request, "request_id": request_id}
+            )
+            return
+        query = {"path": request["path"], "how": request["how"], "request_id": request_id}
+        query |= {"mode": format(request["mode"], "o")} if "mode" in request else {}
+        query |= {"parents": "1"} if request.get("parents") else {}
+        query |= {"user": request["user"]} if "user" in request else {}
+        content = await source.blob(request["content"])
+        await self._box.client.request("PUT", self._path, query=query, data=content)
 
     async def upload(self, local: Path | str, path: str, *, user: str | None = None) -> None:
         """Copy a file to a path, or the content of a directory into a directory that is made."""

@@ -6,7 +6,17 @@ from typing import Any, Literal
 
 from hadal.errors import CallFailedError
 
-__all__ = ["BoxInfo", "CallResult", "DirEntry", "Event", "ExecResult", "FileStat", "Usage"]
+__all__ = [
+    "BoxInfo",
+    "CallResult",
+    "Change",
+    "DirEntry",
+    "Event",
+    "ExecResult",
+    "FileEvent",
+    "FileStat",
+    "Usage",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +161,44 @@ class FileStat:
 
 
 DirEntry = FileStat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A path that a box has changed against its image.
+
+    Attributes:
+        path: In the box.
+        kind: "written", "removed", or "replaced" for a directory that hides all of the image's.
+        directory: Whether it is one.
+        mode: Permission bits.
+        size: Bytes of a file.
+        digest: sha256 of a file's content, or of a link's target.
+        changed_ns: When, ns since 1970.
+    """
+
+    path: str
+    kind: Literal["written", "removed", "replaced"]
+    directory: bool
+    mode: int
+    size: int
+    digest: str | None
+    changed_ns: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEvent:
+    """Something that happened in a watched directory.
+
+    Attributes:
+        kind: What.
+        name: Of the file in it; empty for the directory itself.
+    """
+
+    kind: Literal[
+        "created", "deleted", "modified", "closed", "moved_from", "moved_to", "attributes", "gone"
+    ]
+    name: str
 
 
 @dataclass(frozen=True, kw_only=True)

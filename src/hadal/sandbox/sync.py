@@ -14,7 +14,17 @@ from hadal.sandbox.box import AsyncSandbox, command_body
 from hadal.sandbox.files import AsyncFiles
 from hadal.sandbox.portal import call, iterate
 from hadal.sandbox.process import AsyncProcess, StreamName
-from hadal.sandbox.results import BoxInfo, CallResult, Event, ExecResult, FileStat, Usage
+from hadal.sandbox.replay import ReplayReport
+from hadal.sandbox.results import (
+    BoxInfo,
+    CallResult,
+    Change,
+    Event,
+    ExecResult,
+    FileEvent,
+    FileStat,
+    Usage,
+)
 from hadal.sandbox.specs import Spec
 
 __all__ = ["Files", "Process", "Sandbox"]
@@ -155,6 +165,10 @@ class Files:
     def symlink(self, path: str, target: str) -> None:
         """Make a symbolic link at `path` that leads to `target`."""
         return call(self.wrapped.symlink(path, target))
+
+    def watch(self, path: str) -> Iterator[FileEvent]:
+        """Yield what happens in a directory, or to a file, from now on; ends when nobody asks any more."""
+        return iterate(self.wrapped.watch(path))
 
     def upload(self, local: Path | str, path: str, *, user: str | None = None) -> None:
         """Copy a file to a path, or the content of a directory into a directory that is made."""
@@ -418,6 +432,47 @@ class Sandbox:
     def log(self, *, after: int = 0) -> list[Event]:
         """Return what was done in the box, in order, behind a position."""
         return call(self.wrapped.log(after=after))
+
+    def changes(self) -> list[Change]:
+        """Return every path that differs from the image, sorted."""
+        return call(self.wrapped.changes())
+
+    def replay(self, recorded: str) -> ReplayReport:
+        """Do what is in the log of another box again in this one, and compare results and files.
+
+        Args:
+            recorded: Id of a box of the same node, living or gone. While it lives, files are compared too.
+
+        Raises:
+            HadalError: The log cannot be read, or this box fails; a failing step is a difference.
+        """
+        return call(self.wrapped.replay(recorded))
+
+    def blame(self, path: str) -> list[Event]:
+        """Return which records may have changed a file last: those that were under way when it changed.
+
+        File systems stamp changes with a clock that ticks every few milliseconds: of several short
+        commands within a tick, all are named. None is where the file changed while nothing was under way:
+        a process in the background did it, or it is as in the image.
+        """
+        return call(self.wrapped.blame(path))
+
+    def blob(self, digest: str) -> bytes:
+        """Return content that the log names by its digest."""
+        return call(self.wrapped.blob(digest))
+
+    def forward(self, port: int, *, host: str = "127.0.0.1", local_port: int = 0) -> int:
+        """Listen on a port of this machine, and connect who comes to a port in the box.
+
+        Args:
+            port: In the box.
+            host: Address in the box.
+            local_port: On the loopback of this machine; 0 for a free one.
+
+        Returns:
+            The local port. It is open until `close` or `kill`.
+        """
+        return call(self.wrapped.forward(port, host=host, local_port=local_port))
 
     @property
     def replaying(self) -> int:

@@ -1,5 +1,6 @@
 """The life of a box: its end and the reason for it, its log, coming back, branches."""
 
+import hashlib
 import time
 import uuid
 
@@ -131,3 +132,39 @@ def pauses(make: MakeBox) -> None:
         ticks = int(box.run("wc -l < /tmp/ticks").stdout)
         holds(ticks < 11, f"it went on: {ticks}")
         equal(box.info().state, "running")
+
+
+@check(Capability.DISK)
+def who_changed_it(make: MakeBox) -> None:
+    """The log says which command changed a file last, and the box what differs from its image."""
+    with make() as box:
+        box.run("echo a > /root/f; echo a > /root/g")
+        box.run("sleep 0.05")
+        box.run("echo b >> /root/f; rm -f /etc/group; mkdir /root/d; ln -s f /root/l")
+        box.files.write("/root/h", "content")
+        for path, did, did_not in (("/root/f", 3, 1), ("/root/g", 1, 3), ("/root/h", 4, 1)):
+            blamed = {e.position for e in box.blame(path)}
+            holds(did in blamed and did_not not in blamed, f"{path}: {blamed}, where it was {did}")
+        found = {c.path: c for c in box.changes()}
+        equal(found["/etc/group"].kind, "removed")
+        equal(found["/root/h"].digest, hashlib.sha256(b"content").hexdigest())
+        equal((found["/root/d"].directory, found["/root/l"].kind), (True, "written"))
+        holds("/etc/passwd" not in found, "a file that nobody changed")
+
+
+@check(Capability.DISK)
+def replays(make: MakeBox) -> None:
+    """A session that is done again gives the same, and what differs is named."""
+    with make() as box, make() as other, make() as third:
+        box.run("mkdir /root/w; cd /root/w; seq 1 1000 > n; sort -r n | head -3")
+        box.files.write("/root/w/prog.sh", "echo $(($1 * 2))", mode=0o755)
+        box.run("sh /root/w/prog.sh 21; exit 4")
+        box.run("tr a-z A-Z", stdin="some input")
+        box.files.rename("/root/w/n", "/root/w/m")
+        report = other.replay(box.id)
+        equal((report.same, report.steps, report.differences), (True, 5, ()))
+        holds(report.compared_files >= 4, "files were not compared")
+        box.run("head -c 8 /dev/urandom > /root/w/random; od /root/w/random")
+        report = third.replay(box.id)
+        equal({(d.position, d.what) for d in report.differences}, {(6, "stdout"), (0, "file")})
+        equal([d.subject for d in report.differences if d.what == "file"], ["/root/w/random"])

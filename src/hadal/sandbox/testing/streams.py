@@ -1,6 +1,7 @@
 """Commands that are followed while they run: streams, input, terminals, signals."""
 
 import signal
+import socket
 import time
 
 from hadal.sandbox.specs import Capability
@@ -63,7 +64,7 @@ def attach_again(make: MakeBox) -> None:
 
 
 @check()
-def signals(make: MakeBox) -> None:
+def group_signals(make: MakeBox) -> None:
     """Signals reach the process group; SIGKILL everything that the command started."""
     with make() as box:
         process = box.spawn(
@@ -110,3 +111,39 @@ def terminal_flood(make: MakeBox) -> None:
         result = process.wait()
         equal(result.timed_out, "time")
         holds(result.truncated and len(result.stdout_bytes) <= 120_000, "it is not bounded")
+
+
+@check()
+def ports(make: MakeBox) -> None:
+    """A port in the box can be reached from here, in both directions, and a closed one refuses."""
+    server = (
+        "import socket\ns = socket.create_server(('127.0.0.1', 8123))\nprint('ready', flush=True)\n"
+        "while True:\n c, _ = s.accept()\n data = b''\n"
+        " while part := c.recv(65536): data += part\n c.sendall(data[::-1]); c.close()\n"
+    )
+    with make(image="host") as box:
+        process = box.spawn(["python3", "-c", server])
+        equal(next(iter(process)), ("stdout", b"ready\n"))
+        port = box.forward(8123)
+        data = bytes(range(256)) * 2000
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+                connection.sendall(data)
+                connection.shutdown(socket.SHUT_WR)
+                back = b"".join(iter(lambda: connection.recv(65536), b""))
+            holds(back == data[::-1], f"{len(back)} bytes came back wrong")
+        with socket.create_connection(("127.0.0.1", box.forward(9)), timeout=10) as connection:
+            equal(connection.recv(1), b"", "a closed port")
+
+
+@check()
+def watching(make: MakeBox) -> None:
+    """What happens in a directory is told as it happens."""
+    with make() as box:
+        box.files.mkdir("/tmp/w")
+        events = iter(box.files.watch("/tmp/w"))
+        box.spawn("sleep 0.3; echo x > /tmp/w/a; mv /tmp/w/a '/tmp/w/b c'; rm '/tmp/w/b c'")
+        seen = [next(events) for _ in range(6)]
+        equal([(e.kind, e.name) for e in seen],
+              [("created", "a"), ("modified", "a"), ("closed", "a"), ("moved_from", "a"),
+               ("moved_to", "b c"), ("deleted", "b c")])  # fmt: skip
