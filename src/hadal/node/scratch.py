@@ -12,6 +12,7 @@ import fcntl
 import os
 import struct
 import subprocess
+import threading
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,7 @@ class Disks:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._templates: dict[tuple[int, int], list[tuple[int, bytes]]] = {}
+        self._lock = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
 
     def make(self, size: int, inodes: int) -> Disk:
@@ -127,24 +129,28 @@ class Disks:
 
     def _template(self, size: int, inodes: int) -> list[tuple[int, bytes]]:
         """Return what an empty file system of this size has in its file: little, at a few places."""
-        if (size, inodes) not in self._templates:
-            path = self._folder / f"template-{os.getpid()}"
-            try:
-                with path.open("wb") as file:
-                    file.truncate(size)
-                options = "lazy_itable_init=1,nodiscard"
-                made = subprocess.run(
-                    ["mkfs.ext4", "-q", "-F", "-O", "^has_journal,^resize_inode", "-E", options, "-m",
-                     "0", "-b", str(_BLOCK), "-N", str(inodes), path],
-                    capture_output=True, text=True, check=False,
-                    env={"PATH": f"{os.environ.get('PATH', '')}:/sbin:/usr/sbin"},
-                )  # fmt: skip
-                if made.returncode:
-                    raise UnsupportedError(f"mkfs.ext4 failed: {made.stderr.strip()}")
-                self._templates[size, inodes] = _written(path)
-            finally:
-                path.unlink(missing_ok=True)
+        with self._lock:  # several threads may want the same one first
+            if (size, inodes) not in self._templates:
+                self._templates[size, inodes] = self._format(size, inodes)
         return self._templates[size, inodes]
+
+    def _format(self, size: int, inodes: int) -> list[tuple[int, bytes]]:
+        path = self._folder / f"template-{os.getpid()}"
+        try:
+            with path.open("wb") as file:
+                file.truncate(size)
+            options = "lazy_itable_init=1,nodiscard"
+            made = subprocess.run(
+                ["mkfs.ext4", "-q", "-F", "-O", "^has_journal,^resize_inode", "-E", options, "-m",
+                 "0", "-b", str(_BLOCK), "-N", str(inodes), path],
+                capture_output=True, text=True, check=False,
+                env={"PATH": f"{os.environ.get('PATH', '')}:/sbin:/usr/sbin"},
+            )  # fmt: skip
+            if made.returncode:
+                raise UnsupportedError(f"mkfs.ext4 failed: {made.stderr.strip()}")
+            return _written(path)
+        finally:
+            path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def open(self, device: int) -> Generator[Path]:
