@@ -3,6 +3,7 @@
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -75,12 +76,11 @@ class Report:
 
 def machine() -> str:
     """Return what the figures depend on."""
-    import torch  # here, so that a side that has no use for it starts without
-
-    return (
-        f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads"
-    )
+    name = f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}"
+    torch = sys.modules.get("torch")  # a benchmark that has no use for it runs without
+    if torch is None:
+        return name
+    return f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads"
 
 
 def timed(call: Callable[[], object], clock: ClockName = "wall") -> float:

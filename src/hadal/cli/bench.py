@@ -164,6 +164,32 @@ def speculation(
     _print(measure(steps, new, rounds), json_output)
 
 
+@app.command
+def sandbox(
+    *,
+    rounds: int = 20,
+    live: list[int] = [200],  # noqa: B006 - never changed
+    swe_rex: Path | None = None,
+    json_output: _Json = False,
+) -> None:
+    """Boxes: create, execute, fork, call, come back; beside crun, runc, podman, bwrap where they are.
+
+    Examples:
+        hadal bench sandbox
+
+        hadal bench sandbox --rounds 50 --live 200 --live 2000
+
+    Args:
+        rounds: Repetitions, in turn with the peers.
+        live: Boxes that live while more are made; repeat for several.
+        swe_rex: Python of an environment with swe-rex, to run its local runtime beside.
+        json_output: Print one JSON object.
+    """
+    from hadal.bench.sandbox import measure
+
+    _print(measure(rounds, live, swe_rex=swe_rex), json_output)
+
+
 def _use_threads(threads: int | None) -> None:
     """Set how many threads products take, here and in the sides that are started from here."""
     import torch

@@ -23,7 +23,7 @@ __all__ = ["ERROR_DETAILS", "NodeClient", "close_all", "read_error"]
 
 ERROR_DETAILS = ("errno", "filename", "cause", "position", "recorded", "asked")
 """Attributes of our errors that go over the wire."""
-_PATIENCE_S, _FIRST_PATIENCE_S = 30.0, 2.0
+_PATIENCE_S, _FIRST_PATIENCE_S = 60.0, 2.0
 _LARGE = 1 << 18
 _BY_CODE = {
     kind.code: kind
@@ -150,7 +150,7 @@ class NodeClient:
             patience = _PATIENCE_S if self._reached else _FIRST_PATIENCE_S
             if not replayable or time.monotonic() - began > patience:
                 break
-            await asyncio.sleep(min(0.5, 0.02 * 2**attempt))
+            await asyncio.sleep(min(0.1, 0.02 * 2**attempt))
             attempt += 1
         raise NodeError(
             f"the node at {self.url} cannot be reached: {last}",
