@@ -250,6 +250,8 @@ static void take_pax(struct entry *e, const char *key, const char *value, size_t
             for (end++; *end >= '0' && *end <= '9'; end++, digit /= 10)
                 e->modified.tv_nsec += (*end - '0') * digit;
         e->has_modified = true;
+    } else if (!strncmp(key, "SCHILY.xattr.trusted.overlay.", 29)) {
+        ; /* they would tell overlayfs to look elsewhere; what layers may say, they say by whiteouts */
     } else if (!strncmp(key, "SCHILY.xattr.", 13)) {
         put_text(&e->xattrs, T_TEXT, key + 13);
         put_field(&e->xattrs, T_LENGTH, value, length);

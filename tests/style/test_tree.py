@@ -85,6 +85,7 @@ def test_every_import_is_declared():
         *extras["engine"],
         *extras["serve"],
         *extras["sandbox"],
+        *extras["node"],
         *extras["plot"],
         *extras["parity"],
     ]
