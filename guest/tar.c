@@ -453,7 +453,7 @@ static int unpack_whiteout(int parent, const char *name)
         return fsetxattr(parent, "trusted.overlay.opaque", "y", 1, 0) ? -1 : 1;
     if (strncmp(name, ".wh.", 4))
         return 0;
-    if (!name[4] || !strcmp(name + 4, ".") || !strcmp(name + 4, ".."))
+    if (!name[4] || !strncmp(name + 4, ".wh.", 4) || !strcmp(name + 4, ".") || !strcmp(name + 4, ".."))
         return 1; /* other marks of aufs mean nothing to us */
     return mknodat(parent, name + 4, S_IFCHR, makedev(0, 0)) && errno != EEXIST ? -1 : 1;
 }

@@ -76,7 +76,9 @@ class Builder:
         if step.run is not None:
             digest, hold = await self._run_step(step, step.run, image)
         else:
-            digest, hold = await run_in_thread(lambda _: self._copy_step(recipe, step, image))
+            digest, hold = await run_in_thread(
+                lambda _: self._copy_step(recipe, step, image), undo=_let_go
+            )
             self._on_step(step, False)
         try:
             path = self._mounts.acquire(digest)
@@ -100,7 +102,7 @@ class Builder:
             self._catalog.save_step(key, digest)
             return digest, hold
 
-        return await run_in_thread(add)
+        return await run_in_thread(add, undo=_let_go)
 
     def _copy_step(self, recipe: Recipe, step: Step, image: ResolvedImage) -> tuple[str, Hold]:
         assert step.copy_from is not None
@@ -116,6 +118,10 @@ class Builder:
             made = folder / "copy"
             place_copy(source, step.to, made, below=image.layers, bytes_max=self._bytes_max)
             return self._layers.add_directory(made)
+
+
+def _let_go(made: tuple[str, Hold]) -> None:
+    made[1].close()
 
 
 def _tell_nobody(step: Step, known: bool) -> None:

@@ -54,9 +54,10 @@ class Catalog:
             ImageError: A record cannot be read.
         """
         with image_errors("list the images"):
-            paths = sorted(path for path in self._images.iterdir() if path.suffix == ".json")
-        records = (self._read(path) for path in paths)
-        return tuple(record for record in records if record is not None)
+            paths = list(self._images.glob("*.json"))
+        found = (self._read(path) for path in paths)
+        records = (record for record in found if record is not None)
+        return tuple(sorted(records, key=lambda record: record.name))
 
     def _read(self, path: Path) -> ImageRecord | None:
         with image_errors("read the record of an image"):

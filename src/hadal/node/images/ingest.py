@@ -89,10 +89,16 @@ class FoundImage:
         return cls(tuple(reversed(layers)), read_config(config, what), origin)
 
 
-async def run_in_thread(work: Callable[[Stopped], _T]) -> _T:
+async def run_in_thread(
+    work: Callable[[Stopped], _T], *, undo: Callable[[_T], object] | None = None
+) -> _T:
     """Run blocking work; when the caller is cancelled, the work is stopped and waited for.
 
     So nothing goes on behind the back of a caller who cleans up.
+
+    Args:
+        work: Given a flag that asks it to stop.
+        undo: Takes a result that nobody wants any more.
     """
     stopped = Stopped()
     task = asyncio.ensure_future(asyncio.to_thread(work, stopped))
@@ -101,10 +107,8 @@ async def run_in_thread(work: Callable[[Stopped], _T]) -> _T:
     except asyncio.CancelledError:
         stopped.set()
         await asyncio.wait([task])
-        if not task.cancelled() and task.exception() is None:
-            result = task.result()
-            if isinstance(result, Hold):
-                result.close()
+        if undo is not None and not task.cancelled() and task.exception() is None:
+            undo(task.result())
         raise
 
 
@@ -116,7 +120,9 @@ async def staged(layers: Layers) -> AsyncGenerator[Path]:
         ImageError: The disk is full, or not ours to write; inside it too.
     """
     stage = layers.stage()
-    folder = await asyncio.to_thread(stage.__enter__)
+    folder = await run_in_thread(
+        lambda _: stage.__enter__(), undo=lambda _: stage.__exit__(None, None, None)
+    )
     try:
         yield folder
     except BaseException:
@@ -153,7 +159,7 @@ async def ingest_layers(
 
     async def get(layer: FoundLayer) -> None:
         async with room:
-            hold = await asyncio.to_thread(layers.find, layer.digest)
+            hold = await run_in_thread(lambda _: layers.find(layer.digest), undo=_close)
             if hold is None:
                 hold = await _fetch_and_install(layers, layer, bytes_max, report)
             holds.callback(hold.close)
@@ -187,7 +193,12 @@ async def _fetch_and_install(
                 raise ImageError(f"a layer unpacks to digest {found}, expected {layer.digest}")
             return layers.install(tree, layer.digest)
 
-        return await run_in_thread(install)
+        return await run_in_thread(install, undo=_close)
+
+
+def _close(hold: Hold | None) -> None:
+    if hold is not None:
+        hold.close()
 
 
 def _tell_nobody(part: str, done: int, total: int) -> None:

@@ -8,10 +8,12 @@ holding it. docs/formats/image-store.md specifies the names and the order of ste
 
 import errno
 import fcntl
+import logging
 import os
 import secrets
 import stat
 from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +22,8 @@ from hadal.node.images.failures import image_errors
 from hadal.node.images.tree import copy_tree, remove_tree
 
 __all__ = ["Hold", "Layers", "sync_path"]
+
+_LOG = logging.getLogger(__name__)
 
 
 class Hold:
@@ -80,6 +84,7 @@ class Layers:
         self._staging = root / "staging"
         self._mounts = root / "mounts"
         self._erofs = erofs
+        self._remover = ThreadPoolExecutor(1, "image-store")
         self._compress = compress
         with image_errors("make the image store"):
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -98,6 +103,8 @@ class Layers:
     def stage(self) -> Generator[Path]:
         """Give a folder to make something in; what is left in it at the end is removed.
 
+        After a failure it is gone when the error arrives; otherwise soon, before the process ends.
+
         Raises:
             ImageError: The disk is full, or not ours to write; inside it too.
         """
@@ -105,9 +112,12 @@ class Layers:
             folder, hold = self._make_staging()
             try:
                 yield folder
-            finally:
+            except BaseException:
                 remove_tree(folder)
                 hold.close()
+                raise
+            # Thousands of directories take their time, and nobody needs to wait for it.
+            self._remover.submit(_discard, folder, hold)
 
     def _make_staging(self) -> tuple[Path, Hold]:
         while True:
@@ -227,6 +237,7 @@ class Layers:
         Raises:
             OSError: Something cannot be removed.
         """
+        self._remover.submit(len, ()).result()  # what is ours to remove is removed
         locked: dict[Path, int] = {}
         wanted = keep() | set(in_use)  # not to lock what is wanted anyway
         freed = 0
@@ -294,6 +305,15 @@ def _disk_bytes(path: Path) -> int:
         except OSError:
             continue
     return total
+
+
+def _discard(folder: Path, hold: Hold) -> None:
+    try:
+        remove_tree(folder)
+    except OSError as error:
+        _LOG.warning("cannot remove %s, `hadal image prune` will try again: %s", folder, error)
+    finally:
+        hold.close()
 
 
 def _remove_left(path: Path) -> int:

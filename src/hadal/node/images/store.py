@@ -161,7 +161,7 @@ class ImageStore:
                 at_once=self._registry.downloads,
                 progress=progress,
             )
-            await asyncio.to_thread(self._catalog.save, record)
+            await run_in_thread(lambda _: self._catalog.save(record))
         return record
 
     async def import_directory(
@@ -270,7 +270,7 @@ class ImageStore:
                     binds=image.recorded_binds,
                     origin=f"built on {base.name}",
                 )
-                await asyncio.to_thread(self._catalog.save, record)
+                await run_in_thread(lambda _: self._catalog.save(record))
         return record
 
     async def acquire(self, reference: str | Path) -> ResolvedImage:
@@ -292,7 +292,7 @@ class ImageStore:
             full = str(Reference.parse(text))
             async with self._pulls.setdefault(full, asyncio.Lock()):
                 record = await asyncio.to_thread(self._find, full) or await self.pull(full)
-        return await asyncio.to_thread(self._resolve, record)
+        return await run_in_thread(lambda _: self._resolve(record), undo=self._give_back)
 
     def _find(self, name: str) -> ImageRecord | None:
         if name == HOST:
@@ -347,13 +347,12 @@ class ImageStore:
         Raises:
             ImageError: A mount cannot be taken away.
         """
+        await run_in_thread(lambda _: self._give_back(image))
 
-        def give_back() -> None:
-            for layer in image.references:
-                if is_digest(layer):
-                    self._mounts.release(layer)
-
-        await asyncio.to_thread(give_back)
+    def _give_back(self, image: ResolvedImage) -> None:
+        for layer in image.references:
+            if is_digest(layer):
+                self._mounts.release(layer)
 
     @asynccontextmanager
     async def using(self, reference: str | Path) -> AsyncGenerator[ResolvedImage]:

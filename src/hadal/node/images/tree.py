@@ -19,6 +19,7 @@ __all__ = ["CopiedTree", "copy_tree", "remove_tree"]
 
 _CHUNK = 1 << 20
 _DEPTH_MAX = 256
+_DEPTH_REMOVED = 12  # of the longest names still fits a path
 _OPAQUE = "trusted.overlay.opaque"
 _OVERLAY = "trusted.overlay."
 _KEPT = ("user.", "trusted.", "security.capability", "system.posix_acl_")
@@ -223,26 +224,29 @@ def _inside(target: Path, path: bytes) -> Path:
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a directory and all that is in it, however deep: what lies deep is moved up first.
+    """Remove a directory and all that is in it, however deep.
 
     Raises:
         OSError: Something cannot be removed.
     """
-    prefix = secrets.token_hex(8)
-    moved = 0
-    pending = [folder]
-    while pending:
-        directory = pending.pop()
-        with os.scandir(directory) as entries:
-            for entry in list(entries):
-                path = Path(entry.path)
-                if not entry.is_dir(follow_symlinks=False):
-                    path.unlink()
-                    continue
-                if directory != folder:
-                    path = path.rename(folder / f"{prefix}-{moved}")
-                    moved += 1
-                pending.append(path)
+    deep = [folder]
+    while deep:
+        directory = deep.pop()
+        _empty(directory, folder, deep, 0)
         if directory != folder:
             directory.rmdir()
     folder.rmdir()
+
+
+def _empty(directory: Path, top: Path, deep: list[Path], depth: int) -> None:
+    """Remove what is in a directory; what lies too deep for a path or a stack is moved to the top."""
+    with os.scandir(directory) as entries:
+        for entry in list(entries):
+            path = Path(entry.path)
+            if not entry.is_dir(follow_symlinks=False):
+                path.unlink()
+            elif depth == _DEPTH_REMOVED:
+                deep.append(path.rename(top / secrets.token_hex(16)))
+            else:
+                _empty(path, top, deep, depth + 1)
+                path.rmdir()

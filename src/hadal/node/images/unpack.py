@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import os
 import subprocess
+import sys
 import threading
 import zlib
 from collections.abc import Generator
@@ -11,18 +12,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, BinaryIO, cast
 
-import zstandard
-
 from hadal.errors import ImageError
 from hadal.node.guest_program import guest_program
 from hadal.node.images.failures import image_errors
 from hadal.node.wire import Tag, WireError, decode_fields
 
+if sys.version_info >= (3, 14):
+    from compression.zstd import DecompressionParameter, ZstdError, ZstdFile
+else:
+    from backports.zstd import DecompressionParameter, ZstdError, ZstdFile
+
 __all__ = ["Stopped", "unpack"]
 
 _CHUNK = 1 << 18
-_WINDOW_MAX = 128 << 20
-"""Memory that a zstd stream may ask for."""
+_WINDOW_LOG_MAX = 27
+"""Memory that a zstd stream may ask for, as a power of two."""
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 
@@ -84,12 +88,12 @@ def _decompressed(archive: Path) -> Generator[IO[bytes]]:
                 with gzip.GzipFile(fileobj=file) as stream:
                     yield cast("IO[bytes]", stream)
             elif start == _ZSTD:
-                decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX)
-                with decompressor.stream_reader(file, read_across_frames=True) as stream:
+                options: dict[int, int] = {DecompressionParameter.window_log_max: _WINDOW_LOG_MAX}
+                with ZstdFile(file, options=options) as stream:
                     yield cast("IO[bytes]", stream)
             else:
                 yield file
-        except (gzip.BadGzipFile, EOFError, zlib.error, zstandard.ZstdError) as error:
+        except (gzip.BadGzipFile, EOFError, zlib.error, ZstdError) as error:
             raise ImageError(f"an archive that is damaged: {error}") from error
 
 
