@@ -149,7 +149,7 @@ def open_store(tmp_path):
 
     yield open_one
     for root in roots:
-        for point in (root / "mounts").iterdir():
+        for point in (root / "mounts").glob("*"):
             unmount(point)
 
 

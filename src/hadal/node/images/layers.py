@@ -210,12 +210,32 @@ class Layers:
         Raises:
             OSError: As umount2(2).
         """
-        fd = _lock(self._paths(digest)[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        name = digest.removeprefix("sha256:")
+        image = self._paths(digest)[0]
+        fd = _lock(image, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if fd is not None:
             try:
-                self._forget_mount(digest.removeprefix("sha256:"))
+                self._forget_mount(name)
             finally:
                 os.close(fd)
+            return
+        with self.lock_mounts():  # so that it is not made and mounted anew meanwhile
+            if not image.exists():
+                self._forget_mount(name)
+
+    @contextmanager
+    def lock_mounts(self) -> Generator[None]:
+        """Keep others from mounting a layer, for moments.
+
+        Raises:
+            OSError: The folder of mounts is gone.
+        """
+        fd = os.open(self._mounts, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
 
     def _forget_mount(self, name: str) -> None:
         point = self._mounts / name
@@ -255,6 +275,8 @@ class Layers:
         finally:
             for fd in locked.values():
                 os.close(fd)
+        for point in self._mounts.iterdir():
+            self.unmount_idle(point.name)
         for path in self._staging.iterdir():
             freed += _remove_left(path)
         return freed

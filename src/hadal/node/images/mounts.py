@@ -1,7 +1,5 @@
 """Layers in use: each held, mounted once in this mount namespace, and counted."""
 
-import fcntl
-import os
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -67,15 +65,11 @@ class Mounts:
 
     def _mount(self, image: Path, digest: str) -> Path:
         point = self._layers.mount_point(digest)
-        with image_errors(f"mount the layer {digest}"):
-            fd = os.open(point.parent, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX)  # else two processes mount it twice
-                point.mkdir(exist_ok=True)
-                if point.stat().st_dev == os.fstat(fd).st_dev:
-                    mount_erofs(image, point)
-            finally:
-                os.close(fd)
+        # Locked, else two processes mount it twice.
+        with image_errors(f"mount the layer {digest}"), self._layers.lock_mounts():
+            point.mkdir(exist_ok=True)
+            if not point.is_mount():
+                mount_erofs(image, point)
         return point
 
     def release(self, digest: str) -> None:
