@@ -196,7 +196,7 @@ def drive(operation, fault, form, root, stride):
         delays = random.Random(1)
         at = tries = 0
         while True:
-            at = delays.randrange(5, 300) if fault == "time" else at + stride
+            at = delays.randrange(1, 40) if fault == "time" else at + stride
             status = fork(lambda: attempt(at))  # noqa: B023 - run at once
             assert status in (DONE, FULL, SURVIVED, -signal.SIGKILL), (at, status)
             tries += 1

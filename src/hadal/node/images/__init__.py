@@ -7,7 +7,7 @@ from hadal.node.images.recipes import Recipe, Step
 from hadal.node.images.records import Bind, ImageConfig, ImageRecord
 from hadal.node.images.registry import RegistrySettings
 from hadal.node.images.resolved import ResolvedImage
-from hadal.node.images.store import HOST, ImageStore
+from hadal.node.images.store import HOST, ImageStore, default_folder
 
 __all__ = [
     "HOST",
@@ -19,4 +19,5 @@ __all__ = [
     "RegistrySettings",
     "ResolvedImage",
     "Step",
+    "default_folder",
 ]

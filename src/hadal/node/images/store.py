@@ -32,12 +32,18 @@ from hadal.node.images.references import Reference
 from hadal.node.images.registry import RegistrySettings, Repository
 from hadal.node.images.resolved import ResolvedImage
 from hadal.node.images.unpack import unpack
+from hadal.sandbox.embedded import state_folder
 
-__all__ = ["HOST", "ImageStore"]
+__all__ = ["HOST", "ImageStore", "default_folder"]
 
 HOST = "host"
 """The image that is this machine's own /usr."""
 _T = TypeVar("_T")
+
+
+def default_folder() -> Path:
+    """Return where the embedded node keeps its images: beside its boxes."""
+    return state_folder().with_name("images")
 
 
 class ImageStore:
