@@ -6,8 +6,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hadal.errors import ImageError
+from hadal.node.images.durable import sync_path
 from hadal.node.images.failures import image_errors
-from hadal.node.images.layers import Layers, sync_path
+from hadal.node.images.layers import Layers
 from hadal.node.images.records import ImageRecord, file_name, is_digest
 
 __all__ = ["Catalog"]

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from hadal.errors import ImageError
 
-__all__ = ["can_mount_erofs", "make_erofs", "mount_erofs", "sync_filesystem", "unmount"]
+__all__ = ["can_mount_erofs", "make_erofs", "mount_erofs", "unmount"]
 
 _LOG = logging.getLogger(__name__)
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _READ_ONLY, _NO_SUID, _NO_DEVICES = 1, 2, 4
 _DETACH = 2
+_CHUNK = 1 << 20
 # mkfs.erofs takes times beyond this for this, and writes it into the superblock: with any moment that no
 # file has, times are kept and equal trees give equal images.
 _LATEST_TIME_S = 253402300799
@@ -23,13 +24,21 @@ _PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 _UUID = "00000000-0000-0000-0000-000000000000"
 
 
-def make_erofs(tree: Path, target: Path, *, compress: bool) -> None:
+def make_erofs(tree: Path, target: Path, *, compress: bool, blob: Path | None = None) -> None:
     """Write a directory as an EROFS image; equal trees give equal files.
+
+    Args:
+        tree: The directory.
+        target: The file to make.
+        compress: With lz4hc.
+        blob: Another file to make, for the content of files; then `target` has metadata only.
 
     Raises:
         ImageError: mkfs.erofs is not there or fails; the target is not to be used then.
     """
     options = ["-zlz4hc"] if compress else []
+    if blob is not None:
+        options += [f"--chunksize={_CHUNK}", f"--blobdev={blob}"]
     command = ["mkfs.erofs", "--quiet", f"-U{_UUID}", *options, str(target), str(tree)]
     environment = {"PATH": _PATH, "SOURCE_DATE_EPOCH": str(_LATEST_TIME_S), "LC_ALL": "C"}
     try:
@@ -53,15 +62,16 @@ def make_erofs(tree: Path, target: Path, *, compress: bool) -> None:
         )
 
 
-def mount_erofs(image: Path, target: Path) -> None:
-    """Mount an image, read only.
+def mount_erofs(image: Path, target: Path, blob: Path | None = None) -> None:
+    """Mount an image, read only; with its blob, where it has one.
 
     Raises:
         OSError: As mount(2): ENOTBLK where the kernel mounts block devices only (before 6.12), ENODEV
             without EROFS.
     """
     flags = _READ_ONLY | _NO_SUID | _NO_DEVICES
-    if _LIBC.mount(os.fsencode(image), os.fsencode(target), b"erofs", flags, None):
+    options = None if blob is None else b"device=" + os.fsencode(blob)
+    if _LIBC.mount(os.fsencode(image), os.fsencode(target), b"erofs", flags, options):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(image))
 
@@ -76,21 +86,6 @@ def unmount(target: Path) -> None:
         number = ctypes.get_errno()
         if number not in (errno.EINVAL, errno.ENOENT):
             raise OSError(number, os.strerror(number), str(target))
-
-
-def sync_filesystem(path: Path) -> None:
-    """Write out all that is pending of the file system that a path lies on.
-
-    Raises:
-        OSError: As syncfs(2): earlier writes did not reach the disk.
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if _LIBC.syncfs(fd):
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(path))
-    finally:
-        os.close(fd)
 
 
 def can_mount_erofs(folder: Path) -> bool:

@@ -8,21 +8,25 @@ holding it. docs/formats/image-store.md specifies the names and the order of ste
 
 import errno
 import fcntl
+import itertools
 import logging
 import os
 import secrets
 import stat
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hadal.node.images.erofs import can_mount_erofs, make_erofs, sync_filesystem, unmount
+from hadal.node.images.durable import sync_filesystem, sync_path
+from hadal.node.images.erofs import can_mount_erofs, make_erofs, unmount
 from hadal.node.images.failures import image_errors
+from hadal.node.images.shared import SharedLayers
 from hadal.node.images.tree import copy_tree, remove_tree
 
-__all__ = ["Hold", "Layers", "sync_path"]
+__all__ = ["Hold", "Layers"]
 
+_KINDS = ("erofs", "meta", "tree")
 _LOG = logging.getLogger(__name__)
 
 
@@ -76,9 +80,20 @@ class Layers:
         root: Of the store.
         erofs: Keep layers as EROFS images; None: where they can be made and mounted.
         compress: Compress them with lz4hc: smaller, slower to read.
+        shared: Folder for the content of new EROFS images, of which only metadata is kept here.
+
+    Attributes:
+        shared: That folder, or None.
     """
 
-    def __init__(self, root: Path, *, erofs: bool | None = None, compress: bool = False) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        erofs: bool | None = None,
+        compress: bool = False,
+        shared: Path | None = None,
+    ) -> None:
         self.root = root
         self._folder = root / "layers"
         self._staging = root / "staging"
@@ -87,6 +102,7 @@ class Layers:
         self._remover = ThreadPoolExecutor(1, "image-store")
         self._compress = compress
         with image_errors("make the image store"):
+            self.shared = SharedLayers(shared) if shared is not None else None
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
             for folder in (self._folder, self._staging, self._mounts):
                 folder.mkdir(exist_ok=True, mode=0o700)
@@ -128,14 +144,28 @@ class Layers:
                 return folder, hold
 
     def find(self, digest: str) -> Hold | None:
-        """Hold a layer; None if it is not there in a form that this host can use."""
-        file, tree = self._paths(digest)
-        order = (file, tree) if self.erofs else (tree,)
-        return next((hold for path in order if (hold := Hold.take(path)) is not None), None)
+        """Hold a layer; None if it is not there in a form that this host can use.
 
-    def _paths(self, digest: str) -> tuple[Path, Path]:
-        name = digest.removeprefix("sha256:")
-        return self._folder / f"{name}.erofs", self._folder / f"{name}.tree"
+        Where only the shared folder has it, its metadata is copied.
+
+        Raises:
+            ImageError: That cannot be done.
+        """
+        shared = self.shared if self.erofs else None
+        has_content = shared is not None and shared.has(digest)
+        for kind in _KINDS:
+            if kind == "tree" or (self.erofs if kind == "erofs" else has_content):
+                hold = Hold.take(self._path(digest, kind))
+                if hold is not None:
+                    return hold
+        if shared is None or not has_content:
+            return None
+        with self.stage() as folder:
+            shared.fetch(digest, folder / "metadata")
+            return self._place(folder / "metadata", digest, "meta")
+
+    def _path(self, digest: str, kind: str) -> Path:
+        return self._folder / f"{digest.removeprefix('sha256:')}.{kind}"
 
     def install(self, tree: Path, digest: str) -> Hold:
         """Make a layer of a directory in a staging folder, and hold it.
@@ -146,15 +176,24 @@ class Layers:
             ImageError: It cannot be written as EROFS.
             OSError: The disk is full.
         """
-        file, folder = self._paths(digest)
-        if self.erofs:
-            made, target = tree.with_name(file.name), file
-            make_erofs(tree, made, compress=self._compress)
-            sync_path(made)
-        else:
-            made, target = tree, folder
+        if not self.erofs:
             sync_filesystem(tree)
-        while (hold := self.find(digest)) is None:
+            return self._place(tree, digest, "tree")
+        made = tree.with_name("image")
+        if self.shared is None:
+            make_erofs(tree, made, compress=self._compress)
+            return self._place(made, digest, "erofs")
+        blob = tree.with_name("blob")
+        make_erofs(tree, made, compress=False, blob=blob)
+        self.shared.publish(digest, made, blob)
+        return self._place(made, digest, "meta")
+
+    def _place(self, made: Path, digest: str, kind: str) -> Hold:
+        """Give what has been made its name, and hold it; or hold what has the name already."""
+        target = self._path(digest, kind)
+        if made.is_file():
+            sync_path(made)
+        while (hold := Hold.take(target)) is None:
             hold = Hold.take(made)
             assert hold is not None, "what lies in a staging folder is only ours"
             try:
@@ -194,7 +233,7 @@ class Layers:
 
     def stored_bytes(self, digest: str) -> int:
         """Return the bytes on disk of a layer; 0 if it is not there."""
-        return sum(_disk_bytes(path) for path in self._paths(digest))
+        return sum(_disk_bytes(self._path(digest, kind)) for kind in _KINDS)
 
     def known(self) -> set[str]:
         """Return the digests of all layers that are there in any form."""
@@ -210,18 +249,30 @@ class Layers:
         Raises:
             OSError: As umount2(2).
         """
-        name = digest.removeprefix("sha256:")
-        image = self._paths(digest)[0]
-        fd = _lock(image, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if fd is not None:
-            try:
-                self._forget_mount(name)
-            finally:
-                os.close(fd)
+        fds = self._lock_all(digest)
+        if fds is None:
             return
-        with self.lock_mounts():  # so that it is not made and mounted anew meanwhile
-            if not image.exists():
-                self._forget_mount(name)
+        try:
+            with self.lock_mounts():  # so that it is not made and mounted anew meanwhile
+                if fds or not any(self._path(digest, kind).exists() for kind in _KINDS):
+                    self._forget_mount(digest.removeprefix("sha256:"))
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _lock_all(self, digest: str) -> list[int] | None:
+        """Lock every form of a layer for removal; None if somebody uses one."""
+        fds: list[int] = []
+        for kind in _KINDS:
+            path = self._path(digest, kind)
+            fd = _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fd is not None:
+                fds.append(fd)
+            elif path.exists():
+                for locked in fds:
+                    os.close(locked)
+                return None
+        return fds
 
     @contextmanager
     def lock_mounts(self) -> Generator[None]:
@@ -258,41 +309,27 @@ class Layers:
             OSError: Something cannot be removed.
         """
         self._remover.submit(len, ()).result()  # what is ours to remove is removed
-        locked: dict[Path, int] = {}
         wanted = keep() | set(in_use)  # not to lock what is wanted anyway
+        locked: dict[str, list[int]] = {}
         freed = 0
         try:
-            for path in self._folder.iterdir():
-                if f"sha256:{path.stem}" not in wanted:
-                    fd = _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    if fd is not None:
-                        locked[path] = fd
-            wanted |= keep()
-            for path in locked:
-                if f"sha256:{path.stem}" not in wanted:
-                    self._forget_mount(path.stem)
-                    path.rename(self._staging / secrets.token_hex(8))
+            for digest in self.known() - wanted:
+                fds = self._lock_all(digest)
+                if fds is not None:
+                    locked[digest] = fds
+            for digest in locked.keys() - (wanted | keep()):
+                self._forget_mount(digest.removeprefix("sha256:"))
+                for kind in _KINDS:
+                    with suppress(FileNotFoundError):
+                        self._path(digest, kind).rename(self._staging / secrets.token_hex(8))
         finally:
-            for fd in locked.values():
+            for fd in itertools.chain.from_iterable(locked.values()):
                 os.close(fd)
         for point in self._mounts.iterdir():
             self.unmount_idle(point.name)
         for path in self._staging.iterdir():
             freed += _remove_left(path)
         return freed
-
-
-def sync_path(path: Path) -> None:
-    """Wait until a file, or the names in a directory, are on the disk.
-
-    Raises:
-        OSError: They cannot be written.
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _rename_to_new(source: Path, target: Path) -> None:

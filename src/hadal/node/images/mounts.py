@@ -69,8 +69,14 @@ class Mounts:
         with image_errors(f"mount the layer {digest}"), self._layers.lock_mounts():
             point.mkdir(exist_ok=True)
             if not point.is_mount():
-                mount_erofs(image, point)
+                mount_erofs(image, point, self._blob(image, digest))
         return point
+
+    def _blob(self, image: Path, digest: str) -> Path | None:
+        if image.suffix != ".meta":
+            return None
+        assert self._layers.shared is not None, "metadata is found with its folder only"
+        return self._layers.shared.blob(digest)
 
     def release(self, digest: str) -> None:
         """Give back what `acquire` gave.

@@ -54,6 +54,8 @@ class ImageStore:
         registry: How registries are reached.
         erofs: Keep layers as EROFS images; None: where they can be made and mounted.
         compress: Compress them: smaller, slower to read.
+        shared: Folder on a mount that many machines see, for the content of EROFS layers; here is only
+            their metadata then. What another machine has put there is not fetched again.
         layer_bytes_max: Content of one layer that comes from outside or from a box.
         idle_mounts_max: Layers that stay mounted though nobody uses them.
 
@@ -68,12 +70,13 @@ class ImageStore:
         registry: RegistrySettings | None = None,
         erofs: bool | None = None,
         compress: bool = False,
+        shared: Path | None = None,
         layer_bytes_max: int = 64 << 30,
         idle_mounts_max: int = 64,
     ) -> None:
         self.root = root
         self._registry = registry or RegistrySettings()
-        self._layers = Layers(root.absolute(), erofs=erofs, compress=compress)
+        self._layers = Layers(root.absolute(), erofs=erofs, compress=compress, shared=shared)
         self._catalog = Catalog(self._layers)
         self._mounts = Mounts(self._layers, idle_max=idle_mounts_max)
         self._bytes_max = layer_bytes_max
@@ -311,7 +314,9 @@ class ImageStore:
         if not is_digest(name):
             full = str(Reference.parse(name))
             return self._catalog.find(full) if full != name else None
-        if name in self._layers.known():
+        hold = self._layers.find(name)
+        if hold is not None:
+            hold.close()
             return ImageRecord.make(None, (name,), config=ImageConfig())
         raise ImageError(f"no image or layer {name} in the store", hint="hadal image ls lists them")
 
