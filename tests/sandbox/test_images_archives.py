@@ -12,7 +12,16 @@ from backports import zstd
 from hadal.errors import ImageError
 from hadal.node.images.unpack import unpack
 from tests.sandbox.conftest import names, needs_root
-from tests.sandbox.image_files import MadeImage, as_gzip, as_zstd, entry, folder, layer, small_image
+from tests.sandbox.image_files import (
+    MadeImage,
+    as_gzip,
+    as_zstd,
+    digest_of,
+    entry,
+    folder,
+    layer,
+    small_image,
+)
 
 pytestmark = needs_root
 
@@ -216,6 +225,14 @@ def test_a_stream_that_wants_all_memory_is_refused(tmp_path):
     (tmp_path / "tree").mkdir()
     with pytest.raises(ImageError, match="damaged"):
         unpack(tmp_path / "layer", tmp_path / "tree", bytes_max=1 << 20)
+
+
+def test_the_last_block_may_be_short(tmp_path):
+    data = layer(entry("a", b"123"))
+    (tmp_path / "layer").write_bytes(data[: 512 + 3])
+    (tmp_path / "tree").mkdir()
+    assert unpack(tmp_path / "layer", tmp_path / "tree", bytes_max=1 << 20) == digest_of(data[:515])
+    assert (tmp_path / "tree/a").read_bytes() == b"123"
 
 
 def test_several_members_are_one_stream(tmp_path):

@@ -27,6 +27,7 @@ __all__ = ["Stopped", "unpack"]
 _CHUNK = 1 << 18
 _WINDOW_LOG_MAX = 27
 """Memory that a zstd stream may ask for, as a power of two."""
+_BLOCK = 512
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 
@@ -71,6 +72,7 @@ def unpack(archive: Path, target: Path, *, bytes_max: int, stopped: Stopped | No
             sha.update(data)
             if not unpacker.write(data):
                 break
+        unpacker.write(bytes(-size % _BLOCK))  # umoci leaves the end of the last block away
         unpacker.finish()
     return f"sha256:{sha.hexdigest()}"
 
