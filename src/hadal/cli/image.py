@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
-from hadal.cli.quantities import human_bytes
+from hadal.cli.quantities import human_bytes, parse_bytes
 from hadal.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,10 +35,12 @@ class StoreOptions:
 
     Attributes:
         store: Folder. Default: that of the embedded node.
+        shared: Folder on a mount that many machines see, for the content of layers.
         compress: Compress new layers: smaller, slower to read.
     """
 
     store: Annotated[Path | None, Parameter(env_var="HADAL_IMAGES")] = None
+    shared: Annotated[Path | None, Parameter(env_var="HADAL_SHARED_LAYERS")] = None
     compress: Annotated[bool, Parameter(negative="")] = False
 
 
@@ -226,6 +228,32 @@ def prune(*, where: StoreOptions | None = None, json_output: Json = False) -> No
         Console(highlight=False).print(f"freed {human_bytes(freed)}")
 
 
+@app.command
+def mount(
+    source: str,
+    mountpoint: Path,
+    *,
+    cache: Path,
+    cache_size: Annotated[int, Parameter(converter=parse_bytes)] = 16 << 30,
+) -> None:
+    """Show the shared layers of a web server or slow directory, and fetch what is read of them.
+
+    Runs until it is ended or unmounted. Other commands and nodes use MOUNTPOINT as their shared folder.
+
+    Examples:
+        hadal image mount https://layers.example/ /mnt/layers --cache /var/cache/hadal
+
+    Args:
+        source: URL or directory with the content of a shared folder.
+        mountpoint: An empty directory.
+        cache: Folder on a local disk for what has been read.
+        cache_size: What it may take, as 16GiB.
+    """
+    from hadal.node.images.lazy import serve_lazily
+
+    asyncio.run(serve_lazily(source, mountpoint, cache, bytes_max=cache_size))
+
+
 def _open(where: StoreOptions | None, registry: RegistryOptions | None) -> "ImageStore":
     from hadal.node.images import ImageStore, RegistrySettings, default_folder
     from hadal.node.images.credentials import read_credentials
@@ -246,7 +274,7 @@ def _open(where: StoreOptions | None, registry: RegistryOptions | None) -> "Imag
         credentials=read_credentials() if registry is not None else {},
     )
     root = options.store or default_folder()
-    return ImageStore(root, registry=settings, compress=options.compress)
+    return ImageStore(root, registry=settings, compress=options.compress, shared=options.shared)
 
 
 def _show(store: "ImageStore", record: "ImageRecord", *, json_output: bool) -> None:

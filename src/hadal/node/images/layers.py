@@ -180,7 +180,7 @@ class Layers:
             sync_filesystem(tree)
             return self._place(tree, digest, "tree")
         made = tree.with_name("image")
-        if self.shared is None:
+        if self.shared is None or not self.shared.is_writable:
             make_erofs(tree, made, compress=self._compress)
             return self._place(made, digest, "erofs")
         blob = tree.with_name("blob")

@@ -5,6 +5,7 @@ the mount as they read it, with the kernel's readahead and page cache. Files app
 changed. Nothing here removes them: no machine knows what others use.
 """
 
+import os
 import secrets
 import shutil
 from pathlib import Path
@@ -29,6 +30,11 @@ class SharedLayers:
     def __init__(self, folder: Path) -> None:
         self._folder = folder.absolute()
         folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether this machine may publish; else what it makes itself stays with it."""
+        return os.access(self._folder, os.W_OK)
 
     def blob(self, digest: str) -> Path:
         """Return where the content of a layer lies."""

@@ -55,7 +55,8 @@ class ImageStore:
         erofs: Keep layers as EROFS images; None: where they can be made and mounted.
         compress: Compress them: smaller, slower to read.
         shared: Folder on a mount that many machines see, for the content of EROFS layers; here is only
-            their metadata then. What another machine has put there is not fetched again.
+            their metadata then. What another machine has put there is not fetched again. What is
+            made here while it cannot be written stays here.
         layer_bytes_max: Content of one layer that comes from outside or from a box.
         idle_mounts_max: Layers that stay mounted though nobody uses them.
 
