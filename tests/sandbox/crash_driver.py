@@ -21,6 +21,7 @@ from pathlib import Path
 
 from hadal.errors import ImageError
 from hadal.node.images import ImageStore, RegistrySettings
+from tests.sandbox.conftest import settle
 from tests.sandbox.image_files import small_image
 from tests.sandbox.registry_server import RegistryServer
 
@@ -114,7 +115,11 @@ async def inspect(store, expected):
     assert found in ({}, expected), f"neither nothing nor everything: {list(found)}"
     await store.prune()
     assert await contents(store) == found
-    await store.prune()
+    for _ in range(200):  # a program that the dead process started may not have ended yet
+        await store.prune()
+        if not list((store.root / "staging").iterdir()):
+            break
+        await asyncio.sleep(0.02)
     for folder in ("staging", "mounts"):
         assert not list((store.root / folder).iterdir()), folder
     layers = {layer for record in await store.list() for layer in record.layers}
@@ -172,7 +177,7 @@ def drive(operation, fault, form, root, stride):
             if "No space left" not in str(error):
                 raise
             if store is not None:
-                store._layers._remover.shutdown()  # what succeeded before is removed behind us
+                settle(store)
                 assert not list((store.root / "staging").iterdir()), "left after a full disk"
             return FULL
         return SURVIVED if came() else DONE

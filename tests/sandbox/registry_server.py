@@ -16,6 +16,7 @@ class RegistryServer:
 
     Attributes:
         requests: Method, path and Range of each.
+        given: Authorization of each.
         cut_after: Bytes after which the first answers with a blob break off, one for each.
         ignore_range: Whether a range is answered with the whole.
         endless: Whether blobs never end.
@@ -28,6 +29,7 @@ class RegistryServer:
     def __init__(self):
         self.tags, self.blobs, self.requests = {}, {}, []
         self.cut_after, self.damage = [], set()
+        self.given = []
         self.ignore_range = self.endless = False
         self.token = self.basic = self.realm = self.redirect = None
         self.unavailable = self.tokens_given = 0
@@ -60,6 +62,7 @@ class RegistryServer:
             self.unavailable -= 1
             return web.Response(status=503)
         given = request.headers.get("Authorization", "")
+        self.given.append(given)
         if self.token is not None and given != f"Bearer {self.token}":
             realm = self.realm or f"http://{self.host}/token"
             challenge = f'Bearer realm="{realm}",service="here",scope="repository:x:pull"'

@@ -58,6 +58,19 @@ def test_every_form_gives_the_same_image(store, tmp_path, form, compress, merged
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("called", ["latest", "", "not/A/name"])
+def test_a_layout_without_a_usable_name_needs_one(open_store, tmp_path, called):
+    store = open_store(erofs=False)
+    small_image().write_layout(tmp_path / "layout", called)
+
+    async def main():
+        with pytest.raises(ImageError, match=r"does not say|not the name"):
+            await store.import_layout(tmp_path / "layout")
+        assert (await store.import_layout(tmp_path / "layout", name="mine")).name == "mine"
+
+    asyncio.run(main())
+
+
 def test_one_of_several_is_selected(open_store, tmp_path):
     store = open_store(erofs=False)
     first = small_image()

@@ -8,7 +8,9 @@ import pytest
 
 from hadal.errors import ImageError
 from hadal.node.images import RegistrySettings
-from tests.sandbox.conftest import names, needs_root
+from hadal.node.images.references import Reference
+from hadal.node.images.registry import Repository
+from tests.sandbox.conftest import names, needs_root, settle
 from tests.sandbox.image_files import (
     DOCKER,
     MadeImage,
@@ -48,6 +50,7 @@ def pulling(open_store, server):
 
 
 def nothing_is_left(store):
+    settle(store)
     return names(store.root / "staging") == [] and names(store.root / "images") == []
 
 
@@ -252,6 +255,51 @@ def test_mirrors_come_first_and_need_not_work(open_store):
     asyncio.run(main())
 
 
+def test_a_mirror_never_sees_the_password_of_its_registry(open_store):
+    mirror, own = RegistryServer(), RegistryServer()
+    image = small_image()
+    for server in (mirror, own):
+        server.add(image)
+        server.basic = ("user", "secret")
+
+    async def main():
+        async with mirror.running(), own.running():
+            settings = RegistrySettings(
+                mirrors={own.host: (f"http://{mirror.host}",)}, credentials={own.host: own.basic}
+            )
+            store = open_store(registry=settings, erofs=False)
+            await store.pull(f"{own.host}/library/tool:1")
+            assert mirror.requests
+            assert set(mirror.given) == {""}
+            assert own.basic_header() in own.given
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("http://127.0.0.1:80/x", "leads to a server on this machine"),
+        ("https://localhost/x", "leads to a server on this machine"),
+        ("https://[::1]/x", "leads to a server on this machine"),
+        ("http://other.example/x", "not reached by TLS"),
+        ("https://a.example:99999/", "leads to"),
+        ("ftp://a.example/", "not reached by TLS"),
+        ("http://[half", "leads to"),
+    ],
+)
+def test_where_a_registry_may_not_lead(address, message):
+    async def main():
+        async with Repository.open_session(RegistrySettings()) as session:
+            reference = Reference.parse("registry.example/a")
+            endpoint = Repository(session, RegistrySettings(), reference)._endpoints[0]
+            assert str(endpoint._check_other("/b", endpoint.base)) == "https://registry.example/b"
+            with pytest.raises(ImageError, match=message):
+                endpoint._check_other(address, endpoint.base)
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
@@ -273,6 +321,7 @@ def test_mirrors_come_first_and_need_not_work(open_store):
         ("redirect to a file", "not reached by TLS"),
         ("redirect loop", "redirects"),
         ("plain token server", "not reached by TLS"),
+        ("token with a line feed", "is not what it should be"),
         ("list of lists", "a list of images that lists lists"),
     ],
 )
@@ -323,6 +372,8 @@ def test_what_a_bad_registry_says_is_not_believed(pulling, server, fault, messag
             server.redirect = lambda digest: f"/v2/library/tool/blobs/{digest}"
         case "plain token server":
             server.token, server.realm = "t", "http://registry.example/token"
+        case "token with a line feed":
+            server.token = "a\nX-Other: b"
         case "list of lists":
             inner = image.add({"schemaVersion": 2, "manifests": [image.manifest]}, "")
             image.manifest = image.add({"schemaVersion": 2, "manifests": [inner]}, "")

@@ -1,6 +1,7 @@
 """The layer that a copy step of a recipe makes."""
 
 import os
+import shutil
 import stat
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -49,7 +50,7 @@ def place_copy(
     elif stat.S_ISREG(status.st_mode):
         if bytes_max is not None and status.st_size > bytes_max:
             raise ImageError(f"{source}: {status.st_size:,} bytes; expected at most {bytes_max:,}")
-        target.write_bytes(source.read_bytes())
+        shutil.copyfile(source, target)
         target.chmod(stat.S_IMODE(status.st_mode))
         os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))
     else:

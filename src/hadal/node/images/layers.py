@@ -386,5 +386,10 @@ def _remove_left(path: Path) -> int:
         else:
             path.unlink()
         return size
+    except OSError as error:
+        # A program that a killed process has left behind still writes there: the next time, then.
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        return 0
     finally:
         os.close(fd)

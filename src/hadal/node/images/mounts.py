@@ -85,7 +85,8 @@ class Mounts:
             ImageError: A mount that is not needed any more cannot be taken away.
         """
         with self._lock:
-            used = self._used[digest]
+            used = self._used.get(digest)
+            assert used is not None, "released more often than acquired"
             used.count -= 1
             if used.count:
                 return

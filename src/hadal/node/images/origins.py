@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Protocol
 
 import aiohttp
-from yarl import URL
 
 from hadal.errors import ImageError
 from hadal.node.images.failures import image_errors
@@ -86,7 +85,7 @@ class HttpOrigin:
         self, session: aiohttp.ClientSession, base: str, settings: RegistrySettings
     ) -> None:
         self._session = session
-        self._base = settings.check(URL(base))
+        self._base = settings.check(base)
         self._settings = settings
 
     async def size(self, name: str) -> int | None:

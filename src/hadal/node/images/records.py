@@ -158,7 +158,7 @@ def file_name(name: str) -> str:
     Raises:
         ImageError: It is too long.
     """
-    quoted = quote(name, safe="")
+    quoted = quote(name, safe="", errors="surrogateescape")
     if len(quoted) > _NAME_BYTES_MAX:
         raise ImageError(
             f"a name of {len(quoted)} bytes as a file name; expected at most {_NAME_BYTES_MAX}"

@@ -14,10 +14,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import aiohttp
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, StringConstraints
 from yarl import URL
 
 from hadal.errors import ImageError
@@ -56,13 +56,17 @@ class RegistrySettings:
     retry_delay_s: float = 0.5
     downloads: int = 4
 
-    def check(self, url: URL) -> URL:
+    def check(self, address: str | URL) -> URL:
         """Return a URL that may be asked.
 
         Raises:
-            ImageError: It is not HTTP, or without TLS where that is not allowed.
+            ImageError: It is none, or without TLS where that is not allowed.
         """
-        host = url.host or ""
+        try:
+            url = URL(address)
+            host = url.host or ""
+        except ValueError as error:
+            raise ImageError(f"not a URL: {str(address)!r:.200}: {error}") from error
         if url.scheme == "https" and host:
             return url
         if url.scheme == "http" and (
@@ -82,10 +86,13 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+_TokenText = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]*$")]
+
+
 class _Token(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
-    token: str | None = None
-    access_token: str | None = None
+    token: _TokenText | None = None
+    access_token: _TokenText | None = None
 
 
 class _UnavailableError(ImageError):
@@ -104,9 +111,15 @@ class _Endpoint:
     """One server that may have a repository."""
 
     def __init__(
-        self, session: aiohttp.ClientSession, settings: RegistrySettings, base: URL, of: Reference
+        self,
+        session: aiohttp.ClientSession,
+        settings: RegistrySettings,
+        base: str,
+        of: Reference,
+        owner: str,
     ) -> None:
         self.base = settings.check(base)
+        self._owner = owner  # whose credentials it may see
         self._session = session
         self._settings = settings
         self._of = of
@@ -151,12 +164,21 @@ class _Endpoint:
                 return response
             location = response.headers.get("Location", "")
             response.close()
-            url = self._settings.check(url.join(URL(location, encoded=True)))
+            url = self._check_other(location, url)
         raise ImageError(f"{url.origin()}: more than {_REDIRECTS_MAX} redirects")
 
+    def _check_other(self, address: str, seen_from: URL) -> URL:
+        """Return the URL of another server that this one names."""
+        try:
+            url = self._settings.check(seen_from.join(URL(address, encoded=True)))
+        except ValueError as error:
+            raise ImageError(f"{self.base} leads to {address!r:.200}: {error}") from error
+        if _is_loopback(url.host or "") and not _is_loopback(self.base.host or ""):
+            raise ImageError(f"{self.base} leads to a server on this machine: {url.origin()}")
+        return url
+
     async def _authenticate(self, challenges: list[str]) -> None:
-        registry = self._of.registry
-        credentials = self._settings.credentials.get(registry)
+        credentials = self._settings.credentials.get(self._owner)
         basic = _basic(*credentials) if credentials else None
         for challenge in challenges:
             scheme, _, rest = challenge.partition(" ")
@@ -167,11 +189,11 @@ class _Endpoint:
                 self._authorization = basic
                 return
         raise ImageError(
-            f"{self.base} asks who we are", hint=f"give user and password of {registry}"
+            f"{self.base} asks who we are", hint=f"give user and password of {self._owner}"
         )
 
     async def _get_token(self, challenge: Mapping[str, str], basic: str | None) -> str:
-        realm = self._settings.check(URL(challenge.get("realm", "")))
+        realm = self._check_other(challenge.get("realm", ""), self.base)
         scope = challenge.get("scope") or f"repository:{self._of.repository}:pull"
         query = {"scope": scope} | {k: v for k, v in challenge.items() if k == "service"}
         headers = {"Authorization": basic} if basic else {}
@@ -218,12 +240,17 @@ class Repository:
     ) -> None:
         self.reference = reference
         self._settings = settings
-        host = reference.registry
-        own = _HOST_OF_DEFAULT if host == DEFAULT_REGISTRY else host
-        name = URL(f"//{own}").host or ""
-        plain = _is_loopback(name) or not settings.insecure.isdisjoint((name, own))
-        bases = (*settings.mirrors.get(host, ()), f"{'http' if plain else 'https'}://{own}")
-        self._endpoints = [_Endpoint(session, settings, URL(base), reference) for base in bases]
+        registry = reference.registry
+        own = settings.check(
+            f"https://{_HOST_OF_DEFAULT if registry == DEFAULT_REGISTRY else registry}"
+        )
+        if _is_loopback(own.host or "") or settings.insecure.intersection((own.host, registry)):
+            own = own.with_scheme("http").with_port(own.explicit_port)
+        self._endpoints = [
+            _Endpoint(session, settings, base, reference, URL(base).authority)
+            for base in settings.mirrors.get(registry, ())
+        ]
+        self._endpoints.append(_Endpoint(session, settings, str(own), reference, registry))
 
     @staticmethod
     def open_session(settings: RegistrySettings) -> aiohttp.ClientSession:

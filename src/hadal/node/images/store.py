@@ -154,9 +154,12 @@ class ImageStore:
         progress: Progress | None,
     ) -> ImageRecord:
         found, called = await asyncio.to_thread(find_in_layout, path, select=select, what=what)
-        if name is None and called is None:
+        if name is not None:
+            chosen = check_name(name)
+        elif called is not None and {"/", ":"}.intersection(called):
+            chosen = str(Reference.parse(called))
+        else:  # some tools write the tag alone
             raise ImageError(f"{what} does not say what its image is called", hint="give a name")
-        chosen = check_name(name) if name is not None else str(Reference.parse(called or ""))
         return await self._ingest(found, chosen, progress)
 
     async def _ingest(self, found: FoundImage, name: str, progress: Progress | None) -> ImageRecord:
@@ -306,7 +309,7 @@ class ImageStore:
 
     def _find(self, name: str) -> ImageRecord | None:
         if name == HOST:
-            if self._host is None:
+            if self._host is None or not self._has(self._host.layers[0]):
                 self._host = self._make_host()
             return self._host
         record = self._catalog.find(name)
@@ -315,11 +318,15 @@ class ImageStore:
         if not is_digest(name):
             full = str(Reference.parse(name))
             return self._catalog.find(full) if full != name else None
-        hold = self._layers.find(name)
-        if hold is not None:
-            hold.close()
+        if self._has(name):
             return ImageRecord.make(None, (name,), config=ImageConfig())
         raise ImageError(f"no image or layer {name} in the store", hint="hadal image ls lists them")
+
+    def _has(self, layer: str) -> bool:
+        hold = self._layers.find(layer)
+        if hold is not None:
+            hold.close()
+        return hold is not None
 
     def _make_host(self) -> ImageRecord:
         with self._layers.stage() as folder:

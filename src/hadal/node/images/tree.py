@@ -121,7 +121,10 @@ def _copy_entry(copy: _Copy, parent: int, name: bytes, path: bytes, depth: int) 
     if kind in (stat.S_IFDIR, stat.S_IFREG):
         directory = os.O_DIRECTORY if kind == stat.S_IFDIR else 0
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | directory
-        fd = os.open(name, flags, dir_fd=parent)
+        try:
+            fd = os.open(name, flags, dir_fd=parent)
+        except FileNotFoundError:
+            return
         try:
             if directory:
                 _copy_directory(copy, fd, path, depth + 1)
@@ -201,7 +204,12 @@ def _read_attributes(copy: _Copy, of: int | Path, path: bytes) -> dict[str, byte
             )
         if not name.startswith(_KEPT) or (name.startswith(_OVERLAY) and name != _OPAQUE):
             continue
-        value = os.getxattr(of, name, follow_symlinks=follow)
+        try:
+            value = os.getxattr(of, name, follow_symlinks=follow)
+        except OSError as error:
+            if error.errno == errno.ENODATA:  # it has just gone
+                continue
+            raise
         if name == _OPAQUE and (not copy.upper or value != b"y"):
             continue
         kept[name] = value
