@@ -14,7 +14,7 @@ from hadal.errors import ImageError
 from hadal.node.images.erofs import unmount
 from tests.sandbox.conftest import names, needs_root
 from tests.sandbox.image_files import MadeImage, as_gzip, entry, layer
-from tests.sandbox.test_images import make_tree
+from tests.sandbox.test_images import listed, make_tree
 
 pytestmark = needs_root
 
@@ -107,6 +107,25 @@ def test_a_full_disk_is_named_and_left_as_it_was(open_store, erofs, small_disk, 
         assert not reasons or mib < 20
 
     asyncio.run(main())
+
+
+def test_where_erofs_cannot_be_mounted_layers_are_directories(
+    open_store, small_disk, tmp_path, caplog
+):
+    """A tmpfs holds no image that the kernel would mount; a store there works all the same."""
+    store = open_store(small_disk(8 << 20) / "store")
+    make_tree(tmp_path / "tree")
+
+    async def main():
+        for _ in range(2):
+            await store.import_directory(tmp_path / "tree", "tree")
+            async with store.using("tree") as image:
+                assert image.layers[0].suffix == ".tree"
+                assert listed(image.layers[0]) == listed(tmp_path / "tree")
+
+    asyncio.run(main())
+    said = [r.message for r in caplog.records if "EROFS cannot be mounted here" in r.message]
+    assert len(said) == (shutil.which("mkfs.erofs") is not None)
 
 
 WORKER = """

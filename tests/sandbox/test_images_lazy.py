@@ -1,12 +1,14 @@
 """Content on demand: chunks from a directory or a web server, their cache, and the file system over it."""
 
 import asyncio
+import hashlib
 import importlib.util
 import os
 import signal
 import subprocess
 import sys
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -14,6 +16,7 @@ import pytest
 from aiohttp import web
 
 from hadal.errors import ImageError
+from hadal.node.build_boxes import BuildBoxes
 from hadal.node.images import RegistrySettings
 from hadal.node.images.chunks import CHUNK_BYTES, ChunkCache
 from hadal.node.images.erofs import unmount
@@ -218,6 +221,7 @@ def test_a_layer_is_read_through_the_file_system(open_store, tmp_path):
     (tmp_path / "tree/large").write_bytes(CONTENT)
     point = tmp_path / "point"
     point.mkdir()
+    shown = []
 
     async def main():
         record = await publisher.import_directory(tmp_path / "tree", "tree")
@@ -242,6 +246,12 @@ def test_a_layer_is_read_through_the_file_system(open_store, tmp_path):
                 assert read < 6, "mounting reads metadata"
                 found = await asyncio.to_thread(listed, image.layers[0])
                 assert found == listed(tmp_path / "tree")
+                # A box whose users are none of this host reads through it too.
+                async with node.using("host") as host, BuildBoxes.open(shown.append) as boxes:
+                    both = replace(host, layers=(*image.layers, *host.layers))
+                    await boxes.run(both, "md5sum < /large; id -u")
+                digest = hashlib.md5(CONTENT, usedforsecurity=False).hexdigest()
+                assert b"".join(shown).decode().split() == [digest, "-", "0"]
                 await node.release(image)
                 await node.prune()
                 # What this node makes itself stays here: the file system is read-only.

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hadal.errors import ImageError
+from hadal.node.images.failures import image_errors
 
 __all__ = ["CopiedTree", "copy_tree", "remove_tree"]
 
@@ -84,11 +85,12 @@ def copy_tree(
         bytes_max: Most bytes of content; None for no limit.
 
     Raises:
-        ImageError: It is too large or too deep, or uses redirects of overlayfs.
-        OSError: It cannot be read, or the copy not be written.
+        ImageError: It is not there, too large or too deep, or uses redirects of overlayfs.
+        OSError: Something in it cannot be read, or the copy not be written.
     """
     copy = _Copy(target, bytes_max, upper, owner)
-    fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with image_errors("read a directory"):
+        fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _copy_directory(copy, fd, b"", 0)
     finally:
