@@ -250,6 +250,8 @@ static void take_pax(struct entry *e, const char *key, const char *value, size_t
             for (end++; *end >= '0' && *end <= '9'; end++, digit /= 10)
                 e->modified.tv_nsec += (*end - '0') * digit;
         e->has_modified = true;
+    } else if (!strncmp(key, "SCHILY.xattr.trusted.overlay.", 29)) {
+        ; /* they would tell overlayfs to look elsewhere; what layers may say, they say by whiteouts */
     } else if (!strncmp(key, "SCHILY.xattr.", 13)) {
         put_text(&e->xattrs, T_TEXT, key + 13);
         put_field(&e->xattrs, T_LENGTH, value, length);
@@ -451,7 +453,7 @@ static int unpack_whiteout(int parent, const char *name)
         return fsetxattr(parent, "trusted.overlay.opaque", "y", 1, 0) ? -1 : 1;
     if (strncmp(name, ".wh.", 4))
         return 0;
-    if (!name[4] || !strcmp(name + 4, ".") || !strcmp(name + 4, ".."))
+    if (!name[4] || !strncmp(name + 4, ".wh.", 4) || !strcmp(name + 4, ".") || !strcmp(name + 4, ".."))
         return 1; /* other marks of aufs mean nothing to us */
     return mknodat(parent, name + 4, S_IFCHR, makedev(0, 0)) && errno != EEXIST ? -1 : 1;
 }

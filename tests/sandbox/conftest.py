@@ -1,17 +1,32 @@
 """Boxes of the lowest level: a launcher, and a root made of this host's /usr."""
 
 import asyncio
+import ctypes
+import functools
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from hadal.node.guest import CommandOrder, Guest
 from hadal.node.guest_program import guest_program
+from hadal.node.images import ImageStore
+from hadal.node.images.erofs import can_mount_erofs, unmount
 from hadal.node.launcher import Launcher, LaunchRequest
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="boxes are made by root")
+
+
+def names(folder):
+    """What is in a folder."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def settle(store):
+    """Wait until a store has removed what it removes behind its callers."""
+    store._layers._remover.submit(len, ()).result()
 
 
 class Output:
@@ -110,3 +125,61 @@ def with_box(rootfs, tmp_path):
         asyncio.run(main())
 
     return run
+
+
+@pytest.fixture(params=["erofs", "directories"])
+def erofs(request):
+    """Both forms that layers are kept in."""
+    if request.param == "erofs" and not _has_erofs():
+        pytest.skip(
+            "EROFS images cannot be made and mounted here: no erofs-utils, or an old kernel"
+        )
+    return request.param == "erofs"
+
+
+@functools.cache
+def _has_erofs():
+    with tempfile.TemporaryDirectory() as folder:
+        return can_mount_erofs(Path(folder))
+
+
+@pytest.fixture
+def open_store(tmp_path):
+    """Open stores; at the end nothing of theirs is mounted."""
+    roots = set()
+
+    def open_one(root=tmp_path / "store", **settings):
+        roots.add(root)
+        return ImageStore(root, **settings)
+
+    yield open_one
+    for root in roots:
+        for point in (root / "mounts").glob("*"):
+            unmount(point)
+
+
+@pytest.fixture
+def store(open_store, erofs):
+    return open_store(erofs=erofs)
+
+
+@pytest.fixture
+def merged(tmp_path):
+    """Mount the layers of an image over each other, as a box sees them; read only."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    points = []
+
+    def mount(image):
+        if len(image.layers) == 1:
+            return image.layers[0]
+        point = tmp_path / f"merged-{len(points)}"
+        point.mkdir()
+        points.append(point)
+        options = "lowerdir=" + ":".join(map(str, image.layers))
+        status = libc.mount(b"overlay", os.fsencode(point), b"overlay", 1, options.encode())
+        assert status == 0, os.strerror(ctypes.get_errno())
+        return point
+
+    yield mount
+    for point in points:
+        unmount(point)

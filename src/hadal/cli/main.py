@@ -10,7 +10,7 @@ from cyclopts import App, CycloptsError
 from rich.console import Console
 
 from hadal import __version__
-from hadal.cli import bench, chat, checkpoint, cost, demo, encoding, replay, serve
+from hadal.cli import bench, chat, checkpoint, cost, demo, encoding, image, replay, serve
 from hadal.errors import ConfigError, EncodingError, HadalError, InputError
 
 __all__ = ["app", "main"]
@@ -19,6 +19,8 @@ _EXTRA_OF = {
     **dict.fromkeys(("transformers", "accelerate"), "parity"),
     **dict.fromkeys(("torch", "safetensors", "numpy", "jaxtyping"), "engine"),
     **dict.fromkeys(("starlette", "uvicorn", "httpx", "prometheus_client", "xgrammar"), "serve"),
+    **dict.fromkeys(("aiohttp", "backports", "yarl"), "node"),
+    "pyfuse3": "fuse",
 }
 """Modules that only some commands need, and the extra that installs each."""
 
@@ -36,6 +38,7 @@ app.command(serve.serve)
 app.command(chat.chat)
 app.command(replay.replay)
 app.command(bench.app)
+app.command(image.app)
 
 
 def main() -> None:
