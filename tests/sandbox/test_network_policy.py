@@ -64,7 +64,7 @@ def test_entries(text, entry):
         ("-a.test", "neither"),
         ("münchen.test", "neither"),
         ("a.test; drop", "neither"),
-        ("https://a.test", "expected a port or two"),
+        ("https://a.test", "a URL"),
         (f"{'a' * 64}.test", "neither"),
         (".".join(["a" * 60] * 5), "neither"),
         ("1.2.3.4.5", "not an IPv4 network"),

@@ -201,6 +201,8 @@ def parse_entry(text: str) -> Entry:
         protocol = suffix
     else:
         rest = text.strip().lower()
+    if "://" in rest:
+        refuse("a URL, where a host is expected")
     if rest.count(":") > 1 or "[" in rest:
         refuse("boxes have no IPv6", "leave the entry out; names are answered with IPv4 addresses")
     host, colon, port_text = rest.partition(":")

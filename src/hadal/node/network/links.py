@@ -19,7 +19,6 @@ from hadal.node.network.netlink import (
 
 __all__ = [
     "LOOPBACK_IDX",
-    "Message",
     "add_address",
     "add_neighbour",
     "add_route",

@@ -24,7 +24,7 @@ from hadal.node.network import links, namespace
 from hadal.node.network.boxes import link_name
 from hadal.node.network.config import NetworkConfig
 from hadal.node.network.connections import destroy_sockets
-from hadal.node.network.netlink import NetlinkError, NetlinkSocket
+from hadal.node.network.netlink import Message, NetlinkError, NetlinkSocket
 from hadal.node.network.nftables import RuleLibrary
 from hadal.node.network.ruleset import UPLINK, host_ruleset
 
@@ -71,6 +71,7 @@ class Router:
         self._host = -1
         self._namespace = -1
         self._routes: NetlinkSocket | None = None
+        self._library: RuleLibrary | None = None
 
     @property
     def namespace(self) -> int:
@@ -84,19 +85,12 @@ class Router:
             NodeError: Another daemon has it.
             UnsupportedError: The host cannot have networks of boxes.
         """
-        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise NodeError(
-                f"another node daemon has the network {self._config.name!r} of {self._directory}",
-                hint="give this one another name, or end the other",
-            ) from error
-        try:
+            self._lock_directory()
             self._host = namespace.current()
+            self._library = RuleLibrary()
             self._open_namespace()
-            self._connect_host()
+            self._connect_host(self._library)
             namespace.enter(self._namespace)
             self._routes = NetlinkSocket(socket.NETLINK_ROUTE)
         except PermissionError as error:
@@ -108,6 +102,19 @@ class Router:
             raise UnsupportedError(
                 f"networks of boxes cannot be made: {error}",
                 hint="the kernel needs network namespaces, veth and nftables: modprobe veth nf_tables",
+            ) from error
+
+    def _lock_directory(self) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._lock)
+            self._lock = -1
+            raise NodeError(
+                f"another node daemon has the network {self._config.name!r} of {self._directory}",
+                hint="give this one another name, or end the other",
             ) from error
 
     def _open_namespace(self) -> None:
@@ -137,7 +144,7 @@ class Router:
     def _host_link(self) -> str:
         return f"{self._config.name}0"
 
-    def _connect_host(self) -> None:
+    def _connect_host(self, library: RuleLibrary) -> None:
         remembered = self._directory / "uplink"
         sock = NetlinkSocket(socket.NETLINK_ROUTE)
         if self._host_link in links.link_names(sock):
@@ -148,11 +155,9 @@ class Router:
             remembered.write_text(str(pair))
         sock.close()
         _set("net/ipv4/ip_forward", "1")
-        library = RuleLibrary()
         library.run(
             self._delete_table() + host_ruleset(self._config.name, self._host_link, pair[1])
         )
-        library.close()
 
     def _free_pair(self, used: list[IPv4Network]) -> IPv4Network:
         for pair in IPv4Network(self._config.uplinks).subnets(new_prefix=31):
@@ -279,14 +284,14 @@ class Router:
         """Delete links, all at once."""
         assert self._routes is not None
         for name in names:
-            self._ignoring_gone(links.set_group(name, _DYING_GROUP))
+            self._send_if_there(self._routes, links.set_group(name, _DYING_GROUP))
         if names:
-            self._ignoring_gone(links.delete_group(_DYING_GROUP))
+            self._send_if_there(self._routes, links.delete_group(_DYING_GROUP))
 
-    def _ignoring_gone(self, message: links.Message) -> None:
-        assert self._routes is not None
+    @staticmethod
+    def _send_if_there(sock: NetlinkSocket, message: Message) -> None:
         try:
-            self._routes.send([message])
+            sock.send([message])
         except NetlinkError as error:
             if error.errno != errno.ENODEV:
                 raise
@@ -296,14 +301,17 @@ class Router:
 
     def close(self, *, remove: bool) -> None:
         """Let go of the router; `remove` it where no box uses it, with all that it has on the host."""
-        if remove and self._routes is not None:
-            self._ignoring_gone(links.delete_link(UPLINK))
+        if remove and self._lock >= 0 and self._library is not None:
             with namespace.entered(self._host):
-                library = RuleLibrary()
-                library.run(self._delete_table())
-                library.close()
+                host = NetlinkSocket(socket.NETLINK_ROUTE)
+                self._send_if_there(host, links.delete_link(self._host_link))
+                host.close()
+                self._library.run(self._delete_table())
             namespace.release(self._kept)
             (self._directory / "uplink").unlink(missing_ok=True)
+        if self._library is not None:
+            self._library.close()
+            self._library = None
         if self._routes is not None:
             self._routes.close()
             self._routes = None
