@@ -5,7 +5,7 @@ Everything here blocks, and is called in one thread of the router's namespace.
 
 import struct
 from collections.abc import Mapping, Sequence
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 from hadal.errors import NodeError, UnsupportedError
 from hadal.node.network.boxes import ADDRESS_SETS, NAME_SETS
@@ -41,6 +41,7 @@ class Filter:
     def __init__(self, config: NetworkConfig) -> None:
         self._library = RuleLibrary()
         rules = router_ruleset(
+            boxes=IPv4Network(config.boxes),
             resolver=config.resolver,
             never=config.never,
             questions_per_s=config.questions_per_s,

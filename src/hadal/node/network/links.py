@@ -37,7 +37,7 @@ _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")
-_IFF_UP = 1
+_IFF_UP, _IFF_NOARP = 1, 0x80
 _INET = 2
 _MAIN_TABLE, _STATIC, _UNICAST, _PERMANENT = 254, 4, 1, 0x80
 _SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
@@ -63,6 +63,8 @@ def make_veth(
     peer_index: int = 0,
 ) -> Message:
     """Make a pair of links: `name` here and up, `peer` in another namespace and still down.
+
+    `name` neither asks for hardware addresses nor answers: its neighbours are added for good.
 
     Args:
         name: At most 15 characters.
@@ -96,7 +98,9 @@ def make_veth(
         text(_INFO_KIND, "veth"),
         nested(_INFO_DATA, attribute(_VETH_PEER, other)),
     )
-    return _new(_NEWLINK, end(name, index, _IFF_UP, near, kind), f"make veth pair {name}")
+    return _new(
+        _NEWLINK, end(name, index, _IFF_UP | _IFF_NOARP, near, kind), f"make veth pair {name}"
+    )
 
 
 def delete_link(name: str) -> Message:

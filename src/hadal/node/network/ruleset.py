@@ -65,6 +65,7 @@ def _networks(networks: Iterable[IPv4Network]) -> str:
 
 def router_ruleset(
     *,
+    boxes: IPv4Network,
     resolver: IPv4Address,
     never: Iterable[IPv4Network],
     questions_per_s: int,
@@ -73,6 +74,7 @@ def router_ruleset(
     """Return the table of the router, without any box.
 
     Args:
+        boxes: Their addresses.
         resolver: Where the node answers for names; all questions are led there.
         never: What no policy can allow.
         questions_per_s: Packets to the resolver that a box may send each second.
@@ -84,7 +86,9 @@ def router_ruleset(
 
   chain arrive {{
     type filter hook prerouting priority raw; policy accept;
-    iifname {{ lo, {UPLINK} }} accept
+    iifname lo accept
+    iifname {UPLINK} ip saddr {boxes} drop
+    iifname {UPLINK} accept
     meta nfproto ipv6 drop
     iifname . ip saddr != @boxes drop
     {_DNS} update @question_rate {{ ip saddr limit rate over {questions_per_s}/second burst {3 * questions_per_s} packets }} drop
@@ -109,10 +113,10 @@ def router_ruleset(
     type filter hook forward priority filter; policy drop;
     {_BOX} . ct mark @live goto accepted
     {_REMOTE} @never goto refuse
-    iifname != {UPLINK} ct state new add @connections {{ ip saddr ct count over {connections_max} }} goto refuse
     {_BOX} vmap @policies
   }}
   chain decided {{
+    ct state new add @connections {{ ip saddr ct count over {connections_max} }} goto refuse
     ct mark set {_BOX} map @epochs
     goto accepted
   }}
