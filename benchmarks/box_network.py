@@ -28,6 +28,12 @@ def policy(number: int) -> NetworkPolicy:
     return NetworkPolicy(allow=(f"198.51.{number >> 8}.{number & 255}:443", "github"))
 
 
+def available_kib() -> int:
+    """Return the machine's free memory."""
+    line = next(x for x in Path("/proc/meminfo").read_text().splitlines() if "MemAvail" in x)
+    return int(line.split()[1])
+
+
 def show(what: str, alive: int, milliseconds: list[float]) -> None:
     """Print a row."""
     ordered = sorted(milliseconds)
@@ -81,12 +87,15 @@ async def main(numbers: list[int]) -> None:
             networks: list[object] = []
             for number in numbers:
                 fresh = number - len(networks)
+                before = available_kib()
                 began = time.perf_counter()
                 for n in range(fresh):
                     networks.append(await manager.take(policy(len(networks)) if n % 2 else SAME))
                 if fresh:
                     each = (time.perf_counter() - began) * 1e3 / fresh
                     print(f"{number:6}  make and take, pool empty, each    {each:8.2f}")
+                    kib = (before - available_kib()) / fresh
+                    print(f"{number:6}  memory of the machine, KiB each    {kib:8.0f}")
                 await samples(manager, number)
             began = time.perf_counter()
             for network in networks:

@@ -123,7 +123,7 @@ def test_services_are_replaced():
     assert not rules.is_allowed("github.com.evil.test")
     assert not rules.is_allowed("xgithub.com")
     assert rules.ports("github.com") == {(443, "tcp"), (443, "udp")}
-    assert rules.is_denied("registry.npmjs" + ".org")
+    assert rules.is_denied("any.npmjs.org")
     services = {"mirror": ("mirror.test:443", "10.1.2.0/24:443"), "loop": ("mirror",)}
     rules = compile_policy(NetworkPolicy(allow=("mirror",)), services)
     assert rules.may_answer(IPv4Address("10.1.2.3"), NEVER)

@@ -30,7 +30,11 @@ __all__ = [
     "u32",
 ]
 
-REQUEST, ACK, DUMP, EXCLUSIVE, CREATE = 0x1, 0x4, 0x300, 0x200, 0x400
+REQUEST = 0x1
+ACK = 0x4
+EXCLUSIVE = 0x200
+DUMP = 0x300
+CREATE = 0x400
 NETFILTER = 12
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
