@@ -34,6 +34,7 @@ async def main():
     directory, count, churn = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "churn"
     config = NetworkConfig(name="lab", directory=directory, upstreams=("192.0.2.1",), pool=4)
     manager = NetworkManager(config)
+    print("starting", flush=True)
     await manager.recover(())
     policy = NetworkPolicy(allow=("web.test:443/tcp",))
     networks = [await manager.take(policy) for _ in range(count)]
@@ -49,13 +50,16 @@ asyncio.run(main())
 """
 
 
-def hold(lab, count=0, how="hold"):
-    """Start a daemon of its own process; return it and its networks."""
+def hold(lab, count=0, how="hold", *, wait=True):
+    """Start a daemon of its own process; return it and its networks, if it is waited for."""
     with namespace.entered(lab.node):
         process = subprocess.Popen(
             [sys.executable, "-c", HOLDER, str(lab.directory), str(count), how],
             stdout=subprocess.PIPE,
         )
+    assert process.stdout.readline() == b"starting\n"
+    if not wait:
+        return process, []
     networks = [
         BoxNetwork(number, Path(path), address, "10.201.0.1")
         for number, path, address in json.loads(process.stdout.readline())
@@ -207,8 +211,8 @@ def test_one_daemon_at_a_time(with_network):
     with_network(body)
 
 
-def churn_and_kill(lab, delay_s):
-    process, _ = hold(lab, 5, "churn")
+def churn_and_kill(lab, delay_s, *, starting):
+    process, _ = hold(lab, 5, "churn", wait=not starting)
     time.sleep(delay_s)
     kill(process)
 
@@ -219,7 +223,8 @@ def test_killed_anywhere_nothing_is_orphaned(lab, kills):
 
     async def body():
         for _ in range(kills):
-            await asyncio.to_thread(churn_and_kill, lab, delays.uniform(0, 0.1))
+            await asyncio.to_thread(churn_and_kill, lab, delays.uniform(0, 0.1), starting=False)
+            await asyncio.to_thread(churn_and_kill, lab, delays.uniform(0, 0.06), starting=True)
         manager = NetworkManager(lab.config(pool=0))
         await manager.recover(())
         assert sets_of(lab) == {}

@@ -113,14 +113,15 @@ class Filter:
         """Return the chains of all boxes that have a policy."""
         return {IPv4Address(e.key): e.goto for e in self._table.elements("policies") if e.goto}
 
-    def named(self, address: IPv4Address) -> list[Element]:
-        """Return the elements for names that a box knows."""
-        return [
-            Element(e.set, e.key, timeout_ms=1)
-            for name in NAME_SETS
-            for e in self._table.elements(name)
-            if e.key[:4] == address.packed
-        ]
+    def named(self) -> dict[IPv4Address, list[Element]]:
+        """Return the elements for names that each box knows."""
+        found: dict[IPv4Address, list[Element]] = {}
+        for name in NAME_SETS:
+            for e in self._table.elements(name):
+                # With a timeout, because it may be gone when it is deleted.
+                element = Element(e.set, e.key, timeout_ms=1)
+                found.setdefault(IPv4Address(e.key[:4]), []).append(element)
+        return found
 
     def close(self) -> None:
         """Free what is held here; the rules stay."""

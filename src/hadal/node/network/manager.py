@@ -101,7 +101,7 @@ class NetworkManager:
             raise
         reports = self._filter.reports
         asyncio.get_running_loop().add_reader(reports.fileno(), reports.read, self._reported)
-        numbers = frozenset(number for number, _ in wanted)
+        numbers = frozenset(box.number for box in self._boxes.values())
         self._pool = NetworkPool(self._config, self._router, self._maker, numbers)
         return adopted
 
@@ -118,6 +118,7 @@ class NetworkManager:
         links = await self._maker.do(self._router.box_links)
         epochs = await self._filterer.do(filter.epochs)
         chains = await self._filterer.do(filter.policies)
+        named = await self._filterer.do(filter.named)
         self._unused.update(dict.fromkeys(await self._filterer.do(filter.policy_chains)))
         self._epochs = itertools.count(max(epochs.values(), default=0) + 1)
         adopted: list[BoxNetwork] = []
@@ -126,14 +127,14 @@ class NetworkManager:
                 logger.warning("the network of a live box is gone", extra={"number": number})
                 continue
             box = self._new_box(number, rules)
-            await self._adopt(filter, box, epochs.pop(box.address, None), chains.get(box.address))
+            epoch, chain = epochs.pop(box.address, None), chains.get(box.address)
+            await self._adopt(filter, box, epoch, chain, named.get(box.address, []))
             adopted.append(BoxNetwork(number, None, box.address, self._config.resolver))
         nothing = compile_policy(NetworkPolicy(), {})
         for address, epoch in epochs.items():
             number = int(address) - int(self._config.address(0))
             dead = BoxState(number, address, nothing, epoch, DenialLog(0))
-            elements = [*dead.identity(), *dead.policy()]
-            elements += await self._filterer.do(filter.named, address)
+            elements = [*dead.identity(), *dead.policy(), *named.get(address, [])]
             await self._filterer.do(filter.remove, address, elements)
         alive = {link_name(box.number) for box in self._boxes.values()}
         await self._maker.do(self._router.delete_links, links - alive)
@@ -141,7 +142,12 @@ class NetworkManager:
         return adopted
 
     async def _adopt(
-        self, filter: Filter, box: BoxState, epoch: int | None, chain: str | None
+        self,
+        filter: Filter,
+        box: BoxState,
+        epoch: int | None,
+        chain: str | None,
+        named: list[Element],
     ) -> None:
         self._use_chain(box.rules)
         if epoch is None:  # the filter's table is of another version, and made anew
@@ -151,7 +157,7 @@ class NetworkManager:
             box.epoch = epoch
         else:  # its policy was changed, and the daemon ended before the filter was told
             old = BoxState(box.number, box.address, box.rules, epoch, box.denials)
-            delete = [*old.policy(), *await self._filterer.do(filter.named, box.address)]
+            delete = [*old.policy(), *named]
             await self._filterer.do(filter.apply, box.rules, delete=delete, add=box.policy())
 
     async def take(self, policy: NetworkPolicy) -> BoxNetwork:
@@ -193,6 +199,9 @@ class NetworkManager:
                 hint='make the box with default="deny", which allows nothing and can be changed',
             )
         rules = compile_policy(policy, self._config.services)
+        await self._finish(self._change(network, rules))
+
+    async def _change(self, network: BoxNetwork, rules: Rules) -> None:
         box = self._find(network)
         async with box.changing:
             self._find(network)
@@ -220,7 +229,7 @@ class NetworkManager:
         """
         box = self._boxes.get(network.address) if network.address else None
         if box is not None and box.number == network.number:
-            await self._end(box)
+            await self._finish(self._end(box))
 
     async def _end(self, box: BoxState) -> None:
         async with box.changing:
@@ -336,6 +345,13 @@ class NetworkManager:
         while len(self._unused) > _UNUSED_CHAINS_MAX and self._filter is not None:
             name, _ = self._unused.popitem(last=False)
             self._background(self._filterer.do(self._filter.delete_chain, name))
+
+    async def _finish(self, work: Coroutine[Any, Any, None]) -> None:
+        """Wait for work that is done to its end even when the caller is cancelled."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        await asyncio.shield(task)
 
     def _background(self, work: Coroutine[Any, Any, None]) -> None:
         async def run() -> None:

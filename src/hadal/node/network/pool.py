@@ -26,7 +26,7 @@ class NetworkPool:
         config: Settings.
         router: Makes them,
         worker: in this thread.
-        adopted: Numbers that it must leave alone.
+        adopted: Numbers that are in use already.
     """
 
     def __init__(
@@ -35,8 +35,8 @@ class NetworkPool:
         self._config = config
         self._router = router
         self._worker = worker
-        self._adopted = adopted
-        self._fresh = iter(range(FIRST_NUMBER, FIRST_NUMBER + config.capacity))
+        numbers = range(FIRST_NUMBER, FIRST_NUMBER + config.capacity)
+        self._fresh = (number for number in numbers if number not in adopted)
         self._returned: deque[int] = deque()
         self._namespaces: dict[int, int] = {}
         self._ready: asyncio.Queue[int | HadalError] = asyncio.Queue()
@@ -111,8 +111,6 @@ class NetworkPool:
                 number = self._returned.popleft()
             if number is None:
                 break
-            if number in self._adopted:
-                continue
             fd = await self._worker.do(self._router.make_box, number)
             if fd is not None:
                 self._namespaces[number] = fd

@@ -1,7 +1,6 @@
 """The resolver of all boxes: answers what their policies allow, and opens the filter before it does."""
 
 import asyncio
-import logging
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
@@ -26,14 +25,13 @@ from hadal.node.network.upstream import Upstream
 
 __all__ = ["Resolver"]
 
-logger = logging.getLogger(__name__)
-
 _PENDING_MAX = 64
 _STREAMS_MAX = 16
 _STREAM_IDLE_S = 10.0
 _LENGTH = struct.Struct("!H")
 _NOT_ALLOWED = "the policy of the box does not allow this name"
 _PRIVATE = "it leads to addresses that a name cannot allow"
+_NO_ANSWER = "no resolver of the node answers"
 _FULL = "the box knows too many addresses"
 Admit = Callable[[BoxState, str, Collection[IPv4Address], int], Awaitable[bool]]
 
@@ -147,8 +145,10 @@ class Resolver(asyncio.DatagramProtocol):
             return answer(question.message)
         response = await self._upstream.ask(question.name, question.kind)
         if response is None:
-            logger.warning("no upstream resolver answers", extra={"box": str(box.address)})
+            box.denials.add(question.name, _NO_ANSWER)
             return answer(question.message, dns.rcode.SERVFAIL)
+        if not box.rules.is_allowed(question.name):  # any more
+            return self._refuse(box, question, _NOT_ALLOWED)
         if question.kind != dns.rdatatype.A:
             return answer(question.message, response.rcode(), tuple(response.answer))
         chain = follow(question, response)

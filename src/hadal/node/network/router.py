@@ -145,14 +145,18 @@ class Router:
         return f"{self._config.name}0"
 
     def _connect_host(self, library: RuleLibrary) -> None:
-        remembered = self._directory / "uplink"
         sock = NetlinkSocket(socket.NETLINK_ROUTE)
-        if self._host_link in links.link_names(sock):
-            pair = IPv4Network(remembered.read_text())
+        done = self._directory / "uplink"  # written when the link is as it should be
+        there = self._host_link in links.link_names(sock)
+        if there and done.exists():
+            pair = IPv4Network(done.read_text())
         else:
+            done.unlink(missing_ok=True)
+            if there:
+                sock.send([links.delete_link(self._host_link)])
             pair = self._free_pair(links.used_networks(sock))
             self._make_uplink(sock, pair)
-            remembered.write_text(str(pair))
+            done.write_text(str(pair))
         sock.close()
         _set("net/ipv4/ip_forward", "1")
         library.run(

@@ -31,11 +31,19 @@ class Worker:
             NodeError: The system refused something.
         """
         work = partial(function, *args, **kwargs)
+        future = asyncio.get_running_loop().run_in_executor(self._executor, work)
+        future.add_done_callback(_seen)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+            return await asyncio.shield(future)
         except OSError as error:
             raise NodeError(f"network of a box: {error}") from error
 
     def close(self) -> None:
         """End the thread when it has done what it was asked for."""
         self._executor.shutdown()
+
+
+def _seen(future: asyncio.Future[R]) -> None:
+    """Where nobody waits any more, nobody is told what failed."""
+    if not future.cancelled():
+        future.exception()
