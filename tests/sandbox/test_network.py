@@ -192,6 +192,51 @@ def test_an_update_cuts_what_only_comes_in(with_network):
     with_network(body)
 
 
+def test_named_services(with_network):
+    async def body(lab, manager, make):
+        box = await make(NetworkPolicy(allow=("mirror",)))
+        assert await box.resolve("web.test") == [WEB]
+        assert await box.reach(WEB, 443) == "ok"
+        assert await box.reach(WEB, 80) == "ECONNREFUSED"
+        assert await box.resolve("rebound.test") == [PRIVATE]
+        assert await box.reach(PRIVATE, 80) == "ok"
+        assert await box.resolve("other.test") == "REFUSED"
+        box = await make(NetworkPolicy(default="allow", deny=("mirror",)))
+        assert await box.resolve("web.test") == "REFUSED"
+        assert await box.resolve("other.test") == [OTHER]
+
+    mirror = ("web.test:443", "rebound.test", f"{PRIVATE}:80")
+    with_network(body, services={"mirror": mirror})
+
+
+def test_whoever_stops_waiting_leaves_nothing_behind(with_network):
+    """Takers and changers that are cancelled anywhere: in the end there is nothing, and all still works."""
+
+    async def body(lab, manager, make):
+        async def use(number):
+            network = await manager.take(NetworkPolicy(allow=(f"192.0.2.{number}",)))
+            try:
+                for n in range(5):
+                    await manager.update(network, NetworkPolicy(allow=(f"198.18.{number}.{n}",)))
+            finally:
+                await asyncio.shield(asyncio.ensure_future(manager.give_back(network)))
+
+        for _ in range(3):
+            users = [asyncio.create_task(use(number)) for number in range(30)]
+            for n, user in enumerate(users):
+                asyncio.get_running_loop().call_later(n * 0.001, user.cancel)
+            await asyncio.wait(users)
+        box = await make(NetworkPolicy(allow=(WEB,)))
+        assert await box.reach(WEB) == "ok"
+        await asyncio.sleep(0.1)
+        table = lab.in_router("nft", "-n", "list", "set", "inet", "hadal", "boxes")
+        assert table.count('"box') == 1
+        chains = lab.in_router("nft", "list", "chains").count("chain policy_")
+        assert chains <= 65
+
+    with_network(body)
+
+
 def test_statistics_count_what_went(with_network):
     async def body(lab, manager, make):
         box = await make(NetworkPolicy(allow=(WEB,)))

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import random
 import signal
 import subprocess
@@ -34,7 +35,6 @@ async def main():
     directory, count, churn = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "churn"
     config = NetworkConfig(name="lab", directory=directory, upstreams=("192.0.2.1",), pool=4)
     manager = NetworkManager(config)
-    print("starting", flush=True)
     await manager.recover(())
     policy = NetworkPolicy(allow=("web.test:443/tcp",))
     networks = [await manager.take(policy) for _ in range(count)]
@@ -50,16 +50,13 @@ asyncio.run(main())
 """
 
 
-def hold(lab, count=0, how="hold", *, wait=True):
-    """Start a daemon of its own process; return it and its networks, if it is waited for."""
+def hold(lab, count=0, how="hold"):
+    """Start a daemon of its own process; return it and its networks."""
     with namespace.entered(lab.node):
         process = subprocess.Popen(
             [sys.executable, "-c", HOLDER, str(lab.directory), str(count), how],
             stdout=subprocess.PIPE,
         )
-    assert process.stdout.readline() == b"starting\n"
-    if not wait:
-        return process, []
     networks = [
         BoxNetwork(number, Path(path), address, "10.201.0.1")
         for number, path, address in json.loads(process.stdout.readline())
@@ -211,20 +208,26 @@ def test_one_daemon_at_a_time(with_network):
     with_network(body)
 
 
-def churn_and_kill(lab, delay_s, *, starting):
-    process, _ = hold(lab, 5, "churn", wait=not starting)
-    time.sleep(delay_s)
-    kill(process)
+LIFE = """
+import asyncio, sys
+from pathlib import Path
+from hadal.node.network import NetworkConfig, NetworkManager
+from hadal.sandbox.network_policy import NetworkPolicy
+
+async def main():
+    config = NetworkConfig(name="lab", directory=Path(sys.argv[1]), upstreams=("192.0.2.1",), pool=1)
+    async with NetworkManager(config) as manager:
+        networks = [await manager.take(NetworkPolicy(allow=(f"192.0.2.{n}",))) for n in range(2)]
+        await manager.update(networks[0], NetworkPolicy.open())
+        for network in networks:
+            await manager.give_back(network)
+
+asyncio.run(main())
+"""
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(40, marks=pytest.mark.slow)])
-def test_killed_anywhere_nothing_is_orphaned(lab, kills):
-    delays = random.Random(kills)
-
+def nothing_is_left(lab):
     async def body():
-        for _ in range(kills):
-            await asyncio.to_thread(churn_and_kill, lab, delays.uniform(0, 0.1), starting=False)
-            await asyncio.to_thread(churn_and_kill, lab, delays.uniform(0, 0.06), starting=True)
         manager = NetworkManager(lab.config(pool=0))
         await manager.recover(())
         assert sets_of(lab) == {}
@@ -233,6 +236,34 @@ def test_killed_anywhere_nothing_is_orphaned(lab, kills):
 
     in_node(lab, body)
     assert [p.name for p in (lab.directory / "lab").iterdir()] == ["lock"]
+    with namespace.entered(lab.node):
+        assert "lab" not in subprocess.run(["ip", "-o", "link"], stdout=-1, text=True).stdout
+        assert not subprocess.run(["nft", "list", "tables"], stdout=-1).stdout
+
+
+@pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_at_each_point_nothing_is_orphaned(lab, step):
+    """The daemon is ended at its first, second, ... point of `hadal.node.faults`."""
+    for point in range(1, 200, step):
+        environment = os.environ | {"HADAL_FAULT": f"kill:{point}"}
+        with namespace.entered(lab.node):
+            command = [sys.executable, "-c", LIFE, str(lab.directory)]
+            status = subprocess.run(command, env=environment).returncode
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL, f"point {point}"
+        nothing_is_left(lab)
+    assert point > 40
+
+
+@pytest.mark.slow
+def test_killed_anywhere_nothing_is_orphaned(lab):
+    delays = random.Random(0)
+    for _ in range(40):
+        process, _ = hold(lab, 5, "churn")
+        time.sleep(delays.uniform(0, 0.1))
+        kill(process)
+    nothing_is_left(lab)
 
 
 @pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.slow)])

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
 from hadal.errors import NodeError, UnsupportedError
+from hadal.node.faults import reach
 from hadal.node.network.boxes import ADDRESS_SETS, NAME_SETS
 from hadal.node.network.config import NetworkConfig
 from hadal.node.network.connections import forget_connections
@@ -73,6 +74,7 @@ class Filter:
         if name not in self._chains:
             self._library.run(policy_chain(rules))
             self._chains.add(name)
+            reach("network: chain of a policy added")
         self._table.change(delete=delete, add=add)
 
     def delete_chain(self, name: str) -> None:
@@ -95,6 +97,7 @@ class Filter:
             NetlinkError: The kernel refuses it.
         """
         self._table.change(delete=elements)
+        reach("network: elements of a box deleted")
         forget_connections(self._connections, address)
 
     def tallies(self, address: IPv4Address) -> Mapping[str, Tally]:

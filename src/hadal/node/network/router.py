@@ -20,6 +20,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 from hadal.errors import NoCapacityError, NodeError, UnsupportedError
+from hadal.node.faults import reach
 from hadal.node.network import links, namespace
 from hadal.node.network.boxes import link_name
 from hadal.node.network.config import NetworkConfig
@@ -138,7 +139,9 @@ class Router:
                 ]
             )
             sock.close()
+        reach("network: router made")
         namespace.keep(self._namespace, self._kept)
+        reach("network: router kept")
 
     @property
     def _host_link(self) -> str:
@@ -156,6 +159,7 @@ class Router:
                 sock.send([links.delete_link(self._host_link)])
             pair = self._free_pair(links.used_networks(sock))
             self._make_uplink(sock, pair)
+            reach("network: uplink up")
             done.write_text(str(pair))
         sock.close()
         _set("net/ipv4/ip_forward", "1")
@@ -184,6 +188,7 @@ class Router:
                 )
             ]
         )  # fmt: skip
+        reach("network: uplink made")
         outer = links.link_names(sock)[self._host_link]
         sock.send(
             [
@@ -226,6 +231,7 @@ class Router:
                         )
                     ]
                 )  # fmt: skip
+                reach("network: link of a box made")
                 inside = NetlinkSocket(socket.NETLINK_ROUTE)
                 inside.send(
                     [
@@ -310,8 +316,11 @@ class Router:
                 host = NetlinkSocket(socket.NETLINK_ROUTE)
                 self._send_if_there(host, links.delete_link(self._host_link))
                 host.close()
+                reach("network: uplink deleted")
                 self._library.run(self._delete_table())
+            reach("network: table deleted")
             namespace.release(self._kept)
+            reach("network: router released")
             (self._directory / "uplink").unlink(missing_ok=True)
         if self._library is not None:
             self._library.close()

@@ -7,6 +7,7 @@ from functools import partial
 from typing import ParamSpec, TypeVar
 
 from hadal.errors import NodeError
+from hadal.node.faults import reach
 
 __all__ = ["Worker"]
 
@@ -30,7 +31,7 @@ class Worker:
         Raises:
             NodeError: The system refused something.
         """
-        work = partial(function, *args, **kwargs)
+        work = partial(_run, function, *args, **kwargs)
         future = asyncio.get_running_loop().run_in_executor(self._executor, work)
         future.add_done_callback(_seen)
         try:
@@ -41,6 +42,13 @@ class Worker:
     def close(self) -> None:
         """End the thread when it has done what it was asked for."""
         self._executor.shutdown()
+
+
+def _run(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    reach("network: before a step")
+    result = function(*args, **kwargs)
+    reach("network: after a step")
+    return result
 
 
 def _seen(future: asyncio.Future[R]) -> None:
