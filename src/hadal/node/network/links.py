@@ -1,6 +1,8 @@
 """Links, addresses, routes and neighbours, as messages of rtnetlink."""
 
+import errno
 import struct
+import time
 from ipaddress import IPv4Address, IPv4Network
 
 from hadal.node.network.netlink import (
@@ -9,6 +11,7 @@ from hadal.node.network.netlink import (
     DUMP,
     EXCLUSIVE,
     Message,
+    NetlinkError,
     NetlinkSocket,
     attribute,
     nested,
@@ -29,6 +32,7 @@ __all__ = [
     "make_veth",
     "set_group",
     "used_networks",
+    "wait_until_up",
 ]
 
 LOOPBACK_IDX = 1
@@ -43,6 +47,7 @@ _MAIN_TABLE, _STATIC, _UNICAST, _PERMANENT = 254, 4, 1, 0x80
 _SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO, _IFLA_NET_NS_FD = 1, 3, 4, 18, 28
 _IFLA_GROUP, _IFLA_NUM_TX_QUEUES, _IFLA_NUM_RX_QUEUES = 27, 31, 32
+_IFLA_OPERSTATE, _OPERSTATE_UP = 16, b"\6"
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
 
@@ -124,6 +129,24 @@ def delete_group(group: int) -> Message:
 def link_up(index: int) -> Message:
     """Set a link up."""
     return Message(_NEWLINK, _LINK.pack(0, 0, index, _IFF_UP, _IFF_UP), ACK, f"set link {index} up")
+
+
+def wait_until_up(sock: NetlinkSocket, index: int) -> None:
+    """Wait until a link lets packets through, after both ends of its pair are set up.
+
+    The kernel sees to that later, in its own time, and drops packets until then; asking for one link
+    makes it do it now, from Linux 6.8 on.
+
+    Raises:
+        NetlinkError: It does not come up within a second.
+    """
+    request = Message(_GETLINK, _LINK.pack(0, 0, index, 0, 0), 0, f"state of link {index}")
+    for _ in range(1000):
+        (body,) = sock.ask(request)
+        if dict(read_attributes(body[_LINK.size :])).get(_IFLA_OPERSTATE) == _OPERSTATE_UP:
+            return
+        time.sleep(0.001)
+    raise NetlinkError(errno.ETIMEDOUT, f"link {index} does not come up")
 
 
 def add_address(index: int, address: IPv4Address, prefix: int) -> Message:

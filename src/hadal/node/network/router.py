@@ -204,6 +204,7 @@ class Router:
                 links.add_route(_ANYWHERE, _UPLINK_INDEX, pair[0]),
             ]
         )
+        links.wait_until_up(inside, _UPLINK_INDEX)
         inside.close()
 
     def make_box(self, number: int) -> int | None:
@@ -250,6 +251,7 @@ class Router:
                         links.add_neighbour(index, address, far),
                     ]
                 )
+                links.wait_until_up(self._routes, index)
         except NetlinkError as error:
             if error.errno == errno.EEXIST:
                 return None

@@ -31,7 +31,7 @@ class Worker:
         Raises:
             NodeError: The system refused something.
         """
-        work = partial(_run, function, *args, **kwargs)
+        work = partial(_run, partial(function, *args, **kwargs))
         future = asyncio.get_running_loop().run_in_executor(self._executor, work)
         future.add_done_callback(_seen)
         try:
@@ -44,9 +44,9 @@ class Worker:
         self._executor.shutdown()
 
 
-def _run(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+def _run(function: Callable[[], R]) -> R:
     reach("network: before a step")
-    result = function(*args, **kwargs)
+    result = function()
     reach("network: after a step")
     return result
 
