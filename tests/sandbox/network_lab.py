@@ -8,9 +8,9 @@ stays in the namespace where it was made.
 
 import asyncio
 import contextlib
-import ctypes.util
 import errno
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -26,8 +26,8 @@ import pytest
 from hadal.node.network import NetworkConfig, NetworkManager, namespace
 
 needs_network = pytest.mark.skipif(
-    os.geteuid() != 0 or ctypes.util.find_library("nftables") is None,
-    reason="networks of boxes need root and nftables",
+    os.geteuid() != 0 or not all(shutil.which(program) for program in ("nft", "ip", "unshare")),
+    reason="networks of boxes need root, and their tests the programs nft, ip and unshare",
 )
 
 WEB = "203.0.113.10"

@@ -237,6 +237,34 @@ def test_whoever_stops_waiting_leaves_nothing_behind(with_network):
     with_network(body)
 
 
+def echo_request():
+    body = struct.pack("!BBHHH", 8, 0, 0, 7, 1) + b"hello"
+    words = struct.unpack(f"!{len(body + body[:1]) // 2}H", body + b"\0" * (len(body) % 2))
+    total = sum(words)
+    total = (total & 0xFFFF) + (total >> 16)
+    return body[:2] + struct.pack("!H", ~total & 0xFFFF) + body[4:]
+
+
+def test_pings_and_fragments(with_network):
+    async def body(lab, manager, make):
+        box = await make(NetworkPolicy(allow=(WEB, f"{OTHER}:{UDP_PORT}")))
+        assert await box.datagram(WEB, data=b"x" * 9000) == "ok"
+        assert await box.datagram(OTHER, data=b"x" * 9000) == "ok"
+        loop = asyncio.get_running_loop()
+        with namespace.entered(box.fd):
+            raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+        raw.setblocking(False)
+        for address, answer in ((WEB, 0), (OTHER, 3)):  # echo reply, unreachable
+            await loop.sock_sendto(raw, echo_request(), (address, 0))
+            async with asyncio.timeout(1):
+                assert (await loop.sock_recv(raw, 200))[20] == answer
+        raw.close()
+        targets = {d.target for d in (await manager.statistics(box.network)).denials}
+        assert targets == {f"{OTHER}/icmp"}
+
+    with_network(body)
+
+
 def test_statistics_count_what_went(with_network):
     async def body(lab, manager, make):
         box = await make(NetworkPolicy(allow=(WEB,)))
