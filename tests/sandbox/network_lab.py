@@ -281,6 +281,8 @@ class Box:
                 wire = query.to_wire()
                 await loop.sock_sendall(sock, (len(wire).to_bytes(2, "big") if tcp else b"") + wire)
                 data = await loop.sock_recv(sock, 65535)
+                if not data:
+                    raise ConnectionResetError("closed without an answer")
                 while tcp and len(data) < 2 + int.from_bytes(data[:2], "big"):
                     data += await loop.sock_recv(sock, 65535)
         finally:

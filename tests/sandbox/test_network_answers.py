@@ -47,6 +47,13 @@ def test_a_name_is_asked_for_as_it_came(name):
     assert dns.name.from_text(question.name) == question.message.question[0].name
 
 
+def test_dots_within_a_label_are_not_dots():
+    name = dns.name.Name((b"x.github", b"com", b""))
+    assert name.to_text() == r"x\.github.com."
+    question = read_question(dns.message.make_query(name, "A").to_wire())
+    assert question.rcode() == dns.rcode.REFUSED
+
+
 def test_aliases_in_a_circle_end():
     text = "id 1\nopcode QUERY\nrcode NOERROR\nflags QR\n;QUESTION\na.test. IN A\n;ANSWER\n"
     circle = "a.test. 5 IN CNAME b.test.\nb.test. 5 IN CNAME a.test.\n"

@@ -207,6 +207,22 @@ def test_a_silent_upstream_holds_up_nobody_else(with_network):
     with_network(body, upstream_timeout_s=0.25)
 
 
+def test_a_box_cannot_hold_the_resolver_by_streams(with_network):
+    async def body(lab, manager, make):
+        box, other = await make(NetworkPolicy.open()), await make(NetworkPolicy.open())
+        held = [await box.connect(str(box.network.resolver), 53) for _ in range(20)]
+        assert await other.resolve("web.test", tcp=True) == [WEB]
+        with pytest.raises(ConnectionResetError):
+            await box.resolve("web.test", tcp=True)
+        assert await box.resolve("web.test") == [WEB]
+        for sock in held:
+            sock.close()
+        await asyncio.sleep(0.05)
+        assert await box.resolve("web.test", tcp=True) == [WEB]
+
+    with_network(body)
+
+
 def test_a_flood_of_questions_is_cut(with_network):
     async def body(lab, manager, make):
         box, other = await make(NetworkPolicy()), await make(NetworkPolicy.open())

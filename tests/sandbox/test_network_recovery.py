@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 from hadal.errors import NoCapacityError, NodeError
-from hadal.node.network import LiveNetwork, NetworkManager, namespace
+from hadal.node.network import LiveNetwork, NetworkManager, namespace, probe
 from hadal.node.network.handles import BoxNetwork
-from hadal.node.network.probe import probe
 from hadal.sandbox.network_policy import NetworkPolicy
 from tests.sandbox.network_lab import OTHER, WEB, Box, needs_network
 from tests.sandbox.network_lab import lab as lab
@@ -241,7 +240,7 @@ def nothing_is_left(lab):
         assert not subprocess.run(["nft", "list", "tables"], stdout=-1).stdout
 
 
-@pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [13, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_each_point_nothing_is_orphaned(lab, step):
     """The daemon is ended at its first, second, ... point of `hadal.node.faults`."""
     for point in range(1, 200, step):
@@ -300,7 +299,7 @@ import asyncio, os, sys
 from pathlib import Path
 from hadal.errors import UnsupportedError
 from hadal.node.network import NetworkConfig, NetworkManager
-from hadal.node.network.probe import probe
+from hadal.node.network.findings import probe
 if sys.argv[2] == "nobody":
     os.setuid(65534)
 try:

@@ -4,12 +4,15 @@ from hadal.node.network.config import NetworkConfig
 from hadal.node.network.denials import Denial
 from hadal.node.network.handles import BoxNetwork, LiveNetwork, NetworkStatistics
 from hadal.node.network.manager import NetworkManager
+from hadal.node.network.findings import Finding, probe
 
 __all__ = [
     "BoxNetwork",
     "Denial",
+    "Finding",
     "LiveNetwork",
     "NetworkConfig",
     "NetworkManager",
     "NetworkStatistics",
+    "probe",
 ]

@@ -76,6 +76,9 @@ def read_question(wire: bytes) -> Question | dns.message.Message | None:
     asked = message.question[0]
     if asked.rdclass != dns.rdataclass.IN or asked.rdtype == dns.rdatatype.ANY:
         return answer(message, dns.rcode.NOTIMP)
+    if any(b"." in label for label in asked.name.labels):
+        # As text, which is what policies are about, it looks like a name below another one.
+        return answer(message, dns.rcode.REFUSED)
     return Question(message, _text(asked.name), asked.rdtype)
 
 

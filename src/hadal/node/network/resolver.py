@@ -26,7 +26,7 @@ from hadal.node.network.upstream import Upstream
 __all__ = ["Resolver"]
 
 _PENDING_MAX = 64
-_STREAMS_MAX = 16
+_STREAMS_MAX, _ALL_STREAMS_MAX = 8, 1024
 _STREAM_IDLE_S = 10.0
 _LENGTH = struct.Struct("!H")
 _NOT_ALLOWED = "the policy of the box does not allow this name"
@@ -59,6 +59,7 @@ class Resolver(asyncio.DatagramProtocol):
         self._never = never
         self._admit = admit
         self._tasks: set[asyncio.Task[None]] = set()
+        self._streams = 0
         self._transport: asyncio.DatagramTransport | None = None
         self._server: asyncio.Server | None = None
 
@@ -98,10 +99,12 @@ class Resolver(asyncio.DatagramProtocol):
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         box = self._boxes.get(IPv4Address(writer.get_extra_info("peername")[0]))
-        if box is None or box.streams >= _STREAMS_MAX:
+        full = self._streams >= _ALL_STREAMS_MAX
+        if full or box is None or box.streams >= _STREAMS_MAX:
             writer.close()
             return
         box.streams += 1
+        self._streams += 1
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
@@ -121,6 +124,7 @@ class Resolver(asyncio.DatagramProtocol):
         finally:
             self._tasks.discard(task)
             box.streams -= 1
+            self._streams -= 1
             writer.close()
 
     async def answer(self, box: BoxState, wire: bytes, *, udp: bool) -> bytes | None:
