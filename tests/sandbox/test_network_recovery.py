@@ -156,6 +156,27 @@ def test_a_policy_that_the_filter_was_not_told_counts(lab):
     in_node(lab, body)
 
 
+@pytest.mark.parametrize("change", [True, False])
+def test_names_of_before_end_with_the_policy_or_the_box(lab, change):
+    async def body():
+        process, (network,) = await asyncio.to_thread(hold, lab, 1)
+        box = Box(network)
+        assert await box.resolve("web.test") == [WEB]
+        kill(process)
+        manager = NetworkManager(lab.config())
+        (adopted,) = await manager.recover([LiveNetwork(network.number, POLICY)])
+        assert await box.reach(WEB) == "ok"
+        if change:
+            await manager.update(adopted, NetworkPolicy(allow=("other.test",)))
+            assert await box.reach(WEB) == "ECONNREFUSED"
+        box.close()
+        await manager.give_back(adopted)
+        assert sets_of(lab) == {}
+        await manager.close()
+
+    in_node(lab, body)
+
+
 def test_networks_stay_when_a_manager_is_closed(lab):
     async def body():
         manager = NetworkManager(lab.config())

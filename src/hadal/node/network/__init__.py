@@ -2,9 +2,9 @@
 
 from hadal.node.network.config import NetworkConfig
 from hadal.node.network.denials import Denial
+from hadal.node.network.findings import Finding, probe
 from hadal.node.network.handles import BoxNetwork, LiveNetwork, NetworkStatistics
 from hadal.node.network.manager import NetworkManager
-from hadal.node.network.findings import Finding, probe
 
 __all__ = [
     "BoxNetwork",

@@ -34,6 +34,8 @@ class BoxState:
         epoch: What its connections are marked with; new with each change of policy.
         denials: What it was denied.
         admitted: Addresses that it knows for names, and until when, in seconds of the event loop.
+        inherited: Elements for names that it knew before the daemon was restarted; which names these
+            were is not known, so that they end with the next change of policy.
         pending: Questions that wait for an answer.
         streams: Connections to the resolver.
         questions: That it has asked.
@@ -49,6 +51,7 @@ class BoxState:
     admitted: dict[tuple[str, IPv4Address], float] = field(
         default_factory=dict[tuple[str, IPv4Address], float]
     )
+    inherited: list[Element] = field(default_factory=list[Element])
     pending: int = 0
     streams: int = 0
     questions: int = 0

@@ -154,7 +154,7 @@ class NetworkManager:
             add = [*box.identity(), *box.policy()]
             await self._filterer.do(filter.apply, box.rules, delete=[], add=add)
         elif chain == chain_name(box.rules):
-            box.epoch = epoch
+            box.epoch, box.inherited = epoch, named
         else:  # its policy was changed, and the daemon ended before the filter was told
             old = BoxState(box.number, box.address, box.rules, epoch, box.denials)
             delete = [*old.policy(), *named]
@@ -207,7 +207,7 @@ class NetworkManager:
             self._find(network)
             now_s = asyncio.get_running_loop().time()
             before = (box.rules, box.epoch)
-            old = [*box.policy(), *box.named(now_s)]
+            old = [*box.policy(), *box.named(now_s), *box.inherited]
             box.rules, box.epoch = rules, next(self._epochs)
             new = [*box.policy(), *box.named(now_s)]
             self._use_chain(rules)
@@ -217,6 +217,7 @@ class NetworkManager:
                 self._leave_chain(rules)
                 box.rules, box.epoch = before
                 raise
+            box.inherited = []
             self._leave_chain(before[0])
 
     async def give_back(self, network: BoxNetwork) -> None:
@@ -235,7 +236,7 @@ class NetworkManager:
         async with box.changing:
             if self._boxes.pop(box.address, None) is None:
                 return
-            elements = [*box.identity(), *box.policy(), *box.named(0.0)]
+            elements = [*box.identity(), *box.policy(), *box.named(0.0), *box.inherited]
             try:
                 await self._filterer.do(self._running().remove, box.address, elements)
             finally:
