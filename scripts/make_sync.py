@@ -26,11 +26,12 @@ import signal as signals
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from hadal.errors import CommandFailedError
 from hadal.sandbox.box import AsyncSandbox, command_body
 from hadal.sandbox.files import AsyncFiles
+from hadal.sandbox.network_policy import NetworkPolicy
 from hadal.sandbox.portal import call, iterate
 from hadal.sandbox.process import AsyncProcess, StreamName
 from hadal.sandbox.replay import ReplayReport

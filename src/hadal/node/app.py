@@ -36,11 +36,13 @@ from hadal.node.journal import Record
 from hadal.node.node import Node
 from hadal.node.wire import Tag, decode_fields
 from hadal.sandbox.client import ERROR_DETAILS
+from hadal.sandbox.network_policy import NetworkPolicy
 from hadal.sandbox.protocol import (
     CallRequest,
     CommandRequest,
     CreateRequest,
     FileChange,
+    NetworkRequest,
     SignalRequest,
     SnapshotRequest,
 )
@@ -203,7 +205,7 @@ class Routes:
     async def call(self, request: web.Request) -> web.Response:
         """POST /v1/boxes/{box}/call."""
         body = await _body(request, CallRequest)
-        return web.json_response(await request.app[_NODE].call(_box(request).id, body))
+        return web.json_response(await request.app[_NODE].calls.call(_box(request).id, body))
 
     async def fork(self, request: web.Request) -> web.Response:
         """POST /v1/boxes/{box}/fork."""
@@ -211,6 +213,25 @@ class Routes:
         body = await _body(request, SnapshotRequest)
         made = await node.fork(_box(request).id, body.count, body.request_id)
         return web.json_response({"boxes": [dataclasses.asdict(node.info(b.id)) for b in made]})
+
+    async def snapshot(self, request: web.Request) -> web.Response:
+        """POST /v1/boxes/{box}/snapshot."""
+        body = await _body(request, SnapshotRequest)
+        node = request.app[_NODE]
+        reference = await node.snapshots.take(_box(request), body.name, body.request_id)
+        return web.json_response({"reference": reference})
+
+    async def set_network(self, request: web.Request) -> web.Response:
+        """PUT /v1/boxes/{box}/network."""
+        body = await _body(request, NetworkRequest)
+        policy = NetworkPolicy.from_json(body.policy)
+        await request.app[_NODE].set_network(_box(request), policy, body.request_id)
+        return web.json_response({})
+
+    async def network(self, request: web.Request) -> web.Response:
+        """GET /v1/boxes/{box}/network: what it sent, received, and was denied."""
+        found = await request.app[_NODE].networks.statistics(_box(request).id)
+        return web.json_response(json.loads(json.dumps(dataclasses.asdict(found), default=str)))
 
     async def pause(self, request: web.Request) -> web.Response:
         """POST /v1/boxes/{box}/pause."""
@@ -478,6 +499,9 @@ def build_node_app(node: Node, *, keys: frozenset[str] = frozenset()) -> web.App
     app.router.add_get(box + r"/ports/{port:\d{1,5}}", routes.port)
     app.router.add_post(box + "/call", routes.call)
     app.router.add_post(box + "/fork", routes.fork)
+    app.router.add_post(box + "/snapshot", routes.snapshot)
+    app.router.add_put(box + "/network", routes.set_network)
+    app.router.add_get(box + "/network", routes.network)
     app.router.add_post(box + "/pause", routes.pause)
     app.router.add_post(box + "/resume", routes.resume)
     app.router.add_post(box + "/commands", routes.run)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import fcntl
 import logging
 import os
@@ -16,10 +17,9 @@ from pathlib import Path
 
 from aiohttp import web
 
-from hadal.errors import HadalError, NodeError
+from hadal.errors import HadalError, NodeError, UnsupportedError
 from hadal.node.app import build_node_app
 from hadal.node.node import Node, NodeConfig
-from hadal.node.plain_images import PlainImages
 
 __all__ = ["Listen", "run_daemon"]
 
@@ -92,7 +92,7 @@ class _Activity:
 
 
 async def _serve(config: NodeConfig, listen: Listen) -> None:
-    node = Node(config, PlainImages(config.state / "images"))
+    node = Node(config)
     await node.start()
     activity = _Activity()
     runners: list[web.AppRunner] = []
@@ -151,11 +151,28 @@ async def _until_idle(node: Node, activity: _Activity, idle_s: float, stop: asyn
             return
 
 
+_NEW_MOUNTS, _RECURSIVE, _PRIVATE = 0x20000, 1 << 14, 1 << 18
+
+
+def _leave_host_mounts() -> None:
+    """Enter a mount namespace of our own: layers are mounted in it, and go with the last who uses it.
+
+    Before there are threads: each has its own.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_NEW_MOUNTS) or libc.mount(b"none", b"/", None, _RECURSIVE | _PRIVATE, None):
+        raise UnsupportedError(
+            f"no mount namespace for the node: {os.strerror(ctypes.get_errno())}",
+            hint="run it as root; `hadal doctor` says what each kind of box needs",
+        )
+
+
 def run_daemon(config: NodeConfig, listen: Listen) -> int:
     """Run a node until it is told to stop; return the exit status."""
     _raise_file_limit()
     try:
         with _only_one(config.state):
+            _leave_host_mounts()
             asyncio.run(_serve(config, listen))
     except HadalError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201

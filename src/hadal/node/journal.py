@@ -151,6 +151,14 @@ class Journal:
             (state, json.dumps(runtime), box),
         )
 
+    def set_spec(self, box: str, changes: Mapping[str, Any]) -> None:
+        """Record that something of a box's spec has been changed."""
+        self._write(
+            "box.spec",
+            "UPDATE boxes SET spec = json_patch(spec, ?) WHERE id = ?",
+            (json.dumps(changes), box),
+        )
+
     def end_box(self, box: str, cause: str) -> None:
         """Record the end of a box. What it had begun and nobody saw ending stays unknown."""
         now = time.time_ns()

@@ -2,17 +2,16 @@
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import secrets
 import shutil
 import signal
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 from hadal.errors import (
     ConfigError,
@@ -25,57 +24,31 @@ from hadal.errors import (
 )
 from hadal.node.blobs import Blobs
 from hadal.node.box import Box, ImageDefaults, refusal_of
+from hadal.node.box_networks import BoxNetworks
 from hadal.node.branching import ForkLayers
+from hadal.node.calls import Calls
 from hadal.node.cgroups import BoxLimits, Cgroup, Cgroups
 from hadal.node.faults import reach
 from hadal.node.files import BoxFiles
-from hadal.node.functions import CallServer
 from hadal.node.guest import Guest, GuestLostError
 from hadal.node.guest_program import guest_program
+from hadal.node.images import ImageStore, ResolvedImage
 from hadal.node.journal import BoxRecord, Journal
 from hadal.node.launcher import Launcher, LaunchRequest
+from hadal.node.network import BoxNetwork
 from hadal.node.scratch import Disks
-from hadal.sandbox.protocol import CallRequest, CreateRequest
+from hadal.node.snapshots import Snapshots
+from hadal.sandbox.network_policy import NetworkPolicy
+from hadal.sandbox.protocol import CreateRequest
 from hadal.sandbox.results import BoxInfo
 from hadal.sandbox.specs import Capability, FunctionSpec, Spec, read_spec
 
-__all__ = ["Images", "Node", "NodeConfig", "Root"]
+__all__ = ["Node", "NodeConfig"]
 
 logger = logging.getLogger(__name__)
 _IDS = "abcdefghijkmnpqrstuvwxyz23456789"
 _UIDS = 65536
 _SOCKET_BYTES = 107
-
-
-@dataclass(frozen=True, kw_only=True)
-class Root:
-    """What an image gives a box.
-
-    Attributes:
-        layers: Directories, the top one first.
-        binds: Of the node's file system: source, target; read-only.
-        defaults: Of its commands.
-    """
-
-    layers: tuple[Path, ...]
-    binds: tuple[tuple[Path, str], ...] = ()
-    defaults: ImageDefaults = field(default_factory=ImageDefaults)
-
-
-class Images(Protocol):
-    """Where roots come from."""
-
-    async def acquire(self, reference: str, holder: str) -> Root:
-        """Return the root of an image, and keep it until released.
-
-        Raises:
-            ImageError: There is no such image, or it cannot be had.
-        """
-        ...
-
-    async def release(self, holder: str) -> None:
-        """Let go of what this holder has acquired."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,17 +72,27 @@ class NodeConfig:
     sync: Literal["process", "power"] = "process"
 
 
+@dataclass(frozen=True)
+class _Origin:
+    """Of a box that is made from another: that one, its image, and the copies of changes above it."""
+
+    parent: str
+    image: str
+    forked: tuple[str, ...]
+
+
 class Node:
     """The boxes of this machine. All methods run on one event loop.
 
     Args:
         config: Settings.
-        images: Where roots come from.
+        images: Where their roots come from. Default: the store in the state folder.
     """
 
-    def __init__(self, config: NodeConfig, images: Images) -> None:
+    def __init__(self, config: NodeConfig, images: ImageStore | None = None) -> None:
         self.config = config
-        self.images = images
+        self.images = images or ImageStore(config.state / "images")
+        self.networks = BoxNetworks(config.name)
         self.boxes: dict[str, Box] = {}
         self.started_ns = time.time_ns()
         self._folder = config.state / "b"
@@ -119,8 +102,9 @@ class Node:
         self._launcher = Launcher(guest_program(), self._init_exited)
         self._watch: asyncio.Task[None] | None = None
         self._forked: dict[str, list[str]] = {}
-        self._servers: dict[str, CallServer] = {}
-        self._spares: dict[str, list[asyncio.Task[Box]]] = {}
+        self._roots: dict[str, ResolvedImage] = {}
+        self.calls = Calls(self)
+        self.snapshots = Snapshots(self)
 
     # --- life of the node ---
 
@@ -158,11 +142,15 @@ class Node:
         await asyncio.gather(*self._ending.values(), return_exceptions=True)
         for box in self.boxes.values():
             box.guest.close()
+        await self.networks.close()
         self._launcher.close()
         self.journal.close()
 
     async def _recover(self) -> None:
         living = self.journal.living_boxes()
+        await self.networks.recover(
+            {r.id: (r.runtime["network"], _policy(r)) for r in living if r.runtime.get("network")}
+        )
         found = await asyncio.gather(*(self._adopt(record) for record in living))
         for record, box in zip(living, found, strict=True):
             if box is None:
@@ -195,10 +183,11 @@ class Node:
         try:
             guest = await Guest.connect(self._folder / record.id / "guest")
             spec = read_spec(record.spec)
-            root = await self.images.acquire(spec.from_ or spec.image, record.id)
+            root = await self.images.acquire(record.runtime["image"])
         except (GuestLostError, HadalError) as error:
             logger.warning("box lost: %s", error, extra={"sandbox_id": record.id})
             return None
+        self._roots[record.id] = root
         self._slots[record.id] = record.runtime["slot"]
         self._forked[record.id] = record.runtime.get("forked", [])
         return self._box(record, spec, root, pid, guest, record.runtime["disk"])
@@ -235,9 +224,7 @@ class Node:
             return next((b for b in self.boxes.values() if b.name == request.name), None)
         return None
 
-    async def _create(
-        self, request: CreateRequest, parent: str | None = None, forked: Sequence[str] = ()
-    ) -> Box:
+    async def _create(self, request: CreateRequest, origin: _Origin | None = None) -> Box:
         spec = read_spec(request.spec)
         if len(self._slots) >= self.config.max_boxes:
             raise NoCapacityError(
@@ -246,11 +233,13 @@ class Node:
             )
         box_id = "".join(secrets.choice(_IDS) for _ in range(12))
         slot = self._take_slot(box_id)
-        runtime: dict[str, Any] = {"slot": slot, "forked": list(forked)}
-        self._forked[box_id] = list(forked)
+        forked = self._forked[box_id] = list(origin.forked) if origin else []
+        runtime: dict[str, Any] = {"slot": slot, "forked": forked}
+        if origin is not None:
+            runtime["image"] = origin.image
         record = BoxRecord(
             id=box_id, request_id=request.request_id, name=request.name,
-            trajectory=request.trajectory, parent=parent,
+            trajectory=request.trajectory, parent=origin.parent if origin else None,
             spec=spec.model_dump(mode="json", by_alias=True), state="creating", cause=None,
             created_ns=time.time_ns(), ended_ns=None, runtime=runtime,
         )  # fmt: skip
@@ -275,8 +264,13 @@ class Node:
         self.boxes[box_id] = box
         self._watch_guest(box)
         if isinstance(spec, FunctionSpec):
-            self._server(box).start()
+            self.calls.start(box)
         return box
+
+    def _origin(self, box_id: str, *layers: str) -> _Origin:
+        """Return what a box like this one starts from: the very image, whatever its name means by now."""
+        root = self._roots[box_id]
+        return _Origin(box_id, root.digest or root.name, (*layers, *self._forked[box_id]))
 
     def _release(self, box_id: str) -> None:
         self._slots.pop(box_id, None)
@@ -291,7 +285,12 @@ class Node:
     async def _make(self, record: BoxRecord, spec: Spec, slot: int, runtime: dict[str, Any]) -> Box:
         box_id = record.id
         folder = self._folder / box_id
-        root = await self.images.acquire(spec.from_ or spec.image, box_id)
+        root = self._roots[box_id] = await self.images.acquire(
+            runtime.get("image") or spec.from_ or spec.image
+        )
+        runtime["image"] = root.digest or root.name
+        network = await self.networks.take(box_id, spec.network)
+        runtime["network"] = network.number
         reach("make.folder")
         (folder / "mounts").mkdir(parents=True)
         cgroup = self.cgroups.of(box_id)
@@ -300,7 +299,7 @@ class Node:
         disk = await asyncio.to_thread(self.disks.make, spec.disk_mb << 20, spec.inodes)
         runtime["disk"] = disk.device
         try:
-            request = self._request(box_id, spec, slot, root, cgroup, disk.descriptor)
+            request = self._request(box_id, spec, slot, root, cgroup, disk.descriptor, network)
             launched = await self._launcher.launch(request)
         finally:
             os.close(disk.descriptor)
@@ -308,68 +307,12 @@ class Node:
         guest = await Guest.connect(folder / "guest")
         return self._box(record, spec, root, launched.pid, guest, disk.device)
 
-    async def call(self, box_id: str, request: CallRequest) -> dict[str, Any]:
-        """Call a function in a box of functions; the same request again returns the same answer.
-
-        Raises:
-            UnsupportedError: The box is of another kind.
-            LaunchError: Its interpreter does not run.
-        """
-        box = self.get(box_id)
-        box.require(Capability.CALL)
-        record = self.journal.record_of_request(box_id, request.request_id)
-        if record is not None:
-            if record.event.state == "done" and record.event.result is not None:
-                return {**json.loads(record.stdout), "recorded": True}
-            raise refusal_of(record)
-        box.touch()
-        fields = request.model_dump(include={"source", "name", "arguments", "pickled"})
-        details = {"fresh": request.fresh}
-        position = box.begin("call", fields, request_id=request.request_id, details=details)
-        try:
-            answer = await self._perform_call(box, request)
-        except HadalError as error:
-            self.journal.end(box_id, position, "refused", {"message": error.message, "errno": 0})
-            raise
-        result = {k: answer[k] for k in ("error", "timed_out", "duration_s") if k in answer}
-        self.journal.end(box_id, position, "done", result, stdout=json.dumps(answer).encode())
-        return answer
-
-    async def _perform_call(self, box: Box, request: CallRequest) -> dict[str, Any]:
-        call = request.model_dump(include={"source", "name", "arguments", "pickled"})
-        if not request.fresh:
-            return await self._server(box).call(call, request.timeout_s)
-        other = await self._unused(box)
-        try:
-            return await self._server(other).call(call, request.timeout_s)
-        finally:
-            asyncio.get_running_loop().create_task(self.end(other.id, GoneCause.KILLED))
-
-    def _server(self, box: Box) -> CallServer:
-        if box.id not in self._servers:
-            self._servers[box.id] = CallServer(box)
-        return self._servers[box.id]
-
-    async def _unused(self, box: Box) -> Box:
-        """Return a box like this one that nobody has used, and see that spare ones are made."""
-        assert isinstance(box.spec, FunctionSpec)
-        spares = self._spares.setdefault(box.id, [])
-        for _ in range(box.spec.spare + 1 - len(spares)):
-            spares.append(asyncio.get_running_loop().create_task(self._make_spare(box)))
-        return await spares.pop(0)
-
-    async def _make_spare(self, box: Box) -> Box:
-        spec = {**box.spec.model_dump(mode="json", by_alias=True), "spare": 0}
-        create = CreateRequest(spec=spec, request_id=f"spare/{secrets.token_hex(16)}")
-        made = await self._create(create, box.id, self._forked[box.id])
-        await self._server(made).start()
-        return made
-
     def _request(
-        self, box_id: str, spec: Spec, slot: int, root: Root, cgroup: Cgroup, scratch: int
-    ) -> LaunchRequest:
+        self, box_id: str, spec: Spec, slot: int, root: ResolvedImage, cgroup: Cgroup,
+        scratch: int, network: BoxNetwork,
+    ) -> LaunchRequest:  # fmt: skip
         folder = self._folder / box_id
-        binds = [(source, target, True) for source, target in root.binds]
+        binds = [*root.binds]
         binds += [(Path(m.source), m.target, m.read_only) for m in spec.mounts]
         hosts = f"127.0.0.1\tlocalhost\n::1\tlocalhost\n127.0.1.1\t{box_id}\n"
         return LaunchRequest(
@@ -381,7 +324,12 @@ class Node:
             uid_base=self.config.first_uid + slot * _UIDS,
             cgroups=cgroup.procs,
             shm_bytes=spec.shm_mb << 20,
-            etc={"hostname": f"{box_id}\n".encode(), "hosts": hosts.encode()},
+            etc={
+                "hostname": f"{box_id}\n".encode(),
+                "hosts": hosts.encode(),
+                "resolv.conf": network.resolv_conf,
+            },
+            network=network.path,
             binds=tuple(binds),
             tmpfs=_function_scratch(spec) if isinstance(spec, FunctionSpec) else (),
             # Not 0: then a kernel that pipes dumps to a program would do so all the same.
@@ -391,10 +339,10 @@ class Node:
         )
 
     def _box(
-        self, record: BoxRecord, spec: Spec, root: Root, pid: int, guest: Guest, disk: int
+        self, record: BoxRecord, spec: Spec, root: ResolvedImage, pid: int, guest: Guest, disk: int
     ) -> Box:
         return Box(
-            record=record, spec=spec, defaults=root.defaults, folder=self._folder / record.id,
+            record=record, spec=spec, defaults=_defaults(root), folder=self._folder / record.id,
             cgroup=self.cgroups.of(record.id), journal=self.journal, blobs=self.blobs, pid=pid,
             guest=guest, disk=disk,
         )  # fmt: skip
@@ -419,13 +367,13 @@ class Node:
         else:
             position = box.begin("fork", {"count": count}, request_id=request_id)
         layer = await self.fork_layers.copy(box, request_id)
-        forked = [layer, *self._forked[box_id]]
+        origin = self._origin(box_id, layer)
         spec = box.spec.model_dump(mode="json", by_alias=True)
         made: list[Box] = []
         try:
             for number in range(count):
                 create = CreateRequest(spec=spec, request_id=f"{request_id}/{number}")
-                made.append(await self._create(create, box_id, forked))
+                made.append(await self._create(create, origin))
         except HadalError as error:
             await asyncio.gather(*(self.end(child.id, GoneCause.KILLED) for child in made))
             self.journal.end(box_id, position, "refused", {"message": error.message, "errno": 0})
@@ -452,6 +400,40 @@ class Node:
         await self.fork_layers.sweep(
             {layer for layers in self._forked.values() for layer in layers}
         )
+
+    async def make_like(self, box: Box, request_id: str) -> Box:
+        """Make another box of the same spec and image, with what the given one began with."""
+        spec = {**box.spec.model_dump(mode="json", by_alias=True), "spare": 0}
+        create = CreateRequest(spec=spec, request_id=request_id)
+        return await self._create(create, self._origin(box.id))
+
+    async def set_network(self, box: Box, policy: NetworkPolicy, request_id: str) -> None:
+        """Change what a box may reach, from the next packet on.
+
+        Raises:
+            UnsupportedError: It was made without a network.
+            NodeError: The kernel refuses; the box then may reach nothing more than before.
+        """
+        box.touch()
+        record = self.journal.record_of_request(box.id, request_id)
+        if record is not None and record.event.state == "done":
+            return
+        position = (
+            record.event.position
+            if record is not None
+            else box.begin("network", policy.to_json(), request_id=request_id)
+        )
+        try:
+            await self.networks.update(box.id, policy)
+        except HadalError as error:
+            self.journal.end(box.id, position, "refused", {"message": error.message, "errno": 0})
+            raise
+        self.journal.set_spec(box.id, {"network": policy.to_json()})
+        self.journal.end(box.id, position, "done", {})
+
+    def base_of(self, box: Box) -> tuple[ResolvedImage, list[str]]:
+        """Return the image of a box, and the copies of changes that lie above it."""
+        return self._roots[box.id], self._forked[box.id]
 
     # --- looking ---
 
@@ -523,10 +505,7 @@ class Node:
         self.journal.end_box(box.id, box.cause)
         await self._remove(box.id)
         self.boxes.pop(box.id, None)
-        self._servers.pop(box.id, None)
-        for spare in self._spares.pop(box.id, []):
-            with contextlib.suppress(HadalError):
-                await self.end((await spare).id, GoneCause.KILLED)
+        await self.calls.end(box.id)
         logger.info("box ended", extra={"sandbox_id": box.id, "cause": str(box.cause)})
 
     async def _remove(self, box_id: str) -> None:
@@ -542,7 +521,10 @@ class Node:
                 raise LaunchError(f"processes of box {box_id} do not end: {cgroup.processes()}")
             await asyncio.sleep(0.002)
         reach("remove.files", writes=False)
-        await self.images.release(box_id)
+        await self.networks.give_back(box_id)
+        root = self._roots.pop(box_id, None)
+        if root is not None:
+            await self.images.release(root)
         folder = self._folder / box_id
         if folder.exists():
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
@@ -580,6 +562,18 @@ class Node:
 def _function_scratch(spec: FunctionSpec) -> tuple[tuple[str, int], ...]:
     """The only places where a call can write; they are emptied after it."""
     return tuple((path, spec.disk_mb << 20) for path in ("/tmp", "/var/tmp", "/home/call"))
+
+
+def _defaults(root: ResolvedImage) -> ImageDefaults:
+    return ImageDefaults(
+        env=root.config.environment,
+        working_dir=root.config.working_directory or "/",
+        user=root.config.user or "0",
+    )
+
+
+def _policy(record: BoxRecord) -> NetworkPolicy:
+    return read_spec(record.spec).network
 
 
 def _children(result: Mapping[str, object] | None) -> list[str]:

@@ -4,6 +4,7 @@ Start with `Sandbox.create` (or `AsyncSandbox`); the node daemon behind it is `h
 """
 
 from hadal.sandbox.box import AsyncSandbox
+from hadal.sandbox.network_policy import NetworkPolicy
 from hadal.sandbox.process import AsyncProcess
 from hadal.sandbox.replay import Difference, ReplayReport
 from hadal.sandbox.results import (
@@ -34,6 +35,7 @@ __all__ = [
     "Files",
     "FunctionSpec",
     "Mount",
+    "NetworkPolicy",
     "Process",
     "ReplayReport",
     "Sandbox",

@@ -16,6 +16,7 @@ from hadal.sandbox.calls import call_body, read_call
 from hadal.sandbox.client import NodeClient
 from hadal.sandbox.embedded import default_node_url, ensure_node
 from hadal.sandbox.files import AsyncFiles
+from hadal.sandbox.network_policy import NetworkPolicy
 from hadal.sandbox.ports import listen_for
 from hadal.sandbox.process import AsyncProcess, decode_result
 from hadal.sandbox.protocol import command_record
@@ -263,6 +264,36 @@ class AsyncSandbox:
     async def resume(self) -> None:
         """Let its processes go on."""
         await self.client.request("POST", f"{self._path}/resume", body={})
+
+    async def snapshot(self, name: str | None = None, *, request_id: str | None = None) -> str:
+        """Make an image of the files of this box, as they are now; nothing in it runs meanwhile.
+
+        Args:
+            name: In the node's store. Default: the digest of the image.
+            request_id: Twice the same makes one. Default: a random one.
+
+        Returns:
+            What `ContainerSpec(from_=...)` takes, on any node that sees the store.
+
+        Raises:
+            UnsupportedError: The backend cannot.
+            ImageError: It cannot be stored.
+        """
+        body = {"name": name, "request_id": request_id or uuid.uuid4().hex}
+        return (await self.client.request("POST", f"{self._path}/snapshot", body=body))["reference"]
+
+    async def set_network(self, policy: NetworkPolicy, *, request_id: str | None = None) -> None:
+        """Change what the box may reach; connections that are not allowed any more are cut.
+
+        Raises:
+            UnsupportedError: It was made without a network.
+        """
+        body = {"policy": policy.to_json(), "request_id": request_id or uuid.uuid4().hex}
+        await self.client.request("PUT", f"{self._path}/network", body=body)
+
+    async def network(self) -> dict[str, Any]:
+        """Return what it has sent and received, and what it was denied last, as JSON."""
+        return await self.client.request("GET", f"{self._path}/network")
 
     async def fork(self, count: int = 1, *, request_id: str | None = None) -> list[Self]:
         """Make boxes that begin with the files of this one, as they are at this moment.

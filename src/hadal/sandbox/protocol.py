@@ -16,6 +16,7 @@ __all__ = [
     "CreateRequest",
     "ErrorBody",
     "FileChange",
+    "NetworkRequest",
     "SignalRequest",
     "SnapshotRequest",
     "command_record",
@@ -145,6 +146,17 @@ class CallRequest(_Body):
     pickled: bool = False
     timeout_s: float = Field(default=60.0, gt=0, le=86400)
     fresh: bool = False
+    request_id: RequestId
+
+
+class NetworkRequest(_Body):
+    """PUT /v1/boxes/{id}/network.
+
+    Attributes:
+        policy: As `NetworkPolicy.from_json` reads it.
+    """
+
+    policy: Any
     request_id: RequestId
 
 

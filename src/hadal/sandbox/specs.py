@@ -3,9 +3,19 @@
 import enum
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+)
 
 from hadal.errors import ConfigError
+from hadal.sandbox.network_policy import NetworkPolicy
 
 __all__ = [
     "Capability",
@@ -16,6 +26,22 @@ __all__ = [
     "read_spec",
 ]
 
+
+def _read_policy(data: object) -> NetworkPolicy:
+    if isinstance(data, NetworkPolicy):
+        return data
+    try:
+        return NetworkPolicy.from_json(data)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+
+
+Network = Annotated[
+    NetworkPolicy,
+    PlainValidator(_read_policy),
+    PlainSerializer(NetworkPolicy.to_json),
+    WithJsonSchema({"type": ["object", "string"]}),
+]
 Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
 
 
@@ -72,6 +98,7 @@ class BoxSpec(_Strict):
         user: Who runs them. Default: what the image says.
         mounts: Of the node's file system.
         read_only: Whether its root cannot be written.
+        network: What it may reach. Default: nothing, it has loopback only.
         labels: Names of the caller's own.
     """
 
@@ -91,6 +118,7 @@ class BoxSpec(_Strict):
     user: str | None = None
     mounts: tuple[Mount, ...] = ()
     read_only: bool = False
+    network: Network = Field(default_factory=NetworkPolicy.none)
     labels: dict[str, str] = Field(default_factory=dict)
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
@@ -102,7 +130,14 @@ class ContainerSpec(BoxSpec):
     backend: Literal["container"] = "container"
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {Capability.DISK, Capability.FORK, Capability.PAUSE, Capability.TTY}
+        {
+            Capability.DISK,
+            Capability.FORK,
+            Capability.NETWORK,
+            Capability.PAUSE,
+            Capability.SNAPSHOT_DISK,
+            Capability.TTY,
+        }
     )
 
 

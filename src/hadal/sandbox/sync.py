@@ -7,11 +7,12 @@ import signal as signals
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from hadal.errors import CommandFailedError
 from hadal.sandbox.box import AsyncSandbox, command_body
 from hadal.sandbox.files import AsyncFiles
+from hadal.sandbox.network_policy import NetworkPolicy
 from hadal.sandbox.portal import call, iterate
 from hadal.sandbox.process import AsyncProcess, StreamName
 from hadal.sandbox.replay import ReplayReport
@@ -415,6 +416,34 @@ class Sandbox:
     def resume(self) -> None:
         """Let its processes go on."""
         return call(self.wrapped.resume())
+
+    def snapshot(self, name: str | None = None, *, request_id: str | None = None) -> str:
+        """Make an image of the files of this box, as they are now; nothing in it runs meanwhile.
+
+        Args:
+            name: In the node's store. Default: the digest of the image.
+            request_id: Twice the same makes one. Default: a random one.
+
+        Returns:
+            What `ContainerSpec(from_=...)` takes, on any node that sees the store.
+
+        Raises:
+            UnsupportedError: The backend cannot.
+            ImageError: It cannot be stored.
+        """
+        return call(self.wrapped.snapshot(name, request_id=request_id))
+
+    def set_network(self, policy: NetworkPolicy, *, request_id: str | None = None) -> None:
+        """Change what the box may reach; connections that are not allowed any more are cut.
+
+        Raises:
+            UnsupportedError: It was made without a network.
+        """
+        return call(self.wrapped.set_network(policy, request_id=request_id))
+
+    def network(self) -> dict[str, Any]:
+        """Return what it has sent and received, and what it was denied last, as JSON."""
+        return call(self.wrapped.network())
 
     def fork(self, count: int = 1, *, request_id: str | None = None) -> list[Self]:
         """Make boxes that begin with the files of this one, as they are at this moment.

@@ -168,3 +168,24 @@ def replays(make: MakeBox) -> None:
         report = third.replay(box.id)
         equal({(d.position, d.what) for d in report.differences}, {(6, "stdout"), (0, "file")})
         equal([d.subject for d in report.differences if d.what == "file"], ["/root/w/random"])
+
+
+@check(Capability.SNAPSHOT_DISK)
+def snapshots(make: MakeBox) -> None:
+    """A snapshot is an image: with all that was changed and removed, of forks too, and it chains."""
+    with make() as box:
+        box.run(
+            "mkdir /data; echo one > /data/f; rm -f /etc/group; ln -s f /data/l; chmod 640 /data/f"
+        )
+        [child] = box.fork()
+        child.run("echo two > /data/g; echo more >> /data/f")
+        reference = child.snapshot()
+        equal(child.snapshot(), reference, "nothing has changed since")
+        child.kill()
+    with make(from_=reference) as again:
+        look = "cat /data/f /data/g /data/l; test -e /etc/group || echo removed; stat -c %a /data/f"
+        equal(again.run(look).stdout, "one\nmore\ntwo\none\nmore\nremoved\n640\n")
+        again.run("rm -r /data; mkdir /data; echo three > /data/h")
+        second = again.snapshot()
+    with make(from_=second) as last:
+        equal(last.run("ls /data; cat /data/h").stdout, "h\nthree\n")

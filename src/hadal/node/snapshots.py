@@ -1,0 +1,71 @@
+"""Images from boxes: what one has changed becomes a layer of the store."""
+
+from typing import TYPE_CHECKING
+
+from hadal.errors import HadalError
+from hadal.node.box import Box, refusal_of
+from hadal.node.branching import standing_still
+from hadal.node.images import ResolvedImage
+from hadal.sandbox.specs import Capability
+
+if TYPE_CHECKING:
+    from hadal.node.node import Node
+
+__all__ = ["Snapshots"]
+
+
+class Snapshots:
+    """Takes them.
+
+    Args:
+        node: Whose boxes.
+    """
+
+    def __init__(self, node: "Node") -> None:
+        self._node = node
+
+    async def take(self, box: Box, name: str | None, request_id: str) -> str:
+        """Make an image of what a box is now and return its name; nothing in the box runs meanwhile.
+
+        Raises:
+            UnsupportedError: This kind of box has no files of its own.
+            ImageError: It cannot be stored.
+        """
+        box.require(Capability.SNAPSHOT_DISK)
+        journal = self._node.journal
+        record = journal.record_of_request(box.id, request_id)
+        if record is not None and record.event.state == "done":
+            return str((record.event.result or {})["reference"])
+        if record is not None and record.event.state != "begun":
+            raise refusal_of(record)
+        box.touch()
+        request = {} if name is None else {"name": name}
+        position = (
+            record.event.position
+            if record is not None
+            else box.begin("snapshot", request, request_id=request_id)
+        )
+        try:
+            reference = await self._commit(box, name)
+        except HadalError as error:
+            journal.end(box.id, position, "refused", {"message": error.message, "errno": 0})
+            raise
+        journal.end(box.id, position, "done", {"reference": reference})
+        return reference
+
+    async def _commit(self, box: Box, name: str | None) -> str:
+        """Commit the copies that a forked box stands on, the lowest first, and then its own changes."""
+        store = self._node.images
+        base, copies = self._node.base_of(box)
+        held: list[ResolvedImage] = []
+        try:
+            for copy in reversed(copies):
+                made = await store.commit(self._node.fork_layers.path(copy), base)
+                base = await store.acquire(made.digest)
+                held.append(base)
+            with self._node.disks.open(box.disk) as disk, standing_still(box):
+                made = await store.commit(disk / "upper", base, name=name)
+        finally:
+            for image in held:
+                await store.release(image)
+        return made.name
