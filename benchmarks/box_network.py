@@ -28,10 +28,10 @@ def policy(number: int) -> NetworkPolicy:
     return NetworkPolicy(allow=(f"198.51.{number >> 8}.{number & 255}:443", "github"))
 
 
-def available_kib() -> int:
-    """Return the machine's free memory."""
-    line = next(x for x in Path("/proc/meminfo").read_text().splitlines() if "MemAvail" in x)
-    return int(line.split()[1])
+def slab_kib() -> int:
+    """Return the kernel's memory for its own objects."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Slab:"))
 
 
 def show(what: str, alive: int, milliseconds: list[float]) -> None:
@@ -87,15 +87,15 @@ async def main(numbers: list[int]) -> None:
             networks: list[object] = []
             for number in numbers:
                 fresh = number - len(networks)
-                before = available_kib()
+                before = slab_kib()
                 began = time.perf_counter()
                 for n in range(fresh):
                     networks.append(await manager.take(policy(len(networks)) if n % 2 else SAME))
                 if fresh:
                     each = (time.perf_counter() - began) * 1e3 / fresh
                     print(f"{number:6}  make and take, pool empty, each    {each:8.2f}")
-                    kib = (before - available_kib()) / fresh
-                    print(f"{number:6}  memory of the machine, KiB each    {kib:8.0f}")
+                    kib = (slab_kib() - before) / fresh
+                    print(f"{number:6}  kernel memory, KiB each            {kib:8.0f}")
                 await samples(manager, number)
             began = time.perf_counter()
             for network in networks:

@@ -211,6 +211,8 @@ class Lab:
         await asyncio.sleep(0)
 
     def close(self):
+        for kept in self.directory.glob("*/router"):  # of a test that failed
+            namespace.release(kept)
         os.close(self.world)
         os.close(self.node)
 

@@ -261,7 +261,7 @@ def nothing_is_left(lab):
         assert not subprocess.run(["nft", "list", "tables"], stdout=-1).stdout
 
 
-@pytest.mark.parametrize("step", [13, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [17, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_each_point_nothing_is_orphaned(lab, step):
     """The daemon is ended at its first, second, ... point of `hadal.node.faults`."""
     for point in range(1, 200, step):
