@@ -24,11 +24,6 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def settle(store):
-    """Wait until a store has removed what it removes behind its callers."""
-    store._layers._remover.submit(len, ()).result()
-
-
 class Output:
     """Keeps what a command writes; a gap is an error."""
 

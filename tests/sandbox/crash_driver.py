@@ -21,7 +21,6 @@ from pathlib import Path
 
 from hadal.errors import ImageError
 from hadal.node.images import ImageStore, RegistrySettings
-from tests.sandbox.conftest import settle
 from tests.sandbox.image_files import small_image
 from tests.sandbox.registry_server import RegistryServer
 
@@ -177,7 +176,7 @@ def drive(operation, fault, form, root, stride):
             if "No space left" not in str(error):
                 raise
             if store is not None:
-                settle(store)
+                store._layers.settle()
                 assert not list((store.root / "staging").iterdir()), "left after a full disk"
             return FULL
         return SURVIVED if came() else DONE

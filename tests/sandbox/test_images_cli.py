@@ -10,7 +10,7 @@ import pytest
 from hadal.cli.main import app
 from hadal.errors import ConfigError, ImageError
 from hadal.node.images.credentials import read_credentials
-from tests.sandbox.conftest import needs_root
+from tests.sandbox.conftest import names, needs_root
 from tests.sandbox.image_files import small_image
 from tests.sandbox.registry_server import RegistryServer
 
@@ -68,6 +68,8 @@ def test_from_pull_to_prune(hadal, registry, tmp_path):
     (tmp_path / "recipe.toml").write_text('base = "mine"\n[[step]]\nuser = "5"\n')
     built = json.loads(hadal("build", tmp_path / "recipe.toml", "built", "--json"))
     assert built["config"]["user"] == "5"
+    for left in ("mounts", "staging"):
+        assert names(tmp_path / "store" / left) == []
     listed = [json.loads(line)["name"] for line in hadal("ls", "--json").splitlines()]
     assert listed == sorted([name, "mine", "docker.io/team/tool:1", "built"])
     assert "mine" in hadal("ls")

@@ -4,10 +4,10 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import Generator
+from collections.abc import Coroutine, Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cyclopts import App, Parameter
 from rich.console import Console
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
+_T = TypeVar("_T")
 app = App(name="image", help="Get, build, list and remove the images that boxes start from.")
 Json = Annotated[bool, Parameter(name="--json", negative="")]
 
@@ -81,7 +82,7 @@ def pull(
     """
     store = _open(where, registry or RegistryOptions())
     with _progress_bars() as progress:
-        record = asyncio.run(store.pull(reference, progress))
+        record = _run(store, store.pull(reference, progress))
     _show(store, record, json_output=json_output)
 
 
@@ -125,11 +126,11 @@ def build(
         sys.stderr.buffer.write(output)
         sys.stderr.flush()
 
-    async def run() -> "ImageRecord":
+    async def build_all() -> "ImageRecord":
         async with BuildBoxes.open(show, host_network=host_network) as boxes:
             return await store.build(loaded, boxes.run, name, on_step=tell)
 
-    _show(store, asyncio.run(run()), json_output=json_output)
+    _show(store, _run(store, build_all()), json_output=json_output)
 
 
 @app.command(name="import")
@@ -160,11 +161,11 @@ def import_(
     if path.is_dir() and not layout:
         if name is None:
             raise ConfigError(f"{path} is a plain directory", hint="give its image a name")
-        record = asyncio.run(store.import_directory(path, name))
+        record = _run(store, store.import_directory(path, name))
     else:
         work = store.import_layout if layout else store.import_archive
         with _progress_bars() as progress:
-            record = asyncio.run(work(path, name=name, select=select, progress=progress))
+            record = _run(store, work(path, name=name, select=select, progress=progress))
     _show(store, record, json_output=json_output)
 
 
@@ -221,7 +222,8 @@ def prune(*, where: StoreOptions | None = None, json_output: Json = False) -> No
         where: Where images are kept.
         json_output: Print the bytes as JSON.
     """
-    freed = asyncio.run(_open(where, None).prune())
+    store = _open(where, None)
+    freed = _run(store, store.prune())
     if json_output:
         print(json.dumps({"freed_bytes": freed}))  # noqa: T201 - data goes to stdout
     else:
@@ -275,6 +277,18 @@ def _open(where: StoreOptions | None, registry: RegistryOptions | None) -> "Imag
     )
     root = options.store or default_folder()
     return ImageStore(root, registry=settings, compress=options.compress, shared=options.shared)
+
+
+def _run(store: "ImageStore", work: Coroutine[Any, Any, _T]) -> _T:
+    """Run one piece of work; leave nothing mounted and nothing to remove."""
+
+    async def run() -> _T:
+        try:
+            return await work
+        finally:
+            await store.close()
+
+    return asyncio.run(run())
 
 
 def _show(store: "ImageStore", record: "ImageRecord", *, json_output: bool) -> None:

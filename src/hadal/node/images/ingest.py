@@ -8,7 +8,7 @@ import asyncio
 import functools
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -106,7 +106,9 @@ async def run_in_thread(
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         stopped.set()
-        await asyncio.wait([task])
+        while not task.done():
+            with suppress(asyncio.CancelledError):  # once is enough
+                await asyncio.wait([task])
         if undo is not None and not task.cancelled() and task.exception() is None:
             undo(task.result())
         raise
@@ -161,8 +163,9 @@ async def ingest_layers(
         async with room:
             hold = await run_in_thread(lambda _: layers.find(layer.digest), undo=_close)
             if hold is None:
-                hold = await _fetch_and_install(layers, layer, bytes_max, report)
-            holds.callback(hold.close)
+                await _fetch_and_install(layers, layer, holds, bytes_max, report)
+            else:
+                holds.callback(hold.close)
             report(layer.digest, layer.size, layer.size)
 
     try:
@@ -177,8 +180,8 @@ async def ingest_layers(
 
 
 async def _fetch_and_install(
-    layers: Layers, layer: FoundLayer, bytes_max: int, progress: Progress
-) -> Hold:
+    layers: Layers, layer: FoundLayer, holds: ExitStack, bytes_max: int, progress: Progress
+) -> None:
     if layer.size > bytes_max:
         raise ImageError(f"a layer of {layer.size:,} bytes; expected at most {bytes_max:,}")
     async with staged(layers) as folder:
@@ -193,7 +196,8 @@ async def _fetch_and_install(
                 raise ImageError(f"a layer unpacks to digest {found}, expected {layer.digest}")
             return layers.install(tree, layer.digest)
 
-        return await run_in_thread(install, undo=_close)
+        hold = await run_in_thread(install, undo=_close)
+        holds.callback(hold.close)  # before anything else is awaited
 
 
 def _close(hold: Hold | None) -> None:

@@ -143,6 +143,10 @@ class Layers:
             if hold is not None:  # else somebody has swept it before we held it
                 return folder, hold
 
+    def settle(self) -> None:
+        """Wait until what earlier work has left to remove is removed."""
+        self._remover.submit(len, ()).result()
+
     def find(self, digest: str) -> Hold | None:
         """Hold a layer; None if it is not there in a form that this host can use.
 
@@ -308,7 +312,7 @@ class Layers:
         Raises:
             OSError: Something cannot be removed.
         """
-        self._remover.submit(len, ()).result()  # what is ours to remove is removed
+        self.settle()
         wanted = keep() | set(in_use)  # not to lock what is wanted anyway
         locked: dict[str, list[int]] = {}
         freed = 0

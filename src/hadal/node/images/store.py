@@ -382,6 +382,19 @@ class ImageStore:
         finally:
             await self.release(image)
 
+    async def close(self) -> None:
+        """Unmount what nobody uses, and finish removing what is not needed. The store stays usable.
+
+        Raises:
+            ImageError: Something cannot be unmounted.
+        """
+
+        def finish() -> None:
+            self._mounts.drop_idle()
+            self._layers.settle()
+
+        await run_in_thread(lambda _: finish())
+
     async def list(self) -> tuple[ImageRecord, ...]:
         """Return all images, by name.
 
