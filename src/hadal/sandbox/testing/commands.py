@@ -7,7 +7,18 @@ from concurrent.futures import ThreadPoolExecutor
 from hadal.errors import CommandFailedError, CommandRefusedError, ConfigError
 from hadal.sandbox.testing.registry import MakeBox, check, equal, expect, holds
 
-__all__: list[str] = []
+__all__ = [
+    "a_thousand_at_once",
+    "arguments",
+    "background",
+    "binary_and_standard_input",
+    "environment",
+    "exit_codes",
+    "output_is_bounded",
+    "refusals",
+    "repeated_requests",
+    "timeouts",
+]
 
 
 @check()

@@ -9,7 +9,15 @@ from pathlib import Path
 from hadal.errors import SandboxFileError
 from hadal.sandbox.testing.registry import MakeBox, check, equal, expect, holds
 
-__all__: list[str] = []
+__all__ = [
+    "a_fifo_holds_up_nobody",
+    "attributes_and_changes",
+    "errors",
+    "odd_names",
+    "sizes",
+    "trees",
+    "two_gigabytes",
+]
 
 _ODD_NAMES = (
     "a b", "new\nline", "-rf", "ünï", "*?[x]", "'\"\\$(x)", "x" * 255, os.fsdecode(b"\xff\xfe\x80"),

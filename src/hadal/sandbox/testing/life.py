@@ -8,7 +8,19 @@ from hadal.errors import GoneCause, ReplayDivergedError, SandboxGoneError
 from hadal.sandbox.specs import Capability
 from hadal.sandbox.testing.registry import MakeBox, check, equal, expect, holds
 
-__all__: list[str] = []
+__all__ = [
+    "an_end_meets_a_running_command",
+    "busy_is_not_idle",
+    "coming_back",
+    "coming_back_with_something_else",
+    "ends",
+    "forks",
+    "pauses",
+    "replays",
+    "snapshots",
+    "the_log",
+    "who_changed_it",
+]
 
 
 @check()
@@ -138,17 +150,17 @@ def pauses(make: MakeBox) -> None:
 def who_changed_it(make: MakeBox) -> None:
     """The log says which command changed a file last, and the box what differs from its image."""
     with make() as box:
-        box.run("echo a > /root/f; echo a > /root/g")
+        box.run("echo a > /home/f; echo a > /home/g")
         box.run("sleep 0.05")
-        box.run("echo b >> /root/f; rm -f /etc/group; mkdir /root/d; ln -s f /root/l")
-        box.files.write("/root/h", "content")
-        for path, did, did_not in (("/root/f", 3, 1), ("/root/g", 1, 3), ("/root/h", 4, 1)):
+        box.run("echo b >> /home/f; rm -f /etc/group; mkdir /home/d; ln -s f /home/l")
+        box.files.write("/home/h", "content")
+        for path, did, did_not in (("/home/f", 3, 1), ("/home/g", 1, 3), ("/home/h", 4, 1)):
             blamed = {e.position for e in box.blame(path)}
             holds(did in blamed and did_not not in blamed, f"{path}: {blamed}, where it was {did}")
         found = {c.path: c for c in box.changes()}
         equal(found["/etc/group"].kind, "removed")
-        equal(found["/root/h"].digest, hashlib.sha256(b"content").hexdigest())
-        equal((found["/root/d"].directory, found["/root/l"].kind), (True, "written"))
+        equal(found["/home/h"].digest, hashlib.sha256(b"content").hexdigest())
+        equal((found["/home/d"].directory, found["/home/l"].kind), (True, "written"))
         holds("/etc/passwd" not in found, "a file that nobody changed")
 
 
@@ -156,18 +168,18 @@ def who_changed_it(make: MakeBox) -> None:
 def replays(make: MakeBox) -> None:
     """A session that is done again gives the same, and what differs is named."""
     with make() as box, make() as other, make() as third:
-        box.run("mkdir /root/w; cd /root/w; seq 1 1000 > n; sort -r n | head -3")
-        box.files.write("/root/w/prog.sh", "echo $(($1 * 2))", mode=0o755)
-        box.run("sh /root/w/prog.sh 21; exit 4")
+        box.run("mkdir /home/w; cd /home/w; seq 1 1000 > n; sort -r n | head -3")
+        box.files.write("/home/w/prog.sh", "echo $(($1 * 2))", mode=0o755)
+        box.run("sh /home/w/prog.sh 21; exit 4")
         box.run("tr a-z A-Z", stdin="some input")
-        box.files.rename("/root/w/n", "/root/w/m")
+        box.files.rename("/home/w/n", "/home/w/m")
         report = other.replay(box.id)
         equal((report.same, report.steps, report.differences), (True, 5, ()))
         holds(report.compared_files >= 4, "files were not compared")
-        box.run("head -c 8 /dev/urandom > /root/w/random; od /root/w/random")
+        box.run("head -c 8 /dev/urandom > /home/w/random; od /home/w/random")
         report = third.replay(box.id)
         equal({(d.position, d.what) for d in report.differences}, {(6, "stdout"), (0, "file")})
-        equal([d.subject for d in report.differences if d.what == "file"], ["/root/w/random"])
+        equal([d.subject for d in report.differences if d.what == "file"], ["/home/w/random"])
 
 
 @check(Capability.SNAPSHOT_DISK)

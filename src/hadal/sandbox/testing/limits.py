@@ -5,7 +5,15 @@ import time
 from hadal.sandbox.specs import Capability
 from hadal.sandbox.testing.registry import MakeBox, check, equal, holds
 
-__all__: list[str] = []
+__all__ = [
+    "a_busy_neighbour",
+    "disk",
+    "memory",
+    "nothing_of_the_host",
+    "open_files",
+    "processes",
+    "processor",
+]
 
 
 @check()
@@ -39,15 +47,15 @@ def open_files(make: MakeBox) -> None:
 def disk(make: MakeBox) -> None:
     """What a box can write is limited, in bytes and in files; the host's disk is safe."""
     with make(disk_mb=32, inodes=512) as box:
-        result = box.run("head -c 100000000 /dev/zero > /root/f")
+        result = box.run("head -c 100000000 /dev/zero > /home/f")
         holds("No space left" in result.stderr, f"nothing was refused: {result}")
-        size = box.files.stat("/root/f").size
+        size = box.files.stat("/home/f").size
         holds(30 << 20 < size <= 33 << 20, f"{size:,} bytes of 32 MiB were written")
         holds(box.usage().disk_bytes >= size, "what is written is not counted")
-        box.run("rm /root/f; sync")
-        result = box.run("i=0; while [ $i -lt 1000 ]; do : > /root/$i || exit 9; i=$((i+1)); done")
+        box.run("rm /home/f; sync")
+        result = box.run("i=0; while [ $i -lt 1000 ]; do : > /home/$i || exit 9; i=$((i+1)); done")
         equal(result.exit_code != 0, True, "a thousand files, where 512 are allowed")
-        equal(box.run("rm -f /root/*; echo free > /root/f && cat /root/f").stdout, "free\n")
+        equal(box.run("rm -f /home/*; echo free > /home/f && cat /home/f").stdout, "free\n")
 
 
 @check(slow=True)

@@ -7,7 +7,17 @@ import time
 from hadal.sandbox.specs import Capability
 from hadal.sandbox.testing.registry import MakeBox, check, equal, holds
 
-__all__: list[str] = []
+__all__ = [
+    "attach_again",
+    "group_signals",
+    "interactive_input",
+    "output_as_it_comes",
+    "ports",
+    "terminal",
+    "terminal_flood",
+    "unread_output",
+    "watching",
+]
 
 
 @check()
