@@ -22,7 +22,8 @@ KILLS = int(os.environ.get("HADAL_TEST_KILLS", "25"))
 class Daemon:
     """A node daemon that is started again whenever it dies, at first with a fault."""
 
-    def __init__(self, state):
+    def __init__(self, state, prefix=()):
+        self.prefix = prefix
         self.state = Path(state)
         self.url = f"unix://{self.state}/node.sock"
         self.deaths = 0
@@ -46,7 +47,7 @@ class Daemon:
         with (self.state / "node.log").open("ab") as log:
             arguments = [str(self.state), str(self.state / "node.sock"), str(write)]
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "hadal.node", *arguments],
+                [*self.prefix, sys.executable, "-m", "hadal.node", *arguments],
                 pass_fds=[write], stdout=log, stderr=log, env=environment,
             )  # fmt: skip
         os.close(write)

@@ -22,11 +22,12 @@ class BoxNetworks:
 
     Args:
         name: Of the node.
+        mounts: File descriptor of the host's mount namespace, where the daemon has its own.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, mounts: int | None = None) -> None:
         short = hashlib.sha256(name.encode()).hexdigest()[:8]
-        self._manager = NetworkManager(NetworkConfig(name=f"h{short}"))
+        self._manager = NetworkManager(NetworkConfig(name=f"h{short}", mounts=mounts))
         self._taken: dict[str, BoxNetwork] = {}
         self._lock = asyncio.Lock()
         self._running = False

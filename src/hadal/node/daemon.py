@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ctypes
+import dataclasses
 import fcntl
 import logging
 import os
@@ -154,17 +155,19 @@ async def _until_idle(node: Node, activity: _Activity, idle_s: float, stop: asyn
 _NEW_MOUNTS, _RECURSIVE, _PRIVATE = 0x20000, 1 << 14, 1 << 18
 
 
-def _leave_host_mounts() -> None:
+def _leave_host_mounts() -> int:
     """Enter a mount namespace of our own: layers are mounted in it, and go with the last who uses it.
 
-    Before there are threads: each has its own.
+    Before there are threads: each has its own. Returns a file descriptor of the one that is left.
     """
+    host = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_NEW_MOUNTS) or libc.mount(b"none", b"/", None, _RECURSIVE | _PRIVATE, None):
         raise UnsupportedError(
             f"no mount namespace for the node: {os.strerror(ctypes.get_errno())}",
             hint="run it as root; `hadal doctor` says what each kind of box needs",
         )
+    return host
 
 
 def run_daemon(config: NodeConfig, listen: Listen) -> int:
@@ -172,8 +175,8 @@ def run_daemon(config: NodeConfig, listen: Listen) -> int:
     _raise_file_limit()
     try:
         with _only_one(config.state):
-            _leave_host_mounts()
-            asyncio.run(_serve(config, listen))
+            host = _leave_host_mounts()
+            asyncio.run(_serve(dataclasses.replace(config, host_mounts=host), listen))
     except HadalError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 3

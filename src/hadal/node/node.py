@@ -62,6 +62,7 @@ class NodeConfig:
         lease_s: Seconds that boxes outlive the daemon.
         first_uid: Of the ids that boxes use on the host: 65,536 for each.
         sync: Whether every record of the journal waits for the disk.
+        host_mounts: File descriptor of the host's mount namespace, where this process has its own.
     """
 
     state: Path
@@ -70,6 +71,7 @@ class NodeConfig:
     lease_s: int = 900
     first_uid: int = 1 << 20
     sync: Literal["process", "power"] = "process"
+    host_mounts: int | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Node:
     def __init__(self, config: NodeConfig, images: ImageStore | None = None) -> None:
         self.config = config
         self.images = images or ImageStore(config.state / "images")
-        self.networks = BoxNetworks(config.name)
+        self.networks = BoxNetworks(config.name, config.host_mounts)
         self.boxes: dict[str, Box] = {}
         self.started_ns = time.time_ns()
         self._folder = config.state / "b"

@@ -23,6 +23,7 @@ class NetworkConfig:
     Attributes:
         name: Names the host's link, its table and the directory of this node; at most 12 characters.
         directory: Where the router's namespace is kept, so that it outlives the daemon.
+        mounts: File descriptor of the mount namespace in which it is kept; None for the daemon's.
         boxes: The boxes' addresses. They are seen in the router only, so that this range may be in use
             elsewhere, but a box cannot reach it there.
         uplinks: Private addresses for the link between router and host; two that the host does not
@@ -43,6 +44,7 @@ class NetworkConfig:
 
     name: str = "hadal"
     directory: Path = Path("/run/hadal/network")
+    mounts: int | None = None
     boxes: str = "10.201.0.0/16"
     uplinks: str = "10.200.255.0/24"
     pool: int = 16

@@ -91,6 +91,8 @@ class NetworkManager:
         services = self._config.services
         wanted = [(item.number, compile_policy(item.policy, services)) for item in live]
         try:
+            if self._config.mounts is not None:
+                await self._maker.do(namespace.enter_mounts, self._config.mounts)
             await self._maker.do(self._router.open)
             await self._filterer.do(namespace.enter, self._router.namespace)
             self._filter = await self._filterer.do(Filter, self._config)

@@ -7,9 +7,9 @@ import threading
 from collections.abc import Generator
 from pathlib import Path
 
-__all__ = ["current", "enter", "entered", "keep", "new_namespace", "release"]
+__all__ = ["current", "enter", "enter_mounts", "entered", "keep", "new_namespace", "release"]
 
-_CLONE_NEWNET = 0x40000000
+_CLONE_NEWNET, _CLONE_NEWNS, _CLONE_FS = 0x40000000, 0x20000, 0x200
 _MS_BIND, _MNT_DETACH = 4096, 2
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -38,6 +38,19 @@ def enter(namespace: int) -> None:
         OSError: Not allowed.
     """
     _check(_LIBC.setns(namespace, _CLONE_NEWNET), "enter network namespace")
+
+
+def enter_mounts(namespace: int) -> None:
+    """Move the calling thread into a mount namespace, so that what it keeps outlives this process.
+
+    Args:
+        namespace: File descriptor.
+
+    Raises:
+        OSError: Not allowed.
+    """
+    _check(_LIBC.unshare(_CLONE_FS), "give a thread its own directory")
+    _check(_LIBC.setns(namespace, _CLONE_NEWNS), "enter mount namespace")
 
 
 @contextlib.contextmanager
