@@ -16,7 +16,7 @@ from hadal.errors import ConfigError
 if TYPE_CHECKING:
     from hadal.serve import Backend, Front, ServerConfig
 
-__all__ = ["EngineOptions", "UpstreamOptions", "open_front", "serve"]
+__all__ = ["EngineOptions", "UpstreamOptions", "is_loopback", "open_front", "serve"]
 
 _Flag = Parameter(negative="")
 _Bytes = Annotated[int, Parameter(converter=parse_bytes)]
@@ -239,12 +239,16 @@ def open_front(
     return Front(upstream.upstream_model or "upstream", encoding, backend)
 
 
-def _check_address(host: str, keys: tuple[str, ...]) -> None:
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches an address."""
     try:
-        local = ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        local = host == "localhost"
-    if not local and not keys:
+        return host == "localhost"
+
+
+def _check_address(host: str, keys: tuple[str, ...]) -> None:
+    if not is_loopback(host) and not keys:
         raise ConfigError(
             f"{host} can be reached by others, and there is no API key",
             hint="set HADAL_API_KEYS or --api-key, or listen on 127.0.0.1",

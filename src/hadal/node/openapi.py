@@ -12,6 +12,7 @@ from hadal.sandbox.protocol import (
     CreateRequest,
     ErrorBody,
     FileChange,
+    NetworkRequest,
     SignalRequest,
     SnapshotRequest,
     StopRequest,
@@ -37,7 +38,7 @@ _NUMBER: Final[Schema] = {"type": "integer", "minimum": 0}
 _BASE64: Final[Schema] = {"type": "string", "contentEncoding": "base64"}
 _TYPES: Final = (BoxInfo, CallResult, Change, Event, ExecResult, FileStat, NodeStatus, Usage)
 _BODIES: Final = (
-    CallRequest, CommandRequest, CreateRequest, FileChange, SignalRequest, SnapshotRequest,
+    CallRequest, CommandRequest, CreateRequest, FileChange, NetworkRequest, SignalRequest, SnapshotRequest,
     StopRequest, ErrorBody, ContainerSpec, FunctionSpec,
 )  # fmt: skip
 _ERRORS: Final = {
@@ -114,6 +115,14 @@ _ROUTES: Final = (
     ),
     _Route("post", _BOX + "/call", "Call a function", CallRequest, answer={"type": "object"}),
     _Route("post", _BOX + "/fork", "Make boxes with its files", SnapshotRequest, answer=_BOXES),
+    _Route(
+        "post", _BOX + "/snapshot", "Make an image of its files", SnapshotRequest,
+        answer=_object(reference=_TEXT),
+    ),
+    _Route("put", _BOX + "/network", "Change what it may reach", NetworkRequest, answer=_object()),
+    _Route(
+        "get", _BOX + "/network", "What it sent, received and was denied", answer={"type": "object"}
+    ),
     _Route("post", _BOX + "/pause", "Stop its processes", answer=_object()),
     _Route("post", _BOX + "/resume", "Let them go on", answer=_object()),
     _Route(

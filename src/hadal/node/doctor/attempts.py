@@ -144,13 +144,14 @@ def box(folder: str) -> str:
     import time
 
     from hadal.node.node import Node, NodeConfig
-    from hadal.node.plain_images import PlainImages
     from hadal.sandbox.protocol import CommandRequest, CreateRequest
+
+    system_calls.own_mounts()  # as the daemon does
 
     async def work() -> str:
         state = Path(folder)
         config = NodeConfig(state=state, name=f"doctor-{os.getpid()}", lease_s=5)
-        node = Node(config, PlainImages(state / "images"))
+        node = Node(config)
         await node.start()
         try:
             began = time.monotonic()
