@@ -3,14 +3,16 @@
 import asyncio
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
 
-from hadal.chat import Tool
 from hadal.cli.serve import EngineOptions, UpstreamOptions, open_front
 from hadal.errors import InputError
+
+if TYPE_CHECKING:
+    from hadal.chat import Tool
 
 __all__ = ["chat"]
 
@@ -84,7 +86,9 @@ def chat(
     asyncio.run(session())
 
 
-def _read_tools(path: Path | None) -> list[Tool]:
+def _read_tools(path: Path | None) -> "list[Tool]":
+    from hadal.chat import Tool
+
     if path is None:
         return []
     try:

@@ -3,19 +3,21 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from cyclopts import Parameter
 
-from hadal.chat import AssistantMessage
-from hadal.encoding import Encoding, Prompt
-from hadal.encoding.parser import FinishReason
 from hadal.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from hadal.chat import AssistantMessage
+    from hadal.encoding import Prompt
 
 __all__ = ["decode", "encode"]
 
 GenerationName = Literal["v4", "v4-0731", "v4.1"]
 ModeName = Literal["thinking", "chat"]
+_FinishReason = Literal["stop", "length", "tool_calls", "abort"]
 _Flag = Parameter(negative="")
 _Generation = Annotated[GenerationName | None, Parameter(name=["--generation", "-g"])]
 
@@ -60,6 +62,8 @@ def encode(
         json_output: Print one JSON object: text, start (where the completion begins), and ids.
     """
     given = _read_conversation(source)
+    from hadal.encoding import Encoding
+
     encoding = Encoding.load(generation, tokenizer=tokenizer, strict=strict)
     budget = int(effort) if effort is not None and effort.isdecimal() else effort
     prompt = encoding.prompt(
@@ -81,7 +85,7 @@ def decode(
     mode: ModeName = "thinking",
     tokenizer: Path | None = None,
     tools: Path | None = None,
-    finish_reason: FinishReason | None = None,
+    finish_reason: _FinishReason | None = None,
     ids: Annotated[bool, _Flag] = False,
     text: Annotated[bool, _Flag] = False,
     strict: Annotated[bool, _Flag] = False,
@@ -109,6 +113,8 @@ def decode(
         text: Print the text of the ids and do not parse it.
         strict: Fail wherever the published reference does.
     """
+    from hadal.encoding import Encoding
+
     encoding = Encoding.load(generation, tokenizer=tokenizer, strict=strict)
     if text and not ids:
         raise ConfigError("--text needs --ids: text is its own text", hint="leave one of them out")
@@ -124,7 +130,7 @@ def decode(
         sys.exit(1)
 
 
-def _as_json(message: AssistantMessage) -> dict[str, Any]:
+def _as_json(message: "AssistantMessage") -> dict[str, Any]:
     return {
         "role": "assistant",
         "content": message.content,
@@ -153,7 +159,7 @@ def _as_json(message: AssistantMessage) -> dict[str, Any]:
     }
 
 
-def _print_prompt(prompt: Prompt, ids: list[int] | None, *, json_output: bool) -> None:
+def _print_prompt(prompt: "Prompt", ids: list[int] | None, *, json_output: bool) -> None:
     if json_output:
         out: dict[str, Any] = {"text": prompt.text, "start": prompt.start}
         if ids is not None:

@@ -10,7 +10,20 @@ from cyclopts import App, CycloptsError
 from rich.console import Console
 
 from hadal import __version__
-from hadal.cli import bench, chat, checkpoint, cost, demo, encoding, image, replay, serve
+from hadal.cli import (
+    bench,
+    box,
+    chat,
+    checkpoint,
+    cost,
+    demo,
+    doctor,
+    encoding,
+    image,
+    node,
+    replay,
+    serve,
+)
 from hadal.errors import ConfigError, EncodingError, HadalError, InputError
 
 __all__ = ["app", "main"]
@@ -39,6 +52,9 @@ app.command(chat.chat)
 app.command(replay.replay)
 app.command(bench.app)
 app.command(image.app)
+app.command(box.app)
+app.command(node.app)
+app.command(doctor.doctor)
 
 
 def main() -> None:

@@ -1,14 +1,26 @@
-"""Token counts and sizes as people write them."""
+"""Token counts, sizes, durations and pairs as people write them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from cyclopts import Token
 
-__all__ = ["human_bytes", "human_count", "parse_bytes", "parse_token_list", "parse_tokens"]
+from hadal.errors import ConfigError
+
+__all__ = [
+    "human_bytes",
+    "human_count",
+    "human_seconds",
+    "parse_bytes",
+    "parse_seconds",
+    "parse_token_list",
+    "parse_tokens",
+    "read_pairs",
+]
 
 _MOST = 1e12
 _FACTORS = {"": 1, "k": 1024, "m": 1024**2}
+_UNITS_S = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse_tokens(_: type, tokens: Sequence[Token]) -> int:
@@ -70,3 +82,39 @@ def parse_bytes(_: type, tokens: Sequence[Token]) -> int:
     number, prefix, unit = match.groups()
     base = 1000 if prefix and unit.lower() == "b" else 1024
     return int(float(number) * base ** " kmgt".index(prefix.lower() or " "))
+
+
+def parse_seconds(_: type, tokens: Sequence[Token]) -> float:
+    """Read a duration: 90, 90s, 1.5h, 2d.
+
+    Raises:
+        ValueError: It is none.
+    """
+    text = tokens[0].value
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|)", text, re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"expected a duration such as 90, 90s, 15m, 2h or 1d, got {text!r:.40}")
+    return float(match[1]) * _UNITS_S[match[2].lower()]
+
+
+def human_seconds(seconds: float) -> str:
+    """Return a duration with one unit."""
+    for factor, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * factor:
+            return f"{seconds / factor:.0f} {unit}"
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def read_pairs(option: str, values: Iterable[str]) -> dict[str, str]:
+    """Read NAME=VALUE pairs.
+
+    Raises:
+        ConfigError: One has no name or no =.
+    """
+    pairs: dict[str, str] = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise ConfigError(f"{option}: expected NAME=VALUE, got {text!r:.80}")
+        pairs[name] = value
+    return pairs

@@ -10,13 +10,13 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from hadal.cli.quantities import parse_bytes
-from hadal.encoding import Encoding, Tokenizer, detect_generation
 from hadal.errors import ConfigError
 
 if TYPE_CHECKING:
+    from hadal.encoding import Tokenizer
     from hadal.serve import Backend, Front, ServerConfig
 
-__all__ = ["EngineOptions", "UpstreamOptions", "open_front", "serve"]
+__all__ = ["EngineOptions", "UpstreamOptions", "is_loopback", "open_front", "serve"]
 
 _Flag = Parameter(negative="")
 _Bytes = Annotated[int, Parameter(converter=parse_bytes)]
@@ -55,7 +55,7 @@ class EngineOptions:
     drafts: int = 0
     step_log: Path | None = None
 
-    def backend(self, checkpoint: Path, tokenizer: Tokenizer) -> "Backend":
+    def backend(self, checkpoint: Path, tokenizer: "Tokenizer") -> "Backend":
         """Load a checkpoint and start its engine."""
         from hadal.engine import EngineConfig, open_engine
         from hadal.serve import EngineBackend
@@ -99,7 +99,7 @@ class UpstreamOptions:
     upstream_model: str | None = None
     upstream_takes: Literal["ids", "text"] = "ids"
 
-    def backend(self, tokenizer: Tokenizer, max_model_len: int | None) -> "Backend":
+    def backend(self, tokenizer: "Tokenizer", max_model_len: int | None) -> "Backend":
         """Return the way to it."""
         from hadal.serve.upstream_backend import UpstreamBackend
 
@@ -225,6 +225,7 @@ def open_front(
     Raises:
         ConfigError: Neither is given, or both, or no tokenizer.
     """
+    from hadal.encoding import Encoding, detect_generation
     from hadal.serve import Front
 
     if (checkpoint is None) == (upstream.upstream is None):
@@ -239,12 +240,16 @@ def open_front(
     return Front(upstream.upstream_model or "upstream", encoding, backend)
 
 
-def _check_address(host: str, keys: tuple[str, ...]) -> None:
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches an address."""
     try:
-        local = ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        local = host == "localhost"
-    if not local and not keys:
+        return host == "localhost"
+
+
+def _check_address(host: str, keys: tuple[str, ...]) -> None:
+    if not is_loopback(host) and not keys:
         raise ConfigError(
             f"{host} can be reached by others, and there is no API key",
             hint="set HADAL_API_KEYS or --api-key, or listen on 127.0.0.1",

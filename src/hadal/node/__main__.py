@@ -1,11 +1,10 @@
 """`python -m hadal.node STATE SOCKET READY`: the daemon that the SDK starts for itself."""
 
-import logging
 import os
 import sys
 from pathlib import Path
 
-from hadal.node.daemon import Listen, run_daemon
+from hadal.node.daemon import Listen, log_to_file, run_daemon
 from hadal.node.node import NodeConfig
 
 IDLE_EXIT_S = 60
@@ -15,7 +14,7 @@ def main() -> int:
     """Run it."""
     os.chdir("/")
     state, socket, ready = sys.argv[1:]
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    log_to_file(Path(state) / "node.log")
     return run_daemon(
         NodeConfig(state=Path(state), name=f"embedded-{Path(state).stat().st_ino}"),
         Listen(socket=Path(socket), ready=int(ready), idle_exit_s=IDLE_EXIT_S),

@@ -8,6 +8,7 @@ import errno as errno_module
 import hmac
 import json
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -16,11 +17,13 @@ from urllib.parse import parse_qsl
 from aiohttp import WSMsgType, web
 from pydantic import BaseModel, ValidationError
 
+from hadal import __version__
 from hadal.errors import (
     CommandRefusedError,
     ConfigError,
     GoneCause,
     HadalError,
+    ImageError,
     NoCapacityError,
     NodeAuthError,
     SandboxFileError,
@@ -34,6 +37,7 @@ from hadal.node.files import BoxFiles
 from hadal.node.guest import GuestLostError
 from hadal.node.journal import Record
 from hadal.node.node import Node
+from hadal.node.openapi import document
 from hadal.node.wire import Tag, decode_fields
 from hadal.sandbox.client import ERROR_DETAILS
 from hadal.sandbox.network_policy import NetworkPolicy
@@ -45,6 +49,7 @@ from hadal.sandbox.protocol import (
     NetworkRequest,
     SignalRequest,
     SnapshotRequest,
+    StopRequest,
 )
 from hadal.sandbox.results import ExecResult
 
@@ -52,6 +57,7 @@ __all__ = ["build_node_app"]
 
 logger = logging.getLogger(__name__)
 _NODE = web.AppKey("node", Node)
+_STOP: web.AppKey[Callable[[bool], None] | None] = web.AppKey("stop")
 _STATUS: list[tuple[type[HadalError], int]] = [
     (NodeAuthError, 401),
     (SandboxGoneError, 410),
@@ -59,6 +65,7 @@ _STATUS: list[tuple[type[HadalError], int]] = [
     (SandboxFileError, 422),
     (CommandRefusedError, 422),
     (UnknownOutcomeError, 409),
+    (ImageError, 422),
     (UnsupportedError, 501),
     (ConfigError, 400),
 ]
@@ -267,6 +274,8 @@ class Routes:
     async def blob(self, request: web.Request) -> web.StreamResponse:
         """GET /v1/blobs/{digest}: content that the log names."""
         digest = request.match_info["digest"]
+        if not request.app[_NODE].blobs.path(digest).exists():
+            raise web.HTTPNotFound
         return web.Response(body=request.app[_NODE].blobs.read(digest))
 
     # --- commands ---
@@ -430,6 +439,8 @@ class Routes:
         return web.json_response(
             {
                 "name": node.config.name,
+                "version": __version__,
+                "pid": os.getpid(),
                 "state": str(node.config.state),
                 "boxes": len(node.boxes),
                 "max_boxes": node.config.max_boxes,
@@ -437,6 +448,21 @@ class Routes:
                 "uptime_s": (time.time_ns() - node.started_ns) / 1e9,
             }
         )
+
+    async def stop(self, request: web.Request) -> web.Response:
+        """POST /v1/node/stop: the daemon ends, after this answer."""
+        body = await _body(request, StopRequest)
+        stop = request.app[_STOP]
+        if stop is None:
+            raise NodeAuthError(
+                "a node is not stopped over the network", hint="`hadal node stop` on its machine"
+            )
+        stop(body.end_boxes)
+        return web.json_response({})
+
+    async def description(self, request: web.Request) -> web.Response:
+        """GET /v1/openapi.json."""
+        return web.json_response(document())
 
     async def health(self, request: web.Request) -> web.Response:
         """GET /healthz."""
@@ -482,11 +508,23 @@ async def _stream(request: web.Request, chunks: Any) -> web.StreamResponse:
     return response
 
 
-def build_node_app(node: Node, *, keys: frozenset[str] = frozenset()) -> web.Application:
-    """Return the application of a node; with keys, every request needs one."""
+def build_node_app(
+    node: Node,
+    *,
+    keys: frozenset[str] = frozenset(),
+    stop: Callable[[bool], None] | None = None,
+) -> web.Application:
+    """Return the application of a node.
+
+    Args:
+        node: The node.
+        keys: API keys, of which every request needs one; none for none.
+        stop: Ends the daemon, with or without its boxes; None where callers may not.
+    """
     middlewares = [_errors, _authorize(keys)] if keys else [_errors]
     app = web.Application(middlewares=middlewares, client_max_size=64 << 20)
     app[_NODE] = node
+    app[_STOP] = stop
     routes = Routes()
     box = "/v1/boxes/{box}"
     app.router.add_post("/v1/boxes", routes.create)
@@ -512,5 +550,7 @@ def build_node_app(node: Node, *, keys: frozenset[str] = frozenset()) -> web.App
     app.router.add_post(box + "/files", routes.change)
     app.router.add_get(r"/v1/blobs/{digest:[0-9a-f]{64}}", routes.blob)
     app.router.add_get("/v1/node", routes.status)
+    app.router.add_post("/v1/node/stop", routes.stop)
+    app.router.add_get("/v1/openapi.json", routes.description)
     app.router.add_get("/healthz", routes.health)
     return app

@@ -310,10 +310,13 @@ class Box:
         result = _result(ended, oom, stdout, stderr, command.position)
         fields = _result_fields(result)
         inline: dict[str, bytes] = {"stdout": stdout, "stderr": stderr}
+        kept: dict[int, Path] = {}
         try:
-            for name, data in inline.items():
+            for number, (name, data) in enumerate(list(inline.items()), 1):
                 if len(data) > INLINE_BYTES:
-                    fields[f"{name}_blob"] = self._blobs.put(data).digest
+                    blob = self._blobs.put(data)
+                    kept[number] = self._blobs.path(blob.digest)
+                    fields[f"{name}_blob"] = blob.digest
                     inline[name] = b""
             self._journal.end(self.id, command.position, "done", fields, **inline)
         except JournalError as error:
@@ -327,7 +330,7 @@ class Box:
         command.result.set_result(result)
         assert command.guest is not None
         command.guest.forget()
-        command.output.close()
+        command.output.close(kept)
 
     def forget_old_commands(self, keep: int = 256) -> None:
         """Drop ended commands from memory, the oldest first; the journal has them."""

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 from aiohttp import web
@@ -22,9 +23,23 @@ from hadal.errors import HadalError, NodeError, UnsupportedError
 from hadal.node.app import build_node_app
 from hadal.node.node import Node, NodeConfig
 
-__all__ = ["Listen", "run_daemon"]
+__all__ = ["LOG_FORMAT", "Listen", "log_to_file", "run_daemon"]
 
 logger = logging.getLogger(__name__)
+_SHUTDOWN_S = 1
+"""For requests under way: what they wait for goes on without us, and their callers ask again."""
+_LOG_BYTES = 8 << 20
+_LOG_FILES = 3
+LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+
+def log_to_file(path: Path) -> None:
+    """Write the log of this process to a file that does not grow without end."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handler = RotatingFileHandler(path, maxBytes=_LOG_BYTES, backupCount=_LOG_FILES - 1)
+    handler.setFormatter(logging.Formatter(LOG_FORMAT))
+    logging.getLogger().addHandler(handler)
+    logging.getLogger().setLevel(logging.INFO)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,13 +113,22 @@ async def _serve(config: NodeConfig, listen: Listen) -> None:
     activity = _Activity()
     runners: list[web.AppRunner] = []
     stop = asyncio.Event()
+    end_boxes = False
+
+    def stop_it(with_boxes: bool) -> None:
+        nonlocal end_boxes
+        end_boxes = with_boxes
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
         for keys, at in ((frozenset[str](), "socket"), (listen.keys, "port")):
-            app = build_node_app(node, keys=keys)
+            app = build_node_app(node, keys=keys, stop=stop_it if at == "socket" else None)
             app.middlewares.insert(0, activity.middleware())  # pyright: ignore
-            runner = web.AppRunner(app, access_log=None, handle_signals=False)
+            runner = web.AppRunner(
+                app, access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_S
+            )
             await runner.setup()
             runners.append(runner)
             if at == "socket" and listen.socket is not None:
@@ -122,7 +146,7 @@ async def _serve(config: NodeConfig, listen: Listen) -> None:
     finally:
         for runner in runners:
             await runner.cleanup()
-        await node.close()
+        await node.close(end_boxes=end_boxes)
 
 
 def _tls(listen: Listen) -> ssl.SSLContext | None:

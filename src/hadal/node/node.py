@@ -103,6 +103,7 @@ class Node:
         self._slots: dict[str, int] = {}
         self._launcher = Launcher(guest_program(), self._init_exited)
         self._watch: asyncio.Task[None] | None = None
+        self._closing = False
         self._forked: dict[str, list[str]] = {}
         self._roots: dict[str, ResolvedImage] = {}
         self.calls = Calls(self)
@@ -142,6 +143,7 @@ class Node:
         if end_boxes:
             await asyncio.gather(*(self.end(box, GoneCause.KILLED) for box in list(self.boxes)))
         await asyncio.gather(*self._ending.values(), return_exceptions=True)
+        self._closing = True
         for box in self.boxes.values():
             box.guest.close()
         await self.networks.close()
@@ -536,6 +538,8 @@ class Node:
 
     def _watch_guest(self, box: Box) -> None:
         def lost(_: object) -> None:
+            if self._closing:
+                return  # it is we who leave
             box.lost()
             asyncio.get_running_loop().create_task(self.end(box.id, GoneCause.CRASHED))
 

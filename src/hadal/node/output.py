@@ -1,7 +1,7 @@
 """What a command writes: kept in memory while it is little, in a file when it is more, and followed live."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +18,7 @@ class _Stream:
     def __init__(self, spool: Path) -> None:
         self._spool = spool
         self._file: BinaryIO | None = None
+        self._kept: Path | None = None
         self._memory = bytearray()
         self.end = 0  # of the beginning
         self.tail_at = 0
@@ -48,6 +49,10 @@ class _Stream:
 
     def read(self, offset: int, length: int) -> bytes:
         """Return bytes of the beginning."""
+        if self._kept is not None:
+            with self._kept.open("rb") as file:
+                file.seek(offset)
+                return file.read(min(length, self.end - offset))
         if self._file is None:
             return bytes(self._memory[offset : offset + length])
         self._file.seek(offset)
@@ -56,8 +61,9 @@ class _Stream:
     def whole(self) -> bytes:
         return self.read(0, self.end) + self.tail
 
-    def close(self) -> None:
+    def close(self, kept: Path | None) -> None:
         if self._file is not None:
+            self._kept = kept
             self._file.close()
             self._spool.unlink(missing_ok=True)
 
@@ -123,7 +129,11 @@ class Output:
                 return
             await changed.wait()
 
-    def close(self) -> None:
-        """Remove its files."""
-        for stream in self._streams.values():
-            stream.close()
+    def close(self, kept: Mapping[int, Path] | None = None) -> None:
+        """Remove its files.
+
+        Args:
+            kept: Where each stream lies from now on, for those who still follow, or come late.
+        """
+        for number, stream in self._streams.items():
+            stream.close((kept or {}).get(number))

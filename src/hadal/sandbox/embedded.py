@@ -1,5 +1,6 @@
 """The node daemon that the first `Sandbox.create` starts, where no other node is named."""
 
+import fcntl
 import os
 import sys
 import time
@@ -8,9 +9,10 @@ from pathlib import Path
 
 from hadal.errors import NodeError
 
-__all__ = ["default_node_url", "ensure_node", "state_folder"]
+__all__ = ["answers", "default_node_url", "ensure_node", "state_folder", "wait_until_ended"]
 
 _START_S = 30
+_SAID_BYTES = 1 << 20
 
 
 def state_folder() -> Path:
@@ -37,12 +39,16 @@ def ensure_node() -> str:
     """
     folder = state_folder()
     socket = folder / "node.sock"
-    if _answers(socket):
+    if answers(socket):
         return f"unix://{socket}"
     if find_spec("hadal.node") is None:
         raise NodeError("this installation has no node", hint="pip install 'hadal[node]'")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    log = folder / "node.log"
+    # What it writes to its standard streams: why it does not start, or a traceback. The log itself is
+    # node.log, which the daemon keeps from growing.
+    log = folder / "node.err"
+    if log.exists() and log.stat().st_size > _SAID_BYTES:
+        log.unlink(missing_ok=True)
     read, write = os.pipe()
     with log.open("ab") as output:
         began = output.tell()
@@ -57,7 +63,7 @@ def ensure_node() -> str:
     deadline = time.monotonic() + _START_S
     os.waitpid(pid, 0)
     while "another node daemon" in _said(log, began) and time.monotonic() < deadline:
-        if _answers(socket):
+        if answers(socket):
             return f"unix://{socket}"
         time.sleep(0.02)
     raise NodeError(
@@ -84,7 +90,8 @@ def _said(log: Path, began: int) -> str:
         return file.read().decode(errors="replace").strip()
 
 
-def _answers(path: Path) -> bool:
+def answers(path: Path) -> bool:
+    """Return whether somebody listens at a Unix socket."""
     import socket
 
     with socket.socket(socket.AF_UNIX) as probe:
@@ -93,3 +100,24 @@ def _answers(path: Path) -> bool:
         except OSError:
             return False
         return True
+
+
+def wait_until_ended(state: Path) -> None:
+    """Wait until no daemon has a state folder any more.
+
+    Raises:
+        NodeError: One has, after half a minute.
+    """
+    deadline = time.monotonic() + _START_S
+    with (state / "lock").open("rb") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise NodeError(
+                        f"the node daemon of {state} does not end", hint="node.log may say why"
+                    ) from None
+                time.sleep(0.02)
+            else:
+                return

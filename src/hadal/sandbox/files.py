@@ -1,9 +1,9 @@
 """The files of a box, from outside."""
 
-import io
 import json
 import os
 import tarfile
+import tempfile
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -186,11 +186,23 @@ class AsyncFiles:
             )
             return
         await self.mkdir(path, parents=True, user=user)
-        packed = io.BytesIO()
-        with tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as archive:
-            archive.add(source, arcname=".")
+        with tempfile.NamedTemporaryFile(suffix=".tar") as packed:
+            with tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as archive:
+                archive.add(source, arcname=".")
+            packed.flush()
+            await self.unpack(path, Path(packed.name), user=user)
+
+    async def pack(self, path: str, *, user: str | None = None) -> AsyncIterator[bytes]:
+        """Yield a file, or what is in a directory, as a tar stream."""
+        query = {"path": path, "what": "tar"} | ({} if user is None else {"user": user})
+        async with self._box.client.download(self._path, query=query) as content:
+            async for chunk in content.iter_chunked(_CHUNK):
+                yield chunk
+
+    async def unpack(self, path: str, data: bytes | Path, *, user: str | None = None) -> None:
+        """Unpack a tar stream, or a tar file here, into a directory that exists."""
         query = {"path": path, "how": "unpack"} | ({} if user is None else {"user": user})
-        await self._put(query, packed.getvalue())
+        await self._put(query, data)
 
     async def download(self, path: str, local: Path | str) -> None:
         """Copy a file, or the content of a directory, to a path here.
@@ -204,19 +216,9 @@ class AsyncFiles:
                     file.write(chunk)
             return
         target.mkdir(parents=True, exist_ok=True)
-        with tempfile_in(target) as file:
-            async with self._box.client.download(
-                self._path, query={"path": path, "what": "tar"}
-            ) as content:
-                async for chunk in content.iter_chunked(_CHUNK):
-                    file.write(chunk)
+        with tempfile.TemporaryFile(dir=os.fspath(target)) as file:
+            async for chunk in self.pack(path):
+                file.write(chunk)
             file.seek(0)
             with tarfile.open(fileobj=file) as archive:
                 archive.extractall(target, filter="data")
-
-
-def tempfile_in(folder: Path) -> Any:
-    """Return a file without a name on the same disk."""
-    import tempfile
-
-    return tempfile.TemporaryFile(dir=os.fspath(folder))

@@ -1,5 +1,6 @@
 """A command that runs: its streams, and what can be done to it."""
 
+import asyncio
 import base64
 import dataclasses
 import json
@@ -7,7 +8,7 @@ import signal as signals
 from collections.abc import AsyncIterator
 from typing import Any, Literal
 
-from aiohttp import ClientWebSocketResponse, WSMsgType
+from aiohttp import ClientError, ClientWebSocketResponse, WSMsgType
 
 from hadal.errors import NodeError
 from hadal.sandbox.client import NodeClient, read_error
@@ -41,14 +42,16 @@ class AsyncProcess:
         self._path = f"/v1/boxes/{box}/commands/{command}"
         self._offsets = {"stdout": stdout, "stderr": stderr}
         self._socket: ClientWebSocketResponse | None = None
+        self._connecting = asyncio.Lock()  # a reader and a writer share one connection
         self._result: ExecResult | None = None
         self._output: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
 
     async def _connect(self) -> ClientWebSocketResponse:
-        if self._socket is None or self._socket.closed:
-            query = {name: str(offset) for name, offset in self._offsets.items()}
-            self._socket = await self._client.websocket(f"{self._path}/attach", query=query)
-        return self._socket
+        async with self._connecting:
+            if self._socket is None or self._socket.closed:
+                query = {name: str(offset) for name, offset in self._offsets.items()}
+                self._socket = await self._client.websocket(f"{self._path}/attach", query=query)
+            return self._socket
 
     def __aiter__(self) -> AsyncIterator[tuple[StreamName, bytes]]:
         return self._read()
@@ -94,19 +97,39 @@ class AsyncProcess:
         )
 
     async def write(self, data: bytes | str) -> None:
-        """Give it input; for a command started with `interactive` or a terminal."""
-        socket = await self._connect()
+        """Give it input; for a command started with `interactive` or a terminal.
+
+        What it has not read before its end is lost.
+
+        Raises:
+            NodeError: The connection broke off; how much of the input has arrived is not known.
+        """
         payload = data.encode() if isinstance(data, str) else data
         for at in range(0, len(payload), 1 << 18):
-            await socket.send_bytes(payload[at : at + (1 << 18)])
+            await self._send(payload[at : at + (1 << 18)])
+
+    async def _send(self, message: bytes | dict[str, Any]) -> None:
+        if self._result is not None:
+            return
+        socket = await self._connect()
+        try:
+            if isinstance(message, bytes):
+                await socket.send_bytes(message)
+            else:
+                await socket.send_json(message)
+        except (ClientError, ConnectionError) as error:
+            # The node closes it after the end of the command, which may be on its way to us.
+            await asyncio.sleep(0.1)
+            if self._result is None:
+                raise NodeError(f"the input of command {self.id} broke off: {error}") from error
 
     async def close_stdin(self) -> None:
         """Say that no more input comes."""
-        await (await self._connect()).send_json({"input_end": True})
+        await self._send({"input_end": True})
 
     async def resize(self, rows: int, columns: int) -> None:
         """Change the size of its terminal."""
-        await (await self._connect()).send_json({"resize": [rows, columns]})
+        await self._send({"resize": [rows, columns]})
 
     async def kill(self, signal: int = signals.SIGKILL) -> None:
         """Signal its process group; SIGKILL reaches every process of its session."""

@@ -19,6 +19,7 @@ __all__ = [
     "NetworkRequest",
     "SignalRequest",
     "SnapshotRequest",
+    "StopRequest",
     "command_record",
     "digest_of",
 ]
@@ -166,6 +167,16 @@ class SnapshotRequest(_Body):
     name: str | None = None
     count: int = Field(default=1, ge=1, le=1000)
     request_id: RequestId
+
+
+class StopRequest(_Body):
+    """POST /v1/node/stop.
+
+    Attributes:
+        end_boxes: Whether its boxes end with it.
+    """
+
+    end_boxes: bool = False
 
 
 class ErrorBody(_Body):

@@ -15,6 +15,7 @@ __all__ = [
     "ExecResult",
     "FileEvent",
     "FileStat",
+    "NodeStatus",
     "Usage",
 ]
 
@@ -272,3 +273,27 @@ class Event:
     began_ns: int
     ended_ns: int | None
     result: dict[str, object] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeStatus:
+    """What a node daemon says of itself.
+
+    Attributes:
+        name: Of the node on its machine.
+        version: Of hadal there.
+        pid: Of the daemon.
+        state: Its folder.
+        boxes, max_boxes: That live now, and may.
+        cgroups: How limits are set: "v1", "v2" or "hybrid".
+        uptime_s: Since the daemon was started.
+    """
+
+    name: str
+    version: str
+    pid: int
+    state: str
+    boxes: int
+    max_boxes: int
+    cgroups: str
+    uptime_s: float

@@ -56,7 +56,13 @@ class Process:
         return call(self.wrapped.wait())
 
     def write(self, data: bytes | str) -> None:
-        """Give it input; for a command started with `interactive` or a terminal."""
+        """Give it input; for a command started with `interactive` or a terminal.
+
+        What it has not read before its end is lost.
+
+        Raises:
+            NodeError: The connection broke off; how much of the input has arrived is not known.
+        """
         return call(self.wrapped.write(data))
 
     def close_stdin(self) -> None:
@@ -174,6 +180,14 @@ class Files:
     def upload(self, local: Path | str, path: str, *, user: str | None = None) -> None:
         """Copy a file to a path, or the content of a directory into a directory that is made."""
         return call(self.wrapped.upload(local, path, user=user))
+
+    def pack(self, path: str, *, user: str | None = None) -> Iterator[bytes]:
+        """Yield a file, or what is in a directory, as a tar stream."""
+        return iterate(self.wrapped.pack(path, user=user))
+
+    def unpack(self, path: str, data: bytes | Path, *, user: str | None = None) -> None:
+        """Unpack a tar stream, or a tar file here, into a directory that exists."""
+        return call(self.wrapped.unpack(path, data, user=user))
 
     def download(self, path: str, local: Path | str) -> None:
         """Copy a file, or the content of a directory, to a path here.

@@ -1,0 +1,291 @@
+"""`hadal box`: boxes for code that nobody trusts, from the command line."""
+
+import asyncio
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from hadal.cli import box_log
+from hadal.cli.box_commands import run, shell
+from hadal.cli.box_list import show_boxes
+from hadal.cli.node_options import NodeOptions
+from hadal.cli.quantities import parse_bytes, parse_seconds, read_pairs
+from hadal.errors import ConfigError, HadalError, InputError
+
+if TYPE_CHECKING:
+    from hadal.sandbox.specs import ContainerSpec
+
+__all__ = ["app"]
+
+_Flag = Parameter(negative="")
+_Json = Annotated[bool, Parameter(name="--json", negative="")]
+_Bytes = Annotated[int | None, Parameter(converter=parse_bytes)]
+_Seconds = Annotated[float | None, Parameter(converter=parse_seconds)]
+_Side = Annotated[str, Parameter(allow_leading_hyphen=True)]  # `-`
+_Many = Annotated[list[str] | None, Parameter(negative="")]
+
+app = App(
+    name="box",
+    help="Boxes for code that nobody trusts: made, used, copied, and ended.\n\n"
+    "A BOX is an id, the beginning of one, or a name. Exit codes: 0, those of the command, 2 for wrong"
+    " usage, 3 when the box or its node fails.",
+)
+app.command(run)
+app.command(shell)
+
+
+@app.command
+def create(
+    image: str = "host",
+    /,
+    *,
+    name: str | None = None,
+    cpus: float | None = None,
+    memory: _Bytes = None,
+    disk: _Bytes = None,
+    pids: int | None = None,
+    ttl: _Seconds = None,
+    idle: _Seconds = None,
+    env: _Many = None,
+    mount: _Many = None,
+    network: Literal["none", "deny", "allow"] | None = None,
+    allow: _Many = None,
+    deny: _Many = None,
+    label: _Many = None,
+    trajectory: str | None = None,
+    json_output: _Json = False,
+    where: NodeOptions | None = None,
+) -> None:
+    """Make a box and print its id. It lives until `hadal box rm`, its time to live, or its idle time.
+
+    Examples:
+        hadal box create --name build --memory 2GiB --cpus 2
+
+        hadal box create ./rootfs --mount /srv/data:/data --ttl 1h
+
+    Args:
+        image: `host` (this machine's /usr), a directory, or an image of the node's store.
+        name: A box of this name that lives already is returned instead.
+        cpus: Processors that it may use, in parts of one.
+        memory: That it may use, as 512MiB; beyond it commands are killed.
+        disk: That it may write.
+        pids: Processes and threads.
+        ttl: Its life, at most, as 2h.
+        idle: Time without use after which it ends.
+        env: NAME=VALUE for every command; can be repeated.
+        mount: SOURCE:TARGET[:rw] of the node's files; can be repeated.
+        network: What it may reach: none (only itself), deny (what --allow names), allow (the public
+            internet). Default: none, or deny with --allow.
+        allow: What it may reach beside that: a network, a host, HOST:PORT, or a service such as pypi.
+        deny: What it may not reach in any case.
+        label: NAME=VALUE of your own; can be repeated.
+        trajectory: Log to go on with, or to begin.
+        json_output: Print what is known of it as one JSON object.
+        where: The node.
+    """
+    fields: dict[str, Any] = {
+        "image": _image(image),
+        "cpus": cpus,
+        "memory_mb": _mib("--memory", memory),
+        "disk_mb": _mib("--disk", disk),
+        "pids": pids,
+        "ttl_s": ttl,
+        "idle_s": idle,
+        "env": read_pairs("--env", env or ()),
+        "mounts": [_mount(text) for text in mount or ()],
+        "network": _network(network, allow, deny),
+        "labels": read_pairs("--label", label or ()),
+    }
+    spec = _spec({field: value for field, value in fields.items() if value is not None})
+
+    async def work() -> dict[str, Any]:
+        async with (where or NodeOptions()).open() as node:
+            box = await node.create(spec, name=name, trajectory=trajectory)
+            box.detach()
+            async with box:
+                return asdict(await box.info())
+
+    made = asyncio.run(work())
+    sys.stdout.write((json.dumps(made) if json_output else made["id"]) + "\n")
+
+
+def _image(text: str) -> str:
+    return str(Path(text).resolve()) if text.startswith(("./", "../")) or text == "." else text
+
+
+def _mib(option: str, size: int | None) -> int | None:
+    if size is not None and size < 1 << 20:
+        raise ConfigError(f"{option}: expected at least 1MiB, got {size} bytes")
+    return None if size is None else size >> 20
+
+
+def _mount(text: str) -> dict[str, Any]:
+    source, _, rest = text.partition(":")
+    target, _, how = rest.partition(":")
+    if not target or how not in ("", "ro", "rw"):
+        raise ConfigError(f"--mount: expected SOURCE:TARGET or SOURCE:TARGET:rw, got {text!r:.200}")
+    return {"source": _image(source), "target": target, "read_only": how != "rw"}
+
+
+def _network(
+    default: str | None, allow: list[str] | None, deny: list[str] | None
+) -> dict[str, Any] | None:
+    if default is None and not allow and not deny:
+        return None
+    return {"default": default or "deny", "allow": allow or [], "deny": deny or []}
+
+
+def _spec(fields: dict[str, Any]) -> "ContainerSpec":
+    from hadal.sandbox.specs import ContainerSpec, read_spec
+
+    spec = read_spec(fields | {"backend": "container"})
+    assert isinstance(spec, ContainerSpec)
+    return spec
+
+
+@app.command
+def ls(*, json_output: _Json = False, where: NodeOptions | None = None) -> None:
+    """Show the living boxes.
+
+    Args:
+        json_output: Print one JSON object a box.
+        where: The node.
+    """
+    asyncio.run(show_boxes(where or NodeOptions(), json_output))
+
+
+@app.command
+def log(
+    box: str,
+    /,
+    *,
+    follow: Annotated[bool, _Flag] = False,
+    after: int = 0,
+    json_output: _Json = False,
+    where: NodeOptions | None = None,
+) -> None:
+    """Show what was done in a box, also in one that is gone: its trajectory, command by command.
+
+    Examples:
+        hadal box log build --follow
+
+        hadal box log 4k2n --json | jq .request
+
+    Args:
+        box: Which; one that is gone by its whole id.
+        follow: Go on with what is done from now on, until the box is gone. What takes a while is shown
+            twice: when it begins and when it ends.
+        after: Show only what comes behind this position.
+        json_output: Print one JSON object a record, with everything that is kept but the output.
+        where: The node.
+    """
+    asyncio.run(box_log.show(where or NodeOptions(), box, after, follow, json_output))
+
+
+@app.command
+def cp(source: _Side, target: _Side, /, *, where: NodeOptions | None = None) -> None:
+    """Copy files and directories into a box, out of one, or from one to another.
+
+    A directory that exists is copied into, as cp does. `-` is a tar stream: what it has is unpacked into
+    a directory of a box, or a path of one is packed.
+
+    Examples:
+        hadal box cp ./project build:/src
+
+        hadal box cp build:/src/report.html .
+
+        hadal box cp build:/var/log - | tar -tv
+
+    Args:
+        source: BOX:/path, a path here, or - for a tar stream on standard input.
+        target: BOX:/path, a path here, or - for a tar stream on standard output.
+        where: The node.
+    """
+    from hadal.sandbox.copying import copy, read_place
+
+    places = read_place(source), read_place(target)
+
+    async def work() -> None:
+        async with (where or NodeOptions()).open() as node:
+            await copy(node, *places)
+
+    asyncio.run(work())
+
+
+@app.command
+def rm(
+    *box: str, all_boxes: Annotated[bool, Parameter(name="--all", negative="")] = False,
+    where: NodeOptions | None = None,
+) -> None:  # fmt: skip
+    """End boxes. Their logs are kept.
+
+    Args:
+        box: Which.
+        all_boxes: All that live on the node.
+        where: The node.
+    """
+    if bool(box) == all_boxes:
+        raise InputError("expected boxes to end, or --all")
+
+    async def work() -> int:
+        failures = 0
+        async with (where or NodeOptions()).open() as node:
+            names = [b.id for b in await node.boxes()] if all_boxes else box
+            for name in names:
+                try:
+                    sys.stdout.write(f"{await node.end(name)}\n")
+                except HadalError as error:
+                    failures += 1
+                    sys.stderr.write(f"error: {error}\n")
+        return failures
+
+    if asyncio.run(work()):
+        sys.exit(3)
+
+
+@app.command
+def snapshot(box: str, /, *, name: str | None = None, where: NodeOptions | None = None) -> None:
+    """Keep what a box has changed as a layer, and print its reference: `hadal box create REFERENCE`.
+
+    Args:
+        box: Which; its processes stand still meanwhile.
+        name: For the snapshot. Default: one is made up.
+        where: The node.
+    """
+
+    async def work() -> str:
+        async with (where or NodeOptions()).open() as node:
+            return await (await node.open(box)).snapshot(name=name)
+
+    sys.stdout.write(asyncio.run(work()) + "\n")
+
+
+@app.command
+def fork(
+    box: str,
+    /,
+    *,
+    count: Annotated[int, Parameter(name=("--count", "-n"))] = 1,
+    where: NodeOptions | None = None,
+) -> None:
+    """Make boxes that begin with the files of one as they are now, and print their ids.
+
+    Args:
+        box: Which.
+        count: How many to make.
+        where: The node.
+    """
+
+    async def work() -> list[str]:
+        async with (where or NodeOptions()).open() as node:
+            made = await (await node.open(box)).fork(count)
+            for child in made:
+                child.detach()
+                await child.close()
+            return [child.id for child in made]
+
+    sys.stdout.write("".join(f"{child}\n" for child in asyncio.run(work())))

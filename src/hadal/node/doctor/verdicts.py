@@ -1,0 +1,69 @@
+"""What the findings mean for each kind of box."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hadal.node.doctor.finding import Finding
+
+__all__ = ["Verdict", "verdicts"]
+
+_CONTAINER = (
+    "guest program", "privileges", "namespaces", "id-mapped mounts", "overlayfs",
+    "overlay with mapped ids", "seccomp", "control groups", "loop devices", "disk limits", "a whole box",
+)  # fmt: skip
+_LIMITED_WITHOUT = ("EROFS", "FUSE", "networks")
+_BUILT = ("container", "function")
+"""Kinds of boxes that this version makes."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a kind of box does here.
+
+    Attributes:
+        backend: "container", "function", "microvm" or "vm".
+        works: Whether it does at all.
+        text: "works", "works without: ..." or "does not: ...".
+    """
+
+    backend: str
+    works: bool
+    text: str
+
+
+def verdicts(findings: Sequence[Finding]) -> list[Verdict]:
+    """Return a verdict for every kind of box."""
+    by_name = {finding.name: finding for finding in findings}
+    return [
+        *(_shared_kernel(backend, by_name) for backend in _BUILT),
+        _machine("microvm", by_name, ("Firecracker", "KVM"), "QEMU"),
+        _machine("vm", by_name, ("QEMU", "KVM"), "QEMU"),
+    ]
+
+
+def _lacking(by_name: dict[str, Finding], names: Sequence[str]) -> list[str]:
+    return [name for name in names if name not in by_name or not by_name[name].ok]
+
+
+def _shared_kernel(backend: str, by_name: dict[str, Finding]) -> Verdict:
+    missing = [n for n in _CONTAINER if n not in by_name or by_name[n].state == "missing"]
+    if missing:
+        return Verdict(backend, works=False, text=f"does not: {', '.join(missing)}")
+    without = _lacking(by_name, _LIMITED_WITHOUT)
+    text = f"works without: {', '.join(without)}" if without else "works"
+    return Verdict(backend, works=True, text=text)
+
+
+def _machine(
+    backend: str, by_name: dict[str, Finding], best: Sequence[str], emulator: str
+) -> Verdict:
+    lacking = _lacking(by_name, best)
+    if not lacking:
+        here = f"this machine has {' and '.join(best)}"
+    elif not _lacking(by_name, (emulator,)):
+        here = (
+            f"this machine has no working {' and '.join(lacking)}; {emulator} would emulate, slowly"
+        )
+    else:
+        here = f"this machine has no working {' and '.join(dict.fromkeys((*lacking, emulator)))}"
+    return Verdict(backend, works=False, text=f"does not: not in this version of hadal; {here}")
