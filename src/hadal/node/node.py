@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import secrets
-import shutil
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -35,6 +34,7 @@ from hadal.node.guest_program import guest_program
 from hadal.node.journal import BoxRecord, Journal
 from hadal.node.launcher import Launcher, LaunchRequest
 from hadal.node.scratch import Disks
+from hadal.node.tree_removal import remove_tree
 from hadal.sandbox.protocol import CallRequest, CreateRequest
 from hadal.sandbox.results import BoxInfo
 from hadal.sandbox.specs import Capability, FunctionSpec, Spec, read_spec
@@ -175,8 +175,13 @@ class Node:
             else:
                 self.boxes[box.id] = box
                 self._watch_guest(box)
-                await box.reconcile()
-                await BoxFiles(box, self.journal, self.blobs).repeat_begun()
+                try:
+                    await box.reconcile()
+                    await BoxFiles(box, self.journal, self.blobs).repeat_begun()
+                except (GuestLostError, SandboxGoneError) as error:
+                    logger.warning("box lost: %s", error, extra={"sandbox_id": box.id})
+                    await self.end(box.id, GoneCause.NODE_LOST)
+                    continue
                 logger.info("box found again", extra={"sandbox_id": record.id})
         for box_id in list(self.boxes):
             await self._undo_forks(box_id)
@@ -545,7 +550,7 @@ class Node:
         await self.images.release(box_id)
         folder = self._folder / box_id
         if folder.exists():
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            await asyncio.to_thread(remove_tree, folder)
         self._slots.pop(box_id, None)
         if self._forked.pop(box_id, None):
             await self._sweep_fork_layers()
