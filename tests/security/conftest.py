@@ -55,7 +55,7 @@ def compiled(tmp_path_factory):
     def compiled(name):
         target = folder / name
         if not target.exists():
-            command = ["gcc", "-static", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"]
+            command = ["gcc", "-static", "-O1", "-Wall", "-Wextra", "-pthread", "-o"]
             subprocess.run([*command, target, PROGRAMS / f"{name}.c"], check=True)
         return target
 
@@ -95,7 +95,7 @@ class Neighbour:
                 assert result.stdout == "here\n", result
                 self.worst_s = max(self.worst_s, time.monotonic() - began)
                 self.rounds += 1
-        except BaseException as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the block that watches raises it
             self._error = error
 
     def __enter__(self):
@@ -119,7 +119,6 @@ def neighbour(make, record_property):
         with Neighbour(make(memory_mb=64, pids=32)) as watch:
             yield watch
         record_property("worst_round_trip_s", round(watch.worst_s, 3))
-        print(f"neighbour: {watch.rounds} rounds, the worst {watch.worst_s * 1000:.0f} ms")
         assert watch.rounds > 0
         assert watch.worst_s < 2, f"a neighbour waited {watch.worst_s:.2f} s"
 
@@ -141,12 +140,7 @@ def remove(node, record_property):
         box.kill()
         took = time.monotonic() - began
         record_property("removal_s", round(took, 3))
-        print(f"removal: {took * 1000:.0f} ms")
         assert took < 10, f"the removal took {took:.1f} s"
         assert remains(node, box.id) == []
 
     return remove
-
-
-def host_root():
-    return os.geteuid() == 0

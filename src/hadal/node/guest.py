@@ -193,7 +193,9 @@ class GuestCommand:
     def acknowledge(self, stdout: int, stderr: int) -> None:
         """Say that output up to these offsets is kept safe: the guest lets go of it."""
         # Of output with a gap, which a guest has that nobody listened to, less than that has come.
-        self._acknowledged = [max(a, b) for a, b in zip(self._acknowledged, (stdout, stderr), strict=True)]
+        self._acknowledged = [
+            max(a, b) for a, b in zip(self._acknowledged, (stdout, stderr), strict=True)
+        ]
         fields = encode_fields({Tag.OUT_OFFSET: stdout, Tag.ERR_OFFSET: stderr})
         self._guest.send(Frame.ACK, self.id, fields)
 

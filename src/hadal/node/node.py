@@ -178,10 +178,8 @@ class Node:
                 try:
                     await box.reconcile()
                     await BoxFiles(box, self.journal, self.blobs).repeat_begun()
-                except (GuestLostError, SandboxGoneError) as error:
-                    logger.warning("box lost: %s", error, extra={"sandbox_id": box.id})
-                    await self.end(box.id, GoneCause.NODE_LOST)
-                    continue
+                except (GuestLostError, SandboxGoneError):
+                    await self.end(box.id, GoneCause.NODE_LOST)  # it does not answer
                 logger.info("box found again", extra={"sandbox_id": record.id})
         for box_id in list(self.boxes):
             await self._undo_forks(box_id)
