@@ -46,8 +46,13 @@ def talk(tmp_path, script, body):
     asyncio.run(main())
 
 
+async def read_frame(reader):
+    length, *_ = HEADER.unpack(await reader.readexactly(HEADER.size))
+    await reader.readexactly(length)
+
+
 async def welcome(reader, writer):
-    await reader.readexactly(HEADER.size)
+    await read_frame(reader)
     writer.write(WELCOME)
 
 
@@ -82,7 +87,7 @@ FAULTS = {
 def test_a_fault_ends_the_connection_by_name(tmp_path, fault):
     async def script(reader, writer):
         await welcome(reader, writer)
-        await reader.readexactly(HEADER.size)  # the command is there
+        await read_frame(reader)  # the command is there
         writer.write(FAULTS[fault])
         await reader.read()
 
@@ -151,7 +156,7 @@ def test_late_and_repeated_frames_do_no_harm(tmp_path):
 
     async def script(reader, writer):
         await welcome(reader, writer)
-        await reader.readexactly(HEADER.size)
+        await read_frame(reader)
         writer.write(odd + done * 3 + odd)
         await reader.read()
 

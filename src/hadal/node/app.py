@@ -261,6 +261,8 @@ class Routes:
     async def blob(self, request: web.Request) -> web.StreamResponse:
         """GET /v1/blobs/{digest}: content that the log names."""
         digest = request.match_info["digest"]
+        if not request.app[_NODE].blobs.path(digest).exists():
+            raise ConfigError(f"the node has no content {digest[:12]}…")
         return web.Response(body=request.app[_NODE].blobs.read(digest))
 
     # --- commands ---

@@ -256,7 +256,9 @@ class Guest(asyncio.Protocol):
                 guest.send(Frame.HELLO, 0, encode_fields(hello))
                 await asyncio.shield(guest._welcome)
         except (OSError, TimeoutError) as error:
-            raise GuestLostError(f"no guest answers at {path}: {error or 'no answer'}") from error
+            raise GuestLostError(
+                f"no guest answers at {path}: {str(error) or 'no answer'}"
+            ) from error
         return guest
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -383,8 +385,9 @@ class Guest(asyncio.Protocol):
                     command.ended.set_result(_read_exit(decode_fields(payload)))
                 command.input_taken(1 << 62)
             case Frame.FAILED if command is not None:
+                refusal = _read_refusal(decode_fields(payload))  # or it is lost with the connection
                 self.commands.pop(number)
-                command.lost(_read_refusal(decode_fields(payload)))
+                command.lost(refusal)
             case Frame.INPUT_ACK if command is not None:
                 command.input_taken(_number(decode_fields(payload), Tag.OFFSET))
             case Frame.WELCOME:
