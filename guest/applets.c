@@ -178,24 +178,81 @@ static int list_directory(const char *path, const char *prefix, int depth)
     return result ? result : emit(&out);
 }
 
+/* Where a walk has come from. */
+struct place { dev_t device; ino_t inode; char *name; };
+
+static DIR *open_directory(int parent, const char *name)
+{
+    int fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    DIR *directory = fd < 0 ? NULL : fdopendir(fd);
+    if (fd >= 0 && !directory)
+        close(fd);
+    return directory;
+}
+
+/* Back up, if that is still where we came from: somebody may have moved the directory meanwhile. */
+static DIR *climb(DIR *directory, const struct place *from)
+{
+    struct stat s;
+    DIR *above = open_directory(dirfd(directory), "..");
+    closedir(directory);
+    if (above && (fstat(dirfd(above), &s) || s.st_dev != from->device || s.st_ino != from->inode)) {
+        closedir(above);
+        errno = ESTALE;
+        return NULL;
+    }
+    return above;
+}
+
+static DIR *descend(DIR *directory, const char *name, struct bytes *places)
+{
+    struct stat s;
+    DIR *below = fstat(dirfd(directory), &s) ? NULL : open_directory(dirfd(directory), name);
+    struct place place = {.device = s.st_dev, .inode = s.st_ino, .name = below ? strdup(name) : NULL};
+    if (below)
+        bytes_add(places, &place, sizeof place);
+    closedir(directory);
+    return below;
+}
+
+/* Empty a directory. However deep it is, this takes one open file and no stack. Closes it. */
+static int empty_directory(DIR *directory)
+{
+    struct bytes places = {0};
+    while (directory) {
+        struct dirent *entry = readdir(directory);
+        if (entry && (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, "..")))
+            continue;
+        if (!entry && !places.length) {
+            closedir(directory);
+            bytes_free(&places);
+            return 0;
+        }
+        if (!entry) {
+            struct place place;
+            places.length -= sizeof place;
+            memcpy(&place, places.data + places.length, sizeof place);
+            directory = climb(directory, &place);
+            if (directory && unlinkat(dirfd(directory), place.name, AT_REMOVEDIR))
+                break;
+            free(place.name);
+        } else if (unlinkat(dirfd(directory), entry->d_name, 0)) {
+            if (errno != EISDIR)
+                break;
+            directory = descend(directory, entry->d_name, &places);
+        }
+    }
+    return -1;
+}
+
 static int remove_at(int parent, const char *name)
 {
     if (unlinkat(parent, name, 0) == 0)
         return 0;
-    if (errno != EISDIR && errno != EPERM)
+    if (errno != EISDIR)
         return -1;
-    int fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    DIR *directory = fd < 0 ? NULL : fdopendir(fd);
-    if (!directory)
-        return -1;
-    int result = 0;
-    for (struct dirent *entry; !result && (entry = readdir(directory));)
-        if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, ".."))
-            result = remove_at(dirfd(directory), entry->d_name);
-    int error = errno;
-    closedir(directory);
-    errno = error;
-    return result ? result : unlinkat(parent, name, AT_REMOVEDIR);
+    DIR *directory = open_directory(parent, name);
+    return directory && empty_directory(directory) == 0 ? unlinkat(parent, name, AT_REMOVEDIR) : -1;
 }
 
 /* remove PATH RECURSIVE */

@@ -60,6 +60,13 @@ static void add_text(char ***list, int *count, const struct field *field, bool *
     (*list)[(*count)++] = text;
 }
 
+static void set_text(char **text, const struct field *field, bool *broken)
+{
+    free(*text);
+    *text = field_text(field);
+    *broken |= !*text; /* and not what is meant where there is none: root */
+}
+
 static bool read_order(struct order *o, const uint8_t *payload, size_t length)
 {
     const uint8_t *at = payload;
@@ -70,8 +77,8 @@ static bool read_order(struct order *o, const uint8_t *payload, size_t length)
         switch (field.tag) {
         case T_ARGUMENT: add_text(&o->arguments, &o->argument_count, &field, &broken); break;
         case T_ENVIRONMENT: add_text(&o->environment, &o->environment_count, &field, &broken); break;
-        case T_DIRECTORY: free(o->directory); o->directory = field_text(&field); break;
-        case T_USER: free(o->user); o->user = field_text(&field); break;
+        case T_DIRECTORY: set_text(&o->directory, &field, &broken); break;
+        case T_USER: set_text(&o->user, &field, &broken); break;
         case T_TTY: o->tty = number; break;
         case T_INPUT: o->input = number; break;
         case T_APPLET: o->applet = number; break;
@@ -287,6 +294,7 @@ static void begin(struct command *c, struct order *o, struct ends *e, int report
     uint64_t now = clock_ns(CLOCK_MONOTONIC);
     c->start_time = clock_ns(CLOCK_REALTIME);
     c->tty = o->tty;
+    c->applet = o->applet;
     c->attached = true;
     c->deadline = o->timeout_ms ? now + o->timeout_ms * 1000000 : 0;
     c->quiet = o->quiet_ms * 1000000;

@@ -35,7 +35,7 @@ struct command {
     struct command *next;
     uint64_t id;
     pid_t pid;
-    bool tty, started, failed, ended, exit_sent, tail_sent, attached, forgotten;
+    bool tty, applet, started, failed, ended, exit_sent, tail_sent, attached, forgotten;
     int failure;
     int status, timed_out;
     uint64_t start_time, end_time;       /* ns since 1970 */

@@ -227,9 +227,13 @@ static void reap(void)
         ;
     int status;
     struct rusage used;
-    for (pid_t pid; (pid = wait4(-1, &status, WNOHANG, &used)) > 0;)
+    for (pid_t pid; (pid = wait4(-1, &status, WNOHANG | WUNTRACED, &used)) > 0;)
         for (struct command *c = guest.commands; c; c = c->next)
-            if (c->pid == pid && !c->ended) {
+            if (c->pid == pid && !c->ended && WIFSTOPPED(status)) {
+                if (c->applet)
+                    kill(pid, SIGKILL); /* whoever waits for it has no time limit: it fails instead */
+                break;
+            } else if (c->pid == pid && !c->ended) {
                 c->user_us = (uint64_t)used.ru_utime.tv_sec * 1000000 + (uint64_t)used.ru_utime.tv_usec;
                 c->system_us = (uint64_t)used.ru_stime.tv_sec * 1000000 + (uint64_t)used.ru_stime.tv_usec;
                 c->max_rss_kb = (uint64_t)used.ru_maxrss;

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <linux/if.h>
 #include <sched.h>
 #include <signal.h>
@@ -13,6 +14,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -108,6 +110,19 @@ static void write_all(struct launch *l, const char *path, const char *text)
     close(fd);
 }
 
+/* Limits of a user (inotify, signals, timers, queues) are counted for whoever owns a user namespace, too:
+ * were that the host's root, one box could use them up for the host and all others. */
+static bool unshare_as_owner(uint64_t owner)
+{
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct data[2];
+    if (setresuid((uid_t)-1, (uid_t)owner, (uid_t)-1) || syscall(SYS_capget, &header, data))
+        return false;
+    for (int i = 0; i < 2; i++)
+        data[i].effective = data[i].permitted;
+    return syscall(SYS_capset, &header, data) == 0 && unshare(CLONE_NEWUSER) == 0;
+}
+
 /* A user namespace with this box's ids, kept as a file descriptor: the mounts need it before we are in
  * it. Its map must be written from outside, so a child makes it; /proc is still the host's and names
  * the child by its pid there. */
@@ -122,7 +137,7 @@ static int make_user_namespace(struct launch *l)
     if (child == 0) {
         char self[32] = {0};
         close(wait[1]);
-        bool made = unshare(CLONE_NEWUSER) == 0 && readlink("/proc/self", self, sizeof self - 1) > 0;
+        bool made = unshare_as_owner(l->uid_base) && readlink("/proc/self", self, sizeof self - 1) > 0;
         if (!made)
             snprintf(self, sizeof self, "-%d", errno);
         (void)!write(told[1], self, sizeof self);

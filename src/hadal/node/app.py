@@ -9,6 +9,7 @@ import hmac
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -90,8 +91,16 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await handler(request)
     except HadalError as error:
         return web.json_response(error_body(error), status=_status(error))
-    except web.HTTPException:
-        raise
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        body = error_body(ConfigError(f"{request.method} {request.path}: {error.reason}"))
+        return web.json_response(body, status=error.status)
+    except (RecursionError, UnicodeError) as error:
+        body = error_body(
+            ConfigError(f"a request that is nested too deep or no text: {error!r:.200}")
+        )
+        return web.json_response(body, status=400)
     except Exception:
         logger.exception("request failed", extra={"method": request.method, "path": request.path})
         body = {
@@ -106,7 +115,11 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 def _authorize(keys: frozenset[str]) -> Any:
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        given = request.headers.get("Authorization", "").removeprefix("Bearer ").encode()
+        given = (
+            request.headers.get("Authorization", "")
+            .removeprefix("Bearer ")
+            .encode(errors="replace")
+        )
         if request.path != "/healthz" and not any(
             hmac.compare_digest(given, k.encode()) for k in keys
         ):
@@ -121,13 +134,13 @@ def _authorize(keys: frozenset[str]) -> Any:
 async def _body(request: web.Request, kind: type[Body]) -> Body:
     try:
         return kind.model_validate(json.loads(await request.read()))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if not isinstance(error, ValidationError):
             raise ConfigError(f"{request.path}: the body is no JSON: {error}") from error
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(
-            f"{request.path}: {where}: {first['msg']}, got {first['input']!r}"
+            f"{request.path}: {where}: {first['msg']}, got {first['input']!r:.500}"
         ) from error
 
 
@@ -170,8 +183,8 @@ def _query(request: web.Request, name: str) -> str:
 
 def _number(request: web.Request, name: str, default: int) -> int:
     text = request.query.get(name, str(default))
-    if not text.isdigit():
-        raise ConfigError(f"{request.path}: {name} must be a number from 0 on, got {text!r}")
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise ConfigError(f"{request.path}: {name} must be a number from 0 on, got {text!r:.100}")
     return int(text)
 
 
@@ -275,7 +288,7 @@ class Routes:
         """GET /v1/blobs/{digest}: content that the log names."""
         digest = request.match_info["digest"]
         if not request.app[_NODE].blobs.path(digest).exists():
-            raise web.HTTPNotFound
+            raise ConfigError(f"the node has no content {digest[:12]}…")
         return web.Response(body=request.app[_NODE].blobs.read(digest))
 
     # --- commands ---
@@ -334,7 +347,7 @@ class Routes:
                     with contextlib.suppress(GuestLostError):
                         await command.guest.write(message.data)
                 elif message.type == WSMsgType.TEXT and command.guest is not None:
-                    _control(command, json.loads(message.data))
+                    _control(command, message.data)
         finally:
             sending.cancel()
         return socket
@@ -373,7 +386,7 @@ class Routes:
                     if message.type == WSMsgType.BINARY:
                         await running.guest.write(message.data)
                     elif message.type == WSMsgType.TEXT:
-                        _control(running, json.loads(message.data))
+                        _control(running, message.data)
             finally:
                 sending.cancel()
         return socket
@@ -415,6 +428,8 @@ class Routes:
         if how not in ("write", "append", "create", "unpack"):
             raise ConfigError(f"how must be write, append, create or unpack, got {how!r}")
         mode = request.query.get("mode")
+        if mode is not None and not re.fullmatch("[0-7]{1,5}", mode):
+            raise ConfigError(f"mode must be permission bits in octal, got {mode!r:.100}")
         size = await _files(request).write(
             _query(request, "path"),
             request.content.iter_chunked(256 * 1024),
@@ -479,17 +494,24 @@ async def _connected(running: Command, where: str) -> None:
     raise SandboxFileError(errno_module.ECONNREFUSED, where)
 
 
-def _control(command: Command, message: dict[str, Any]) -> None:
+def _control(command: Command, text: str) -> None:
+    """Do what a text frame asks for; one that means nothing is logged and passed over."""
     assert command.guest is not None
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError):
+        message = None
     match message:
         case {"input_end": True}:
             command.guest.end_input()
-        case {"signal": int(number)}:
+        case {"signal": int(number)} if 1 <= number <= 64:
             command.guest.signal(number)
-        case {"resize": [int(rows), int(columns)]}:
+        case {"resize": [int(rows), int(columns)]} if (
+            0 <= min(rows, columns) <= max(rows, columns) < 1 << 16
+        ):
             command.guest.resize(rows, columns)
         case _:
-            raise ConfigError(f"a message that means nothing: {str(message)[:100]}")
+            logger.warning("a message that means nothing: %.100s", text)
 
 
 async def _stream(request: web.Request, chunks: Any) -> web.StreamResponse:
@@ -500,11 +522,15 @@ async def _stream(request: web.Request, chunks: Any) -> web.StreamResponse:
     first = await anext(chunks, None)
     response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
     await response.prepare(request)
-    if first is not None:
-        await response.write(first)
-        async for chunk in chunks:
-            await response.write(chunk)
-    await response.write_eof()
+    try:
+        if first is not None:
+            await response.write(first)
+            async for chunk in chunks:
+                await response.write(chunk)
+        await response.write_eof()
+    except HadalError:
+        if request.transport is not None:
+            request.transport.abort()
     return response
 
 
@@ -534,7 +560,7 @@ def build_node_app(
     app.router.add_get(box + "/log", routes.log)
     app.router.add_get(box + "/usage", routes.usage)
     app.router.add_get(box + "/changes", routes.changes)
-    app.router.add_get(box + r"/ports/{port:\d{1,5}}", routes.port)
+    app.router.add_get(box + r"/ports/{port:[0-9]{1,5}}", routes.port)
     app.router.add_post(box + "/call", routes.call)
     app.router.add_post(box + "/fork", routes.fork)
     app.router.add_post(box + "/snapshot", routes.snapshot)
@@ -543,8 +569,8 @@ def build_node_app(
     app.router.add_post(box + "/pause", routes.pause)
     app.router.add_post(box + "/resume", routes.resume)
     app.router.add_post(box + "/commands", routes.run)
-    app.router.add_post(box + r"/commands/{command:\d+}/signal", routes.signal)
-    app.router.add_get(box + r"/commands/{command:\d+}/attach", routes.attach)
+    app.router.add_post(box + r"/commands/{command:[0-9]{1,18}}/signal", routes.signal)
+    app.router.add_get(box + r"/commands/{command:[0-9]{1,18}}/attach", routes.attach)
     app.router.add_get(box + "/files", routes.read)
     app.router.add_put(box + "/files", routes.write)
     app.router.add_post(box + "/files", routes.change)

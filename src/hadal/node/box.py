@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -24,11 +25,14 @@ from hadal.node.blobs import Blobs
 from hadal.node.cgroups import Cgroup
 from hadal.node.guest import CommandOrder, Exit, Guest, GuestCommand, GuestLostError
 from hadal.node.journal import INLINE_BYTES, BoxRecord, Journal, Record
-from hadal.node.output import Output
+from hadal.node.output import Output, Passage
 from hadal.node.wire import Tag, TimedOut, decode_fields
 from hadal.sandbox.protocol import CommandRequest, command_record
 from hadal.sandbox.results import ExecResult
 from hadal.sandbox.specs import Capability, Spec
+
+_ANSWER_BYTES = 16 << 20
+"""Of an operation on files that is answered whole: some 100,000 entries of a directory."""
 
 __all__ = ["Box", "Command", "ImageDefaults", "recorded_result"]
 
@@ -394,7 +398,14 @@ class Box:
         with self.open_applet(*arguments, user=user, stdin=stdin is not None) as running:
             if stdin is not None:
                 await self._give(running, stdin)
-            return b"".join([chunk async for chunk in self.applet_output(running, arguments)])
+            answer = bytearray()
+            async for chunk in self.applet_output(running, arguments):
+                answer += chunk
+                if len(answer) > _ANSWER_BYTES:
+                    raise SandboxFileError(
+                        errno.EOVERFLOW, os.fsdecode(arguments[1]), hint="ask for a part of it"
+                    )
+            return bytes(answer)
 
     @contextlib.contextmanager
     def open_applet(
@@ -412,7 +423,7 @@ class Box:
                 running.guest.acknowledge(stdout, stderr)
 
         number = self.next_guest_id()
-        running = Command(0, Output(self.folder, f"applet-{number}", acknowledge), None)
+        running = Command(0, Passage(acknowledge), None)
         running.guest = guest = self.guest.execute(number, order, running.output)
         guest.ended.add_done_callback(lambda _: running.output.finish())
         try:

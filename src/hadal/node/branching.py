@@ -6,13 +6,13 @@ still, and starts others above the copy; they share it, and it is removed with t
 
 import asyncio
 import hashlib
-import shutil
 from pathlib import Path
 
 from hadal.errors import NodeError
 from hadal.node.box import Box
 from hadal.node.scratch import Disks
 from hadal.node.tree_copy import copy_tree
+from hadal.node.tree_removal import remove_tree
 
 __all__ = ["ForkLayers", "standing_still"]
 
@@ -72,7 +72,7 @@ class ForkLayers:
         part = self.path(f"{name}.part")
         try:
             if part.exists():
-                await asyncio.to_thread(shutil.rmtree, part)
+                await asyncio.to_thread(remove_tree, part)
             with self._disks.open(box.disk) as disk, standing_still(box):
                 upper = disk / "upper"
                 if _is_small(upper):
@@ -81,10 +81,12 @@ class ForkLayers:
                     await asyncio.to_thread(copy_tree, upper, part)
             if not self.path(name).exists():
                 part.rename(self.path(name))
-        except OSError as error:
-            shutil.rmtree(part, ignore_errors=True)
+        except (OSError, RecursionError) as error:
+            await asyncio.to_thread(remove_tree, part)
+            deep = isinstance(error, RecursionError)
+            reason = "its directories are nested too deep" if deep else error.strerror
             raise NodeError(
-                f"cannot copy the changes of box {box.id}: {error.strerror}",
+                f"cannot copy the changes of box {box.id}: {reason}",
                 hint="free space on the node's disk",
             ) from error
         return name
@@ -93,4 +95,4 @@ class ForkLayers:
         """Remove the copies that no box stands on."""
         for path in list(self._folder.iterdir()):
             if path.name not in used:
-                await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+                await asyncio.to_thread(remove_tree, path)

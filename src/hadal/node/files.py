@@ -39,15 +39,15 @@ def read_stats(data: bytes) -> list[FileStat]:
     """Read what the guest says about files."""
     found: list[dict[int, bytes]] = []
     for tag, value in iterate_fields(data):
-        if tag == Tag.PATH:
+        if tag == Tag.PATH or not found:
             found.append({})
         found[-1][tag] = value
-    return [_read_stat(fields) for fields in found]
+    return [_read_stat(fields) for fields in found if Tag.PATH in fields]
 
 
 def _read_stat(fields: dict[int, bytes]) -> FileStat:
     def number(tag: Tag) -> int:
-        return int.from_bytes(fields.get(tag, b""), "little")
+        return int.from_bytes(fields.get(tag, b"")[:8], "little")
 
     target = fields.get(Tag.LINK_TARGET)
     return FileStat(
@@ -81,7 +81,8 @@ class BoxFiles:
 
     async def list(self, path: str, *, depth: int = 1) -> list[FileStat]:
         """Describe what is in a directory, and in those in it down to a depth."""
-        return read_stats(await self._box.applet("list", path, str(depth)))
+        answer = await self._box.applet("list", path, str(depth))
+        return await asyncio.to_thread(read_stats, answer)  # it may be long: others have their turn
 
     async def read(
         self, path: str, *, offset: int = 0, length: int = 0, user: str | None = None

@@ -1,6 +1,7 @@
 """One guest, as the node daemon sees it: a connection, and the commands that run behind it."""
 
 import asyncio
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from hadal.errors import CommandRefusedError, NodeError
 from hadal.node.wire import (
     HEADER,
     PROTOCOL_VERSION,
+    TAIL,
     WINDOW,
     Fields,
     Frame,
@@ -23,6 +25,11 @@ from hadal.node.wire import (
 )
 
 __all__ = ["CommandOrder", "Exit", "Guest", "GuestCommand", "GuestLostError", "OutputSink"]
+
+
+_EXEC_BYTES = WINDOW
+_LISTED_MAX = 1 << 20
+_ANSWER_S = 10.0
 
 
 class GuestLostError(NodeError):
@@ -132,6 +139,9 @@ class GuestCommand:
         self._guest = guest
         self._sent = 0
         self._taken = 0
+        self._acknowledged = [0, 0]
+        self._received = [0, 0]
+        self._received_max = 0
         self._room = asyncio.Event()
         self._room.set()
 
@@ -163,8 +173,29 @@ class GuestCommand:
         fields = encode_fields({Tag.ROWS: rows, Tag.COLUMNS: columns})
         self._guest.send(Frame.RESIZE, self.id, fields)
 
+    def expect(self, stdout: int, stderr: int, limit: int) -> None:
+        """Say where its output begins, and how much of each stream may come; 0 for any amount."""
+        self._acknowledged = [stdout, stderr]
+        self._received = [stdout, stderr]
+        self._received_max = limit
+
+    def take_output(self, stream: int, payload: bytes) -> None:
+        """Pass output on. More than a guest may send is an error: our memory and disk are not the box's."""
+        if len(payload) < 8:
+            raise WireError(f"output of {len(payload)} bytes without an offset")
+        index, data = stream - 1, payload[8:]
+        received = self._received[index] = self._received[index] + len(data)
+        limit = self._received_max
+        if received - self._acknowledged[index] > WINDOW + TAIL or 0 < limit < received - TAIL:
+            raise WireError(f"{received} bytes of stream {stream}, more than it may send")
+        self.sink.output(stream, int.from_bytes(payload[:8], "little"), data)
+
     def acknowledge(self, stdout: int, stderr: int) -> None:
         """Say that output up to these offsets is kept safe: the guest lets go of it."""
+        # Of output with a gap, which a guest has that nobody listened to, less than that has come.
+        self._acknowledged = [
+            max(a, b) for a, b in zip(self._acknowledged, (stdout, stderr), strict=True)
+        ]
         fields = encode_fields({Tag.OUT_OFFSET: stdout, Tag.ERR_OFFSET: stderr})
         self._guest.send(Frame.ACK, self.id, fields)
 
@@ -225,7 +256,9 @@ class Guest(asyncio.Protocol):
                 guest.send(Frame.HELLO, 0, encode_fields(hello))
                 await asyncio.shield(guest._welcome)
         except (OSError, TimeoutError) as error:
-            raise GuestLostError(f"no guest answers at {path}: {error or 'no answer'}") from error
+            raise GuestLostError(
+                f"no guest answers at {path}: {str(error) or 'no answer'}"
+            ) from error
         return guest
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -274,14 +307,21 @@ class Guest(asyncio.Protocol):
         if self.lost.done():
             command.lost(GuestLostError("the guest is gone"))
             return command
+        payload = encode_fields(order.fields())
+        if len(payload) > _EXEC_BYTES:
+            text = f"not started: {len(payload)} bytes of arguments and environment"
+            command.lost(CommandRefusedError(text, errno=errno.E2BIG))
+            return command
+        command.expect(0, 0, order.output_limit)
         self.commands[number] = command
-        self.send(Frame.EXEC, number, encode_fields(order.fields()))
+        self.send(Frame.EXEC, number, payload)
         return command
 
     def attach(self, number: int, sink: OutputSink, stdout: int, stderr: int) -> GuestCommand:
         """Take over a command that an earlier connection started; its output from these offsets on."""
         command = GuestCommand(self, number, sink)
         command.started.set_result(0)
+        command.expect(stdout, stderr, 0)
         self.commands[number] = command
         fields = encode_fields({Tag.OUT_OFFSET: stdout, Tag.ERR_OFFSET: stderr})
         self.send(Frame.ATTACH, number, fields)
@@ -297,7 +337,14 @@ class Guest(asyncio.Protocol):
         self._listed = {}
         self._listing = asyncio.get_running_loop().create_future()
         self.send(Frame.LIST, 0)
-        return await self._listing
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                return await self._listing
+        except TimeoutError:
+            self.close()
+            raise GuestLostError(f"the guest does not list its commands in {_ANSWER_S} s") from None
+        finally:
+            self._listing = None
 
     def data_received(self, data: bytes) -> None:
         """Called by asyncio: take the frames that are whole."""
@@ -327,8 +374,7 @@ class Guest(asyncio.Protocol):
         match kind:
             case Frame.STDOUT | Frame.STDERR:
                 if command is not None:
-                    offset = int.from_bytes(payload[:8], "little")
-                    command.sink.output(1 if kind == Frame.STDOUT else 2, offset, payload[8:])
+                    command.take_output(1 if kind == Frame.STDOUT else 2, payload)
             case Frame.STARTED if command is not None:
                 if not command.started.done():
                     command.started.set_result(_number(decode_fields(payload), Tag.PID))
@@ -339,8 +385,9 @@ class Guest(asyncio.Protocol):
                     command.ended.set_result(_read_exit(decode_fields(payload)))
                 command.input_taken(1 << 62)
             case Frame.FAILED if command is not None:
+                refusal = _read_refusal(decode_fields(payload))  # or it is lost with the connection
                 self.commands.pop(number)
-                command.lost(_read_refusal(decode_fields(payload)))
+                command.lost(refusal)
             case Frame.INPUT_ACK if command is not None:
                 command.input_taken(_number(decode_fields(payload), Tag.OFFSET))
             case Frame.WELCOME:
@@ -349,16 +396,19 @@ class Guest(asyncio.Protocol):
                 self.last_id = _number(fields, Tag.LAST_ID)
                 if not self._welcome.done():
                     self._welcome.set_result(None)
-            case Frame.COMMAND:
+            case Frame.COMMAND if self._listing is not None:
                 self._listed[number] = Tag.STATUS in decode_fields(payload)
-            case Frame.LISTED if self._listing is not None:
+                if len(self._listed) > _LISTED_MAX:
+                    raise WireError("a list of commands without an end")
+            case Frame.LISTED if self._listing is not None and not self._listing.done():
                 self._listing.set_result(self._listed)
-                self._listing = None
             case Frame.ERROR:
                 text = decode_fields(payload).get(Tag.TEXT, b"")[:200].decode(errors="replace")
                 raise WireError(f"it refuses what we sent: {text}")
-            case _ if command is None or kind == Frame.PONG:
-                pass  # of a command that is forgotten here
+            case Frame.STARTED | Frame.EXIT | Frame.FAILED | Frame.INPUT_ACK if command is None:
+                pass  # it is forgotten here
+            case Frame.COMMAND | Frame.LISTED | Frame.PONG:
+                pass  # nobody waits for it any more
             case _:
                 raise WireError(f"a frame of type {kind}")
 
@@ -367,9 +417,17 @@ def _number(fields: Mapping[int, bytes], tag: Tag) -> int:
     return int.from_bytes(fields.get(tag, b"")[:8], "little")
 
 
+def _small(fields: Mapping[int, bytes], tag: Tag) -> int:
+    """Return a number that the system's own functions will be given."""
+    number = _number(fields, tag)
+    if number > 0xFFFF:
+        raise WireError(f"{number} for {tag.name}")
+    return number
+
+
 def _read_exit(fields: Mapping[int, bytes]) -> Exit:
     return Exit(
-        status=_number(fields, Tag.STATUS),
+        status=_small(fields, Tag.STATUS),
         stdout_bytes=_number(fields, Tag.OUT_TOTAL),
         stderr_bytes=_number(fields, Tag.ERR_TOTAL),
         timed_out=TimedOut(_number(fields, Tag.TIMED_OUT)),
@@ -382,6 +440,6 @@ def _read_exit(fields: Mapping[int, bytes]) -> Exit:
 
 
 def _read_refusal(fields: Mapping[int, bytes]) -> CommandRefusedError:
-    errno = _number(fields, Tag.ERRNO)
+    number = _small(fields, Tag.ERRNO)
     what = fields.get(Tag.TEXT, b"")[:256].decode(errors="replace")
-    return CommandRefusedError(f"not started: {what}: {os.strerror(errno)}", errno=errno)
+    return CommandRefusedError(f"not started: {what}: {os.strerror(number)}", errno=number)

@@ -5,7 +5,6 @@ import contextlib
 import logging
 import os
 import secrets
-import shutil
 import signal
 import time
 from collections.abc import Mapping
@@ -38,6 +37,7 @@ from hadal.node.launcher import Launcher, LaunchRequest
 from hadal.node.network import BoxNetwork
 from hadal.node.scratch import Disks
 from hadal.node.snapshots import Snapshots
+from hadal.node.tree_removal import remove_tree
 from hadal.sandbox.network_policy import NetworkPolicy
 from hadal.sandbox.protocol import CreateRequest
 from hadal.sandbox.results import BoxInfo
@@ -167,8 +167,11 @@ class Node:
             else:
                 self.boxes[box.id] = box
                 self._watch_guest(box)
-                await box.reconcile()
-                await BoxFiles(box, self.journal, self.blobs).repeat_begun()
+                try:
+                    await box.reconcile()
+                    await BoxFiles(box, self.journal, self.blobs).repeat_begun()
+                except (GuestLostError, SandboxGoneError):
+                    await self.end(box.id, GoneCause.NODE_LOST)  # it does not answer
                 logger.info("box found again", extra={"sandbox_id": record.id})
         for box_id in list(self.boxes):
             await self._undo_forks(box_id)
@@ -531,7 +534,7 @@ class Node:
             await self.images.release(root)
         folder = self._folder / box_id
         if folder.exists():
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            await asyncio.to_thread(remove_tree, folder)
         self._slots.pop(box_id, None)
         if self._forked.pop(box_id, None):
             await self._sweep_fork_layers()

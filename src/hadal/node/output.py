@@ -1,15 +1,17 @@
 """What a command writes: kept in memory while it is little, in a file when it is more, and followed live."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["Output"]
+__all__ = ["Output", "Passage"]
 
 MEMORY_BYTES = 128 * 1024
 """Of each stream; more goes to a file. Less than a guest's window: it waits for what lies in memory."""
 _ACKNOWLEDGE_BYTES = 64 * 1024
+_ERROR_BYTES = 64 * 1024
 
 
 class _Stream:
@@ -137,3 +139,43 @@ class Output:
         """
         for number, stream in self._streams.items():
             stream.close((kept or {}).get(number))
+
+
+class Passage(Output):
+    """Output that is taken as it comes: where nobody takes it the guest waits, and nothing is kept here.
+
+    An operation on files may say any amount: a box makes a file of exabytes in no time.
+    """
+
+    def __init__(self, acknowledge: Callable[[int, int], None]) -> None:
+        super().__init__(Path(), "", acknowledge)
+        self._parts: deque[tuple[int, int, bytes]] = deque()
+        self._taken = [0, 0]
+        self._errors = bytearray()
+
+    def output(self, stream: int, offset: int, data: bytes) -> None:
+        """Take bytes as they come; there are never more than a window of them."""
+        self._parts.append((stream, offset, data))
+        if stream == 2:
+            self._errors += data[: _ERROR_BYTES - len(self._errors)]
+        self._wake()
+
+    def whole(self, stream: int) -> bytes:
+        """Return what it says of an error."""
+        return bytes(self._errors) if stream == 2 else b""
+
+    async def follow(
+        self, stdout: int = 0, stderr: int = 0
+    ) -> AsyncIterator[tuple[int, int, bytes]]:
+        """Yield what has come and what comes, once."""
+        while True:
+            changed, ended = self._changed, self._ended
+            while self._parts:
+                stream, offset, data = self._parts.popleft()
+                yield stream, offset, data
+                self._taken[stream - 1] = offset + len(data)
+                if not self._ended:
+                    self._acknowledge(*self._taken)
+            if ended:
+                return
+            await changed.wait()

@@ -5,6 +5,7 @@ docs/formats/node-api.md describes the routes; bytes travel in base64.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -28,12 +29,14 @@ __all__ = [
 def _text(value: object) -> object:
     if not isinstance(value, str) or "\0" in value:
         raise ValueError("text without a zero byte is expected")
+    os.fsencode(value)  # or it is no name that a system could have
     return value
 
 
 Text = Annotated[Any, AfterValidator(_text), WithJsonSchema({"type": "string"})]
 """Names and arguments are bytes to the system: what is not UTF-8 is as `os.fsdecode` has it, which the
 strings of pydantic refuse."""
+Cells = Annotated[int, Field(ge=0, le=65535)]
 RequestId = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -93,12 +96,12 @@ class CommandRequest(_Body):
 
     argv: tuple[Text, ...] | None = None
     shell: Text | None = None
-    env: dict[str, Text] = Field(default_factory=dict)
+    env: dict[Text, Text] = Field(default_factory=dict)
     cwd: Text | None = None
-    user: str | None = None
+    user: Text | None = None
     stdin: Base64Bytes | None = None
     interactive: bool = False
-    tty: tuple[int, int] | None = None
+    tty: tuple[Cells, Cells] | None = None
     timeout_s: float | None = Field(default=None, gt=0, le=30 * 86400)
     quiet_s: float | None = Field(default=None, gt=0, le=30 * 86400)
     output_limit: int = Field(default=16 << 20, ge=0, le=1 << 32)
@@ -125,7 +128,7 @@ class FileChange(_Body):
     path: Text
     target: Text = ""
     recursive: bool = False
-    user: str | None = None
+    user: Text | None = None
     request_id: RequestId
 
 

@@ -72,8 +72,8 @@ class Mount(_Strict):
         read_only: Whether the box cannot write it.
     """
 
-    source: str = Field(pattern="^/")
-    target: str = Field(pattern="^/")
+    source: str = Field(pattern=r"^/[^\x00]*$")
+    target: str = Field(pattern=r"^/[^\x00]*$")
     read_only: bool = True
 
 
@@ -105,12 +105,12 @@ class BoxSpec(_Strict):
     image: str = "host"
     from_: str | None = Field(default=None, alias="from")
     cpus: float = Field(default=1.0, gt=0, le=4096)
-    memory_mb: int = Field(default=1024, ge=16)
-    disk_mb: int = Field(default=4096, ge=1)
-    inodes: int = Field(default=250_000, ge=64)
+    memory_mb: int = Field(default=1024, ge=16, le=1 << 26)
+    disk_mb: int = Field(default=4096, ge=1, le=1 << 24)
+    inodes: int = Field(default=250_000, ge=64, le=1 << 31)
     pids: int = Field(default=4096, ge=8, le=4_000_000)
-    nofile: int = Field(default=4096, ge=16)
-    shm_mb: int = Field(default=64, ge=1)
+    nofile: int = Field(default=4096, ge=16, le=1 << 20)
+    shm_mb: int = Field(default=64, ge=1, le=1 << 26)
     ttl_s: Seconds = 86400.0
     idle_s: Seconds = 7200.0
     env: dict[str, str] = Field(default_factory=dict)
@@ -175,4 +175,6 @@ def read_spec(data: dict[str, Any]) -> Spec:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"box spec: {where}: {first['msg']}, got {first['input']!r}") from error
+        raise ConfigError(
+            f"box spec: {where}: {first['msg']}, got {first['input']!r:.500}"
+        ) from error

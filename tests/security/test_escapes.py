@@ -1,0 +1,210 @@
+"""One test for each way out of a container: what root in a box tries, and what comes of it."""
+
+import os
+import re
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.sandbox.conftest import needs_root
+
+pytestmark = needs_root
+REFUSED = {"EPERM", "EACCES", "ENOSYS", "ENOTTY", "EAFNOSUPPORT"}
+"""Of the permission itself. EINVAL or ENOENT would only say that the attempt was a poor one."""
+
+
+def test_every_refused_call_is_refused(box, attack):
+    found = attack(box, "refusals")
+    assert len(found) > 120, "the program stopped early"
+    assert {k: v for k, v in found.items() if v not in REFUSED} == {}
+    assert found["clone3"] == found["32-bit call"] == found["x32 call"] == "ENOSYS"
+
+
+def test_another_user_is_refused_as_much(box, attack):
+    found = attack(box, "refusals", user="1234:1234")
+    odd = {k: v for k, v in found.items() if v not in REFUSED}
+    # /tmp/opaque belongs to root, and a file that cannot be opened has no ioctl.
+    assert set(odd.values()) <= {"EBADF"}, odd
+
+
+def test_root_has_no_privilege_that_matters(box):
+    status = box.run("cat /proc/self/status").stdout
+    effective = int(re.search(r"CapEff:\s+(\w+)", status)[1], 16)
+    kept = {0, 1, 3, 4, 5, 6, 7, 8, 10, 18, 31}
+    assert {n for n in range(64) if effective >> n & 1} == kept
+    for name in ("CapPrm", "CapBnd"):
+        assert int(re.search(rf"{name}:\s+(\w+)", status)[1], 16) == effective
+    assert re.search(r"NoNewPrivs:\s+1", status)
+    assert re.search(r"Seccomp:\s+2", status)
+
+
+def test_no_descriptor_of_the_host_is_open(make):
+    """CVE-2024-21626: an open directory of the host was the working directory of the next command."""
+    box = make()
+    listed = box.run(["ls", "-l", "/proc/self/fd"]).stdout
+    paths = re.findall(r"(\d+) -> (\S+)", listed)
+    assert [n for n, _ in paths] == ["0", "1", "2", "3"], listed  # 3 is the directory that ls reads
+    assert all(p == "/dev/null" or p.startswith(("pipe:", "/proc/")) for _, p in paths), listed
+    for number in range(3, 20):
+        with pytest.raises(
+            OSError, match="No such file|not started|Permission|Not a directory|."
+        ) as refused:
+            box.files.list(f"/proc/self/fd/{number}/../../..")
+        assert refused.value is not None
+
+
+def test_no_working_directory_leads_out(make):
+    box = make()
+    for directory in (
+        "/proc/self/fd/3",
+        "/proc/self/fd/8",
+        "/proc/1/cwd",
+        "/proc/1/root",
+        "/proc/1/fd/3",
+    ):
+        try:
+            result = box.run("ls ../../../../; pwd -P", cwd=directory)
+        except Exception as error:  # noqa: BLE001 - a refusal of any kind is what is wanted
+            assert "not started" in str(error), error
+        else:
+            assert "work" not in result.stdout.split(), result
+    here = set(os.listdir("/")) - {"usr", "bin", "sbin", "lib", "lib64", "lib32", "libx32"}
+    marks = here - set(box.run("ls /").stdout.split())
+    assert marks, "the root of the host cannot be told from the box's"
+
+
+def test_the_init_cannot_be_looked_into(box):
+    """CVE-2019-5736: /proc/1/exe led to the program of the host, which could be written."""
+    for name in (
+        "mem",
+        "environ",
+        "root",
+        "cwd",
+        "exe",
+        "maps",
+        "auxv",
+        "stack",
+        "syscall",
+        "fd/3",
+    ):
+        result = box.run(f"cat /proc/1/{name} || ls /proc/1/{name}/ || readlink /proc/1/{name}")
+        assert result.exit_code != 0, name
+        assert result.stdout == "", name
+    assert box.run("ls /proc/1/fd /proc/1/map_files").stdout.replace("/proc/1/fd:", "").strip() in (
+        "",
+        "/proc/1/map_files:",
+    )
+    assert box.run("tr '\\0' ' ' < /proc/1/cmdline").stdout.strip() == "init"
+    assert box.run("exec 3>> /proc/1/exe").exit_code != 0
+    assert box.run("kill -9 1; kill -STOP 1; kill -SEGV 1; echo alive").stdout == "alive\n"
+    assert box.run("echo still").stdout == "still\n"
+
+
+def test_nothing_of_the_kernel_can_be_written(box):
+    """core_pattern, sysrq, uevent_helper, modprobe, binfmt_misc, and whatever else is there."""
+    script = r"""
+    find /proc /sys -xdev -type f -not -path '/proc/[0-9]*' -not -path '/proc/self/*' \
+        -not -path '/proc/thread-self/*' 2>/dev/null | while read -r f; do
+        if ( : >> "$f" ) 2>/dev/null; then echo "$f"; fi
+    done
+    for f in /proc/sys/kernel/core_pattern /proc/sysrq-trigger /sys/kernel/uevent_helper \
+        /proc/sys/kernel/modprobe /proc/sys/vm/drop_caches /proc/sys/fs/binfmt_misc/register; do
+        if echo x 2>/dev/null > "$f"; then echo "written: $f"; fi
+    done
+    """
+    result = box.run(script, timeout_s=60)
+    written = [f for f in result.stdout.split("\n") if f and not f.startswith("/proc/pressure")]
+    # What is covered by /dev/null can be opened, and leads nowhere.
+    masked = {"written: /proc/sysrq-trigger"} | {
+        f for f in written if box.run(["stat", "-c", "%t:%T", f]).stdout == "1:3\n"
+    }
+    assert set(written) <= masked
+    before = Path("/proc/sys/kernel/core_pattern").read_text()
+    assert box.run("echo '|/tmp/x' > /proc/sys/kernel/core_pattern").exit_code != 0
+    assert Path("/proc/sys/kernel/core_pattern").read_text() == before
+
+
+def test_no_control_group_is_in_reach(box):
+    """release_agent needs a cgroup mount: there is none, and none can be made."""
+    mounts = box.run("cat /proc/self/mountinfo").stdout
+    assert "cgroup" not in mounts
+    assert box.run("find / -xdev -name release_agent -o -xdev -name cgroup.procs").stdout == ""
+    assert set(
+        re.findall(r"^\d+:[^:]*:(.*)$", box.run("cat /proc/self/cgroup").stdout, re.MULTILINE)
+    ) <= {"/"}
+
+
+def test_nothing_of_the_host_is_seen(make):
+    box, other = make(), make()
+    mounts = box.run("cat /proc/self/mounts /proc/self/mountinfo").stdout
+    assert other.id not in mounts
+    assert "guest" not in box.run("cat /proc/net/unix").stdout
+    name = f"hadal-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(f"\0{name}")
+        assert name not in box.run("cat /proc/net/unix").stdout
+    other.run(
+        "python3 -c 'import ctypes; l = ctypes.CDLL(None);"
+        " print(l.shmget(4242, 4096, 0o1666), l.msgget(4242, 0o1666), l.semget(4242, 1, 0o1666))';"
+        " echo secret > /dev/shm/s; sleep 60 > /dev/null 2>&1 &"
+    )
+    assert box.run("cat /proc/sysvipc/* | grep 4242; ls /dev/shm /dev/mqueue; cat /dev/shm/s").stdout.split() == [
+        "/dev/mqueue:", "/dev/shm:",
+    ] or "secret" not in box.run("cat /dev/shm/s").stdout  # fmt: skip
+    assert "sleep" not in box.run("cat /proc/[0-9]*/comm").stdout
+    assert box.run("hostname").stdout.strip() == box.id != socket.gethostname()
+
+
+def test_ids_are_not_those_of_the_host(box, node):
+    """Root in a box is nobody on the host, and its files lie where only the host's root comes."""
+    process = box.spawn("exec sleep 30")
+    pids = Path("/proc").glob("[0-9]*/status")
+    uids = [
+        int(re.search(r"^Uid:\s+(\d+)", text, re.MULTILINE)[1])
+        for text in (p.read_text() for p in pids if (p.parent / "comm").exists())
+        if re.search(r"^NSpid:\t\d+\t\d+$", text, re.MULTILINE) and "Name:\tsleep" in text
+    ]
+    process.kill()
+    assert uids
+    assert min(uids) >= 1 << 20
+    assert node.stat().st_mode & 0o077 == 0
+    assert (node / "b").stat().st_mode & 0o077 == 0
+    box.run("cp /usr/bin/id /tmp/suid; chmod 4755 /tmp/suid")
+    found = subprocess.run(
+        ["setpriv", "--reuid=65534", "--clear-groups", "find", str(node), "-perm", "-4000"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert found.stdout == ""
+
+
+def test_setuid_and_file_capabilities_gain_nothing(box):
+    box.run("cp /usr/bin/id /tmp/suid && chmod 4755 /tmp/suid")
+    assert box.run(["/tmp/suid", "-u"], user="1234:1234").stdout == "1234\n"
+    set_capability = (
+        "import os, struct;"
+        "os.setxattr('/tmp/python', 'security.capability', struct.pack('<5I', 0x2000001, 1 << 21, 0, 0, 0))"
+    )
+    box.run("cp -L /usr/bin/python3 /tmp/python; chmod 755 /tmp/python")
+    box.run(["python3", "-c", set_capability])
+    result = box.run("grep CapEff /proc/self/status", user="1234:1234")
+    assert int(result.stdout.split()[1], 16) == 0
+    result = box.run("/tmp/python -c 'print(open(\"/proc/self/status\").read())'", user="1234:1234")
+    # The kernel does not even start what asks for a capability beyond the bounding set.
+    assert result.exit_code == 126 or re.search(r"CapEff:\s+0+$", result.stdout, re.MULTILINE), (
+        result
+    )
+
+
+def test_limits_of_users_are_counted_for_each_box(make, attack):
+    """What a box uses up of the kernel's limits for a user is not missing for its neighbours or the host."""
+    box, other = make(memory_mb=512), make(memory_mb=512)
+    holding = box.spawn("sleep 60")
+    found = attack(box, "exhaustion", "hold")
+    assert found["inotify"] != "0"
+    assert int(attack(other, "exhaustion", "ask")["inotify"]) > 0
+    script = "import ctypes; assert ctypes.CDLL(None).inotify_init() >= 0"
+    subprocess.run(["python3", "-c", script], check=True)
+    assert Path("/proc/sys/fs/aio-nr").read_text().strip() == "0" or "io_setup" not in found
+    holding.kill()
