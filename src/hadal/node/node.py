@@ -147,6 +147,7 @@ class Node:
         for box in self.boxes.values():
             box.guest.close()
         await self.networks.close()
+        await self.images.close()
         self._launcher.close()
         self.journal.close()
 
