@@ -16,8 +16,10 @@ from hadal.errors import (
     SandboxGoneError,
     UnsupportedError,
 )
+from hadal.node.images import default_folder
 from hadal.node.node import Node, NodeConfig
 from hadal.sandbox import ContainerSpec, NetworkPolicy, Sandbox
+from hadal.sandbox.embedded import state_folder
 from hadal.sandbox.protocol import CreateRequest
 from hadal.sandbox.specs import read_spec
 from tests.sandbox.conftest import needs_root
@@ -135,3 +137,8 @@ def test_a_full_node_says_so(tmp_path):
         assert not list((tmp_path / "small/b").iterdir())
 
     asyncio.run(main())
+
+
+def test_the_command_line_sees_the_images_of_the_embedded_node(monkeypatch, tmp_path):
+    monkeypatch.setenv("HADAL_HOME", str(tmp_path))
+    assert default_folder() == Node(NodeConfig(state=state_folder())).images.root

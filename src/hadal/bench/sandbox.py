@@ -71,7 +71,7 @@ async def _first_results(
 
     await ours()  # starts the node
     sides: dict[str, Action] = {"hadal": ours}
-    root = _peer_root(home / "node" / "images" / "host", home)
+    root = _peer_root(home)
     for name, find in (("crun", _oci), ("runc", _oci), ("podman", _podman), ("bwrap", _bwrap)):
         if shutil.which(name) is None:
             report.notes.append(
@@ -107,10 +107,14 @@ async def _timed(action: Action) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-def _peer_root(skeleton: Path, home: Path) -> Path:
-    """Copy the skeleton of the image `host`: the peers mount what they like in it."""
+def _peer_root(home: Path) -> Path:
+    """Make a root that the peers mount /usr into, like the image `host`."""
     root = home / "peer"
-    shutil.copytree(skeleton, root, symlinks=True)
+    for name in ("usr", "etc", "tmp", "proc", "sys", "dev", "run", "var"):
+        (root / name).mkdir(parents=True)
+    for name in ("bin", "sbin", "lib", "lib64"):
+        (root / name).symlink_to(f"usr/{name}")
+    (root / "etc/passwd").write_text("root:x:0:0:root:/:/bin/sh\n")
     return root
 
 

@@ -42,8 +42,8 @@ _T = TypeVar("_T")
 
 
 def default_folder() -> Path:
-    """Return where the embedded node keeps its images: beside its boxes."""
-    return state_folder().with_name("images")
+    """Return where the embedded node keeps its images: in its state folder."""
+    return state_folder() / "images"
 
 
 class ImageStore:
