@@ -169,6 +169,40 @@ static int make_user_namespace(struct launch *l)
     return fd;
 }
 
+/* Joining a group waits for a grace period of the kernel, some milliseconds: a child does it meanwhile.
+ * It names its parent as everybody in here does: 1. */
+static pid_t start_joining(struct launch *l)
+{
+    int groups[MANY];
+    l->phase = "cgroup";
+    for (int i = 0; i < l->cgroups.count; i++)
+        if ((groups[i] = open(l->cgroups.items[i], O_WRONLY | O_CLOEXEC)) < 0)
+            launch_failed(l, l->cgroups.items[i]);
+    pid_t child = fork();
+    if (child < 0)
+        launch_failed(l, "fork");
+    for (int i = 0; i < l->cgroups.count; i++) {
+        if (child == 0 && write(groups[i], "1", 1) != 1)
+            launch_failed(l, l->cgroups.items[i]);
+        close(groups[i]);
+    }
+    if (child == 0)
+        _exit(0);
+    return child;
+}
+
+static void finish_joining(struct launch *l, pid_t child)
+{
+    int status;
+    l->phase = "cgroup";
+    if (waitpid(child, &status, 0) != child)
+        launch_failed(l, "wait");
+    if (status)
+        _exit(71); /* the child has said why */
+    if (unshare(CLONE_NEWCGROUP))
+        launch_failed(l, "unshare cgroup namespace");
+}
+
 static void loopback_up(struct launch *l)
 {
     int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
@@ -232,12 +266,7 @@ void become_box(struct launch *l)
     setsid();
     prctl(PR_SET_NAME, "init");
 
-    l->phase = "cgroup";
-    for (int i = 0; i < l->cgroups.count; i++)
-        write_all(l, l->cgroups.items[i], "0");
-    if (unshare(CLONE_NEWCGROUP))
-        launch_failed(l, "unshare cgroup namespace");
-
+    pid_t joining = start_joining(l);
     l->phase = "namespaces";
     if (network >= 0 && setns(network, CLONE_NEWNET))
         launch_failed(l, l->netns);
@@ -252,6 +281,7 @@ void become_box(struct launch *l)
     build_root(l, users);
     enter_root(l);
 
+    finish_joining(l, joining);
     l->phase = "limits";
     set_limits(l);
     join_new_keyring();

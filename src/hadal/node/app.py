@@ -210,8 +210,8 @@ class Routes:
 
     async def remove(self, request: web.Request) -> web.Response:
         """DELETE /v1/boxes/{box}: also of one that is gone already."""
-        ended = await request.app[_NODE].end(request.match_info["box"], GoneCause.KILLED)
-        return web.json_response({"ended": ended})
+        ending = request.app[_NODE].begin_end(request.match_info["box"], GoneCause.KILLED)
+        return web.json_response({"ended": ending is not None})
 
     async def log(self, request: web.Request) -> web.Response:
         """GET /v1/boxes/{box}/log: records behind a position."""
@@ -231,7 +231,7 @@ class Routes:
         """POST /v1/boxes/{box}/fork."""
         node = request.app[_NODE]
         body = await _body(request, SnapshotRequest)
-        made = await node.fork(_box(request).id, body.count, body.request_id)
+        made = await node.forks.make(_box(request).id, body.count, body.request_id)
         return web.json_response({"boxes": [dataclasses.asdict(node.info(b.id)) for b in made]})
 
     async def snapshot(self, request: web.Request) -> web.Response:

@@ -4,6 +4,7 @@ Version 1 has one tree for each controller; a box gets a directory in each. Vers
 hybrid host the controllers that matter may be on either, and each is used where it is.
 """
 
+import contextlib
 import errno
 import os
 import time
@@ -219,6 +220,12 @@ class Cgroups:
         """Return the groups of a box, whether they are there or not."""
         unified = None if self._unified is None else self._unified / box
         return Cgroup({c: parent / box for c, parent in self._parents.items()}, unified)
+
+    def remove(self) -> None:
+        """Remove the node's own directories, if no box is left in them."""
+        for parent in set(self._parents.values()):
+            with contextlib.suppress(OSError):
+                parent.rmdir()
 
     def boxes(self) -> set[str]:
         """Return the names that have a group."""

@@ -7,10 +7,9 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from hadal.errors import (
     ConfigError,
@@ -22,26 +21,27 @@ from hadal.errors import (
     SandboxGoneError,
 )
 from hadal.node.blobs import Blobs
-from hadal.node.box import Box, ImageDefaults, refusal_of
+from hadal.node.box import Box, ImageDefaults
 from hadal.node.box_networks import BoxNetworks
 from hadal.node.branching import ForkLayers
 from hadal.node.calls import Calls
 from hadal.node.cgroups import BoxLimits, Cgroup, Cgroups
 from hadal.node.faults import reach
 from hadal.node.files import BoxFiles
+from hadal.node.forks import Forks
 from hadal.node.guest import Guest, GuestLostError
 from hadal.node.guest_program import guest_program
 from hadal.node.images import ImageStore, ResolvedImage
 from hadal.node.journal import BoxRecord, Journal
 from hadal.node.launcher import Launcher, LaunchRequest
 from hadal.node.network import BoxNetwork
-from hadal.node.scratch import Disks
+from hadal.node.scratch import DiskPool, Disks
 from hadal.node.snapshots import Snapshots
 from hadal.node.tree_removal import remove_tree
 from hadal.sandbox.network_policy import NetworkPolicy
 from hadal.sandbox.protocol import CreateRequest
 from hadal.sandbox.results import BoxInfo
-from hadal.sandbox.specs import Capability, FunctionSpec, Spec, read_spec
+from hadal.sandbox.specs import FunctionSpec, Spec, read_spec
 
 __all__ = ["Node", "NodeConfig"]
 
@@ -107,6 +107,7 @@ class Node:
         self._forked: dict[str, list[str]] = {}
         self._roots: dict[str, ResolvedImage] = {}
         self.calls = Calls(self)
+        self.forks = Forks(self)
         self.snapshots = Snapshots(self)
 
     # --- life of the node ---
@@ -131,9 +132,10 @@ class Node:
         self._launcher.start()
         self.blobs.sweep()
         self.disks = Disks(self.config.state / "d")
+        self._disk_pool = DiskPool(self.disks)
         self.fork_layers = ForkLayers(self.config.state / "f", self.disks)
         await self._recover()
-        await self._sweep_fork_layers()
+        await self.sweep_fork_layers()
         self._watch = asyncio.get_running_loop().create_task(self._enforce_lives())
 
     async def close(self, *, end_boxes: bool = False) -> None:
@@ -146,9 +148,11 @@ class Node:
         self._closing = True
         for box in self.boxes.values():
             box.guest.close()
+        self._disk_pool.close()
         await self.networks.close()
         await self.images.close()
         self._launcher.close()
+        self.cgroups.remove()
         self.journal.close()
 
     async def _recover(self) -> None:
@@ -175,7 +179,7 @@ class Node:
                     await self.end(box.id, GoneCause.NODE_LOST)  # it does not answer
                 logger.info("box found again", extra={"sandbox_id": record.id})
         for box_id in list(self.boxes):
-            await self._undo_forks(box_id)
+            await self.forks.undo(box_id)
         known = set(self.boxes)
         for orphan in self.cgroups.boxes() | {p.name for p in self._folder.iterdir()}:
             if orphan not in known:
@@ -304,7 +308,7 @@ class Node:
         cgroup = self.cgroups.of(box_id)
         cgroup.create(BoxLimits(memory_bytes=spec.memory_mb << 20, cpus=spec.cpus, pids=spec.pids))
         reach("make.launch", writes=False)
-        disk = await asyncio.to_thread(self.disks.make, spec.disk_mb << 20, spec.inodes)
+        disk = await self._disk_pool.take(spec.disk_mb << 20, spec.inodes)
         runtime["disk"] = disk.device
         try:
             request = self._request(box_id, spec, slot, root, cgroup, disk.descriptor, network)
@@ -355,65 +359,24 @@ class Node:
             guest=guest, disk=disk,
         )  # fmt: skip
 
-    async def fork(self, box_id: str, count: int, request_id: str) -> list[Box]:
-        """Make boxes that begin with the files of one: as they are now, while nothing in it runs.
-
-        Raises:
-            NodeError: The copy cannot be made.
-            LaunchError, NoCapacityError: One of them could not be made; then none is.
-        """
-        box = self.get(box_id)
-        box.require(Capability.FORK)
-        record = self.journal.record_of_request(box_id, request_id)
-        if record is not None and record.event.state == "done":
-            return [self.get(child) for child in _children(record.event.result)]
-        if record is not None and record.event.state != "begun":
-            raise refusal_of(record)
-        box.touch()
-        if record is not None:
-            position = record.event.position
-        else:
-            position = box.begin("fork", {"count": count}, request_id=request_id)
-        layer = await self.fork_layers.copy(box, request_id)
-        origin = self._origin(box_id, layer)
-        spec = box.spec.model_dump(mode="json", by_alias=True)
-        made: list[Box] = []
-        try:
-            for number in range(count):
-                create = CreateRequest(spec=spec, request_id=f"{request_id}/{number}")
-                made.append(await self._create(create, origin))
-        except HadalError as error:
-            await asyncio.gather(*(self.end(child.id, GoneCause.KILLED) for child in made))
-            self.journal.end(box_id, position, "refused", {"message": error.message, "errno": 0})
-            await self._sweep_fork_layers()
-            raise
-        self.journal.end(box_id, position, "done", {"boxes": [child.id for child in made]})
-        return made
-
-    async def _undo_forks(self, box_id: str) -> None:
-        """After a restart: the boxes of a fork that was not completed end, since nobody was told of them.
-
-        The fork stays begun: the same request does it again.
-        """
-        for record in self.journal.begun(box_id):
-            if record.event.kind != "fork":
-                continue
-            for number in range(int(str(record.event.request["count"]))):
-                child = self.journal.box_of_request(f"{record.request_id}/{number}")
-                if child is not None:
-                    await self.end(child.id, GoneCause.KILLED)
-                    self.journal.forget_box(child.id)
-
-    async def _sweep_fork_layers(self) -> None:
+    async def sweep_fork_layers(self) -> None:
+        """Remove copies of changes that no box stands on."""
         await self.fork_layers.sweep(
             {layer for layers in self._forked.values() for layer in layers}
         )
 
-    async def make_like(self, box: Box, request_id: str) -> Box:
-        """Make another box of the same spec and image, with what the given one began with."""
-        spec = {**box.spec.model_dump(mode="json", by_alias=True), "spare": 0}
+    async def make_like(self, box: Box, request_id: str, *layers: str) -> Box:
+        """Make another box of the same spec and image, with what the given one began with.
+
+        Args:
+            box: That one.
+            request_id: Of the new one.
+            layers: Copies of changes that lie above it.
+        """
+        spec = box.spec.model_dump(mode="json", by_alias=True)
+        spec |= {"spare": 0} if "spare" in spec else {}
         create = CreateRequest(spec=spec, request_id=request_id)
-        return await self._create(create, self._origin(box.id))
+        return await self._create(create, self._origin(box.id, *layers))
 
     async def set_network(self, box: Box, policy: NetworkPolicy, request_id: str) -> None:
         """Change what a box may reach, from the next packet on.
@@ -490,27 +453,38 @@ class Node:
     # --- ending ---
 
     async def end(self, box_id: str, cause: GoneCause) -> bool:
-        """End a box; False where it has ended already."""
-        box = self.boxes.get(box_id)
-        if box is None:
-            return False
+        """End a box and remove all of it; False where it has ended already."""
         ending = self._ending.get(box_id)
-        if ending is None:
-            if box.cause is None:
-                box.cause = cause
-            ending = asyncio.get_running_loop().create_task(self._end(box))
-            self._ending[box_id] = ending
-            ending.add_done_callback(lambda _: self._ending.pop(box_id, None))
-        await asyncio.shield(ending)
-        return True
+        begun = None if ending is not None else self.begin_end(box_id, cause)
+        if ending is None and begun is None:
+            return False
+        await asyncio.shield(ending or begun or asyncio.sleep(0))
+        return begun is not None
+
+    def begin_end(self, box_id: str, cause: GoneCause) -> asyncio.Task[None] | None:
+        """Kill a box, and go on removing it; from now on it is gone. None where it has ended already.
+
+        Raises:
+            JournalError: Its end cannot be written down. It ends all the same.
+        """
+        box = self.boxes.get(box_id)
+        if box is None or box_id in self._ending:
+            return None
+        if box.cause is None:
+            box.cause = cause
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(box.pid, signal.SIGKILL)
+        ending = asyncio.get_running_loop().create_task(self._end(box))
+        self._ending[box_id] = ending
+        ending.add_done_callback(lambda _: self._ending.pop(box_id, None))
+        self.journal.end_box(box.id, box.cause)
+        return ending
 
     async def _end(self, box: Box) -> None:
         assert box.cause is not None
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(box.pid, signal.SIGKILL)
         await asyncio.wait([box.guest.lost], timeout=5)
         box.guest.close()
-        self.journal.end_box(box.id, box.cause)
+        self.journal.end_box(box.id, box.cause)  # again, where it could not be written down before
         await self._remove(box.id)
         self.boxes.pop(box.id, None)
         await self.calls.end(box.id)
@@ -538,7 +512,7 @@ class Node:
             await asyncio.to_thread(remove_tree, folder)
         self._slots.pop(box_id, None)
         if self._forked.pop(box_id, None):
-            await self._sweep_fork_layers()
+            await self.sweep_fork_layers()
 
     def _watch_guest(self, box: Box) -> None:
         def lost(_: object) -> None:
@@ -584,11 +558,6 @@ def _defaults(root: ResolvedImage) -> ImageDefaults:
 
 def _policy(record: BoxRecord) -> NetworkPolicy:
     return read_spec(record.spec).network
-
-
-def _children(result: Mapping[str, object] | None) -> list[str]:
-    boxes = (result or {}).get("boxes")
-    return [str(box) for box in cast(list[object], boxes)] if isinstance(boxes, list) else []
 
 
 def _start_time(pid: int) -> int | None:

@@ -6,6 +6,7 @@ no tree has to be removed. Only the box's own mount namespace has it mounted; wh
 outside mounts the same device for a moment.
 """
 
+import asyncio
 import contextlib
 import ctypes
 import fcntl
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from hadal.errors import NodeError, UnsupportedError
 
-__all__ = ["Disk", "Disks"]
+__all__ = ["Disk", "DiskPool", "Disks"]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432  # the same numbers on every architecture
@@ -173,6 +174,49 @@ class Disks:
         with self.open(device) as root:
             found = os.statvfs(root)
         return (found.f_blocks - found.f_bfree) * found.f_frsize
+
+
+class DiskPool:
+    """Disks of the size that was asked for last, made before they are needed.
+
+    Args:
+        disks: Makes them.
+        spare: How many are kept.
+    """
+
+    def __init__(self, disks: Disks, spare: int = 2) -> None:
+        self._disks = disks
+        self._spare = spare
+        self._size: tuple[int, int] | None = None
+        self._ready: list[asyncio.Task[Disk]] = []
+
+    async def take(self, size: int, inodes: int) -> Disk:
+        """Return a disk, as `Disks.make`, with its errors."""
+        if self._size != (size, inodes):
+            self.close()
+            self._size = (size, inodes)
+            return await self._make()
+        task = self._ready.pop(0) if self._ready else None
+        while len(self._ready) < self._spare:
+            self._ready.append(asyncio.get_running_loop().create_task(self._make()))
+        if task is None:
+            return await self._make()
+        return await task
+
+    async def _make(self) -> Disk:
+        assert self._size is not None
+        return await asyncio.to_thread(self._disks.make, *self._size)
+
+    def close(self) -> None:
+        """Let go of the ready ones."""
+        for task in self._ready:
+            task.add_done_callback(_discard)
+        self._ready = []
+
+
+def _discard(task: "asyncio.Task[Disk]") -> None:
+    if not task.cancelled() and task.exception() is None:
+        os.close(task.result().descriptor)
 
 
 def _written(path: Path) -> list[tuple[int, bytes]]:

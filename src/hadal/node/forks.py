@@ -1,0 +1,79 @@
+"""Forks: boxes that begin with the files of another."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
+
+from hadal.errors import GoneCause, HadalError
+from hadal.node.box import Box, refusal_of
+from hadal.sandbox.specs import Capability
+
+if TYPE_CHECKING:
+    from hadal.node.node import Node
+
+__all__ = ["Forks"]
+
+
+class Forks:
+    """Makes them.
+
+    Args:
+        node: Whose boxes.
+    """
+
+    def __init__(self, node: "Node") -> None:
+        self._node = node
+
+    async def make(self, box_id: str, count: int, request_id: str) -> list[Box]:
+        """Make boxes that begin with the files of one: as they are now, while nothing in it runs.
+
+        Raises:
+            NodeError: The copy cannot be made.
+            LaunchError, NoCapacityError: One of them could not be made; then none is.
+        """
+        box = self._node.get(box_id)
+        box.require(Capability.FORK)
+        record = self._node.journal.record_of_request(box_id, request_id)
+        if record is not None and record.event.state == "done":
+            return [self._node.get(child) for child in _children(record.event.result)]
+        if record is not None and record.event.state != "begun":
+            raise refusal_of(record)
+        box.touch()
+        if record is not None:
+            position = record.event.position
+        else:
+            position = box.begin("fork", {"count": count}, request_id=request_id)
+        layer = await self._node.fork_layers.copy(box, request_id)
+        made: list[Box] = []
+        try:
+            for number in range(count):
+                child = await self._node.make_like(box, f"{request_id}/{number}", layer)
+                made.append(child)
+        except HadalError as error:
+            await asyncio.gather(*(self._node.end(child.id, GoneCause.KILLED) for child in made))
+            self._node.journal.end(
+                box_id, position, "refused", {"message": error.message, "errno": 0}
+            )
+            await self._node.sweep_fork_layers()
+            raise
+        self._node.journal.end(box_id, position, "done", {"boxes": [child.id for child in made]})
+        return made
+
+    async def undo(self, box_id: str) -> None:
+        """After a restart: the boxes of a fork that was not completed end, since nobody was told of them.
+
+        The fork stays begun: the same request does it again.
+        """
+        for record in self._node.journal.begun(box_id):
+            if record.event.kind != "fork":
+                continue
+            for number in range(int(str(record.event.request["count"]))):
+                child = self._node.journal.box_of_request(f"{record.request_id}/{number}")
+                if child is not None:
+                    await self._node.end(child.id, GoneCause.KILLED)
+                    self._node.journal.forget_box(child.id)
+
+
+def _children(result: Mapping[str, object] | None) -> list[str]:
+    boxes = (result or {}).get("boxes")
+    return [str(box) for box in cast(list[object], boxes)] if isinstance(boxes, list) else []
