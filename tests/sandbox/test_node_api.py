@@ -178,6 +178,7 @@ def address(tmp_path_factory):
         hadal("box", "rm", "--all", "--node", socket)
 
 
+@pytest.mark.slow
 @needs_root
 @schema.parametrize()
 @settings(
