@@ -156,6 +156,7 @@ def test_interrupt_reaches_the_command(hadal, box, number):
     assert process.returncode == 9
 
 
+@pytest.mark.slow
 def test_second_interrupt_kills(hadal, box):
     line = "trap '' 2; echo ready; while :; do sleep 0.05; done"
     process = hadal.start("box", "run", "work", "-c", line, stdout=subprocess.PIPE, stdin=-3)
@@ -312,6 +313,7 @@ def test_copies(hadal, box, tmp_path):
     assert "deep" in hadal.text("box", "run", "work", "--", "ls", "/third")
 
 
+@pytest.mark.slow
 def test_log(hadal, box):
     hadal("box", "run", "work", "--", "printf", "%s", "\x1b[31m", stdin=b"")
     lines = hadal.text("box", "log", "work").splitlines()

@@ -47,6 +47,7 @@ def test_report(tmp_path):
     }
 
 
+@pytest.mark.slow
 @needs_root
 def test_without_the_tools(tmp_path):
     hadal = CommandLine(tmp_path)

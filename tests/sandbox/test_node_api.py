@@ -172,12 +172,13 @@ def test_no_node_there(hadal):
 def address(tmp_path_factory):
     folder = tmp_path_factory.mktemp("api")
     hadal = CommandLine(folder / "home")
-    with serving(hadal, folder / "state", "--max-boxes", "4") as (_, port, _):
+    with serving(hadal, folder / "state", "--max-boxes", "200") as (_, port, _):
         yield f"http://127.0.0.1:{port}"
         socket = f"unix://{folder}/state/node.sock"
         hadal("box", "rm", "--all", "--node", socket)
 
 
+@pytest.mark.slow
 @needs_root
 @schema.parametrize()
 @settings(

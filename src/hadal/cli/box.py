@@ -4,29 +4,22 @@ import asyncio
 import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
 from hadal.cli import box_log
 from hadal.cli.box_commands import run, shell
 from hadal.cli.box_list import show_boxes
+from hadal.cli.box_options import BoxOptions
 from hadal.cli.node_options import NodeOptions
-from hadal.cli.quantities import parse_bytes, parse_seconds, read_pairs
-from hadal.errors import ConfigError, HadalError, InputError
-
-if TYPE_CHECKING:
-    from hadal.sandbox.specs import ContainerSpec
+from hadal.errors import HadalError, InputError
 
 __all__ = ["app"]
 
 _Flag = Parameter(negative="")
 _Json = Annotated[bool, Parameter(name="--json", negative="")]
-_Bytes = Annotated[int | None, Parameter(converter=parse_bytes)]
-_Seconds = Annotated[float | None, Parameter(converter=parse_seconds)]
 _Side = Annotated[str, Parameter(allow_leading_hyphen=True)]  # `-`
-_Many = Annotated[list[str] | None, Parameter(negative="")]
 
 app = App(
     name="box",
@@ -44,19 +37,8 @@ def create(
     /,
     *,
     name: str | None = None,
-    cpus: float | None = None,
-    memory: _Bytes = None,
-    disk: _Bytes = None,
-    pids: int | None = None,
-    ttl: _Seconds = None,
-    idle: _Seconds = None,
-    env: _Many = None,
-    mount: _Many = None,
-    network: Literal["none", "deny", "allow"] | None = None,
-    allow: _Many = None,
-    deny: _Many = None,
-    label: _Many = None,
     trajectory: str | None = None,
+    options: BoxOptions | None = None,
     json_output: _Json = False,
     where: NodeOptions | None = None,
 ) -> None:
@@ -65,42 +47,17 @@ def create(
     Examples:
         hadal box create --name build --memory 2GiB --cpus 2
 
-        hadal box create ./rootfs --mount /srv/data:/data --ttl 1h
+        hadal box create ./rootfs --mount /srv/data:/data --ttl 1h --allow pypi
 
     Args:
         image: `host` (this machine's /usr), a directory, or an image of the node's store.
         name: A box of this name that lives already is returned instead.
-        cpus: Processors that it may use, in parts of one.
-        memory: That it may use, as 512MiB; beyond it commands are killed.
-        disk: That it may write.
-        pids: Processes and threads.
-        ttl: Its life, at most, as 2h.
-        idle: Time without use after which it ends.
-        env: NAME=VALUE for every command; can be repeated.
-        mount: SOURCE:TARGET[:rw] of the node's files; can be repeated.
-        network: What it may reach: none (only itself), deny (what --allow names), allow (the public
-            internet). Default: none, or deny with --allow.
-        allow: What it may reach beside that: a network, a host, HOST:PORT, or a service such as pypi.
-        deny: What it may not reach in any case.
-        label: NAME=VALUE of your own; can be repeated.
         trajectory: Log to go on with, or to begin.
+        options: What it has.
         json_output: Print what is known of it as one JSON object.
         where: The node.
     """
-    fields: dict[str, Any] = {
-        "image": _image(image),
-        "cpus": cpus,
-        "memory_mb": _mib("--memory", memory),
-        "disk_mb": _mib("--disk", disk),
-        "pids": pids,
-        "ttl_s": ttl,
-        "idle_s": idle,
-        "env": read_pairs("--env", env or ()),
-        "mounts": [_mount(text) for text in mount or ()],
-        "network": _network(network, allow, deny),
-        "labels": read_pairs("--label", label or ()),
-    }
-    spec = _spec({field: value for field, value in fields.items() if value is not None})
+    spec = (options or BoxOptions()).spec(image)
 
     async def work() -> dict[str, Any]:
         async with (where or NodeOptions()).open() as node:
@@ -111,40 +68,6 @@ def create(
 
     made = asyncio.run(work())
     sys.stdout.write((json.dumps(made) if json_output else made["id"]) + "\n")
-
-
-def _image(text: str) -> str:
-    return str(Path(text).resolve()) if text.startswith(("./", "../")) or text == "." else text
-
-
-def _mib(option: str, size: int | None) -> int | None:
-    if size is not None and size < 1 << 20:
-        raise ConfigError(f"{option}: expected at least 1MiB, got {size} bytes")
-    return None if size is None else size >> 20
-
-
-def _mount(text: str) -> dict[str, Any]:
-    source, _, rest = text.partition(":")
-    target, _, how = rest.partition(":")
-    if not target or how not in ("", "ro", "rw"):
-        raise ConfigError(f"--mount: expected SOURCE:TARGET or SOURCE:TARGET:rw, got {text!r:.200}")
-    return {"source": _image(source), "target": target, "read_only": how != "rw"}
-
-
-def _network(
-    default: str | None, allow: list[str] | None, deny: list[str] | None
-) -> dict[str, Any] | None:
-    if default is None and not allow and not deny:
-        return None
-    return {"default": default or "deny", "allow": allow or [], "deny": deny or []}
-
-
-def _spec(fields: dict[str, Any]) -> "ContainerSpec":
-    from hadal.sandbox.specs import ContainerSpec, read_spec
-
-    spec = read_spec(fields | {"backend": "container"})
-    assert isinstance(spec, ContainerSpec)
-    return spec
 
 
 @app.command

@@ -230,7 +230,8 @@ def _operation(route: _Route) -> Schema:
         for status, says in _ERRORS.items():
             responses[status] = {"description": says, "content": error}
     if any(f"{{{name}}}" in route.path for name in ("command", "digest", "port")):
-        responses["404"] = {"description": "That is none", "content": {"text/plain": {}}}
+        content = {"application/json": {"schema": _ref("ErrorBody")}}
+        responses["404"] = {"description": "That is none", "content": content}
     operation: Schema = {"summary": route.summary, "responses": responses}
     parameters = _parameters(route)
     if parameters:

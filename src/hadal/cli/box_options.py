@@ -1,0 +1,107 @@
+"""What `hadal box create` can ask of a box."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from hadal.cli.quantities import parse_bytes, parse_seconds, read_pairs
+from hadal.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hadal.sandbox.specs import ContainerSpec
+
+__all__ = ["BoxOptions"]
+
+_Bytes = Annotated[int | None, Parameter(converter=parse_bytes)]
+_Seconds = Annotated[float | None, Parameter(converter=parse_seconds)]
+_Many = Annotated[tuple[str, ...], Parameter(negative="")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class BoxOptions:
+    """What a box has.
+
+    Attributes:
+        cpus: Processors that it may use, in parts of one.
+        memory: That it may use, as 512MiB; beyond it commands are killed.
+        disk: That it may write.
+        pids: Processes and threads.
+        ttl: Its life, at most, as 2h.
+        idle: Time without use after which it ends.
+        env: NAME=VALUE for every command; can be repeated.
+        mount: SOURCE:TARGET[:rw] of the node's files; can be repeated.
+        network: What it may reach: none (only itself), deny (what --allow names), allow (the public
+            internet). Default: none, or deny with --allow.
+        allow: What it may reach beside that: a network, a host, HOST:PORT, or a service such as pypi.
+        deny: What it may not reach in any case.
+        label: NAME=VALUE of your own; can be repeated.
+    """
+
+    cpus: float | None = None
+    memory: _Bytes = None
+    disk: _Bytes = None
+    pids: int | None = None
+    ttl: _Seconds = None
+    idle: _Seconds = None
+    env: _Many = ()
+    mount: _Many = ()
+    network: Literal["none", "deny", "allow"] | None = None
+    allow: _Many = ()
+    deny: _Many = ()
+    label: _Many = ()
+
+    def spec(self, image: str) -> "ContainerSpec":
+        """Return a box of this image.
+
+        Raises:
+            ConfigError: Something is out of its range, or does not fit the rest.
+        """
+        from hadal.sandbox.specs import ContainerSpec, read_spec
+
+        fields: dict[str, Any] = {
+            "image": _image(image),
+            "cpus": self.cpus,
+            "memory_mb": _mib("--memory", self.memory),
+            "disk_mb": _mib("--disk", self.disk),
+            "pids": self.pids,
+            "ttl_s": self.ttl,
+            "idle_s": self.idle,
+            "env": read_pairs("--env", self.env),
+            "mounts": [_mount(text) for text in self.mount],
+            "network": self._network(),
+            "labels": read_pairs("--label", self.label),
+            "backend": "container",
+        }
+        spec = read_spec({name: value for name, value in fields.items() if value is not None})
+        assert isinstance(spec, ContainerSpec)
+        return spec
+
+    def _network(self) -> dict[str, Any] | None:
+        if self.network is None and not self.allow and not self.deny:
+            return None
+        return {
+            "default": self.network or "deny",
+            "allow": list(self.allow),
+            "deny": list(self.deny),
+        }
+
+
+def _image(text: str) -> str:
+    return str(Path(text).resolve()) if text.startswith(("./", "../")) or text == "." else text
+
+
+def _mib(option: str, size: int | None) -> int | None:
+    if size is not None and size < 1 << 20:
+        raise ConfigError(f"{option}: expected at least 1MiB, got {size} bytes")
+    return None if size is None else size >> 20
+
+
+def _mount(text: str) -> dict[str, Any]:
+    source, _, rest = text.partition(":")
+    target, _, how = rest.partition(":")
+    if not target or how not in ("", "ro", "rw"):
+        raise ConfigError(f"--mount: expected SOURCE:TARGET or SOURCE:TARGET:rw, got {text!r:.200}")
+    return {"source": _image(source), "target": target, "read_only": how != "rw"}
