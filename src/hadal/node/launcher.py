@@ -118,6 +118,7 @@ class Launcher:
         self._on_exit = on_exit
         self._waiting: dict[int, asyncio.Future[Launched]] = {}
         self._pids: dict[int, int] = {}
+        self._ready: dict[int, int] = {}
         self._next = 1
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
@@ -171,6 +172,7 @@ class Launcher:
         finally:
             self._waiting.pop(number, None)
             self._pids.pop(number, None)
+            self._ready.pop(number, None)
 
     async def _send(self, message: bytes, scratch: Path | int | None) -> None:
         assert self._socket is not None
@@ -206,10 +208,13 @@ class Launcher:
         request = number(Tag.REQUEST)
         waiting = self._waiting.get(request)
         match number(Tag.EVENT):
+            # The box and the launcher report on their own: either may be first.
             case Event.CLONED:
                 self._pids[request] = number(Tag.PID)
-            case Event.READY if waiting is not None and not waiting.done():
-                waiting.set_result(Launched(self._pids[request], number(Tag.ELAPSED_US)))
+                self._launched(request)
+            case Event.READY:
+                self._ready[request] = number(Tag.ELAPSED_US)
+                self._launched(request)
             case Event.FAILED if waiting is not None and not waiting.done():
                 reason = os.strerror(number(Tag.ERRNO))
                 phase = fields.get(Tag.PHASE, b"?").decode(errors="replace")
@@ -219,6 +224,13 @@ class Launcher:
                 self._exited(number(Tag.PID), number(Tag.STATUS))
             case _:
                 pass  # of a launch that nobody waits for any more
+
+    def _launched(self, request: int) -> None:
+        waiting = self._waiting.get(request)
+        if waiting is None or waiting.done():
+            return
+        if request in self._pids and request in self._ready:
+            waiting.set_result(Launched(self._pids[request], self._ready[request]))
 
     def _exited(self, pid: int, status: int) -> None:
         for request, known in self._pids.items():

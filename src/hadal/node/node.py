@@ -233,7 +233,8 @@ class Node:
         if record is not None:
             return self.get(record.id)
         if request.name is not None:
-            return next((b for b in self.boxes.values() if b.name == request.name), None)
+            living = (b for b in self.boxes.values() if b.cause is None)
+            return next((b for b in living if b.name == request.name), None)
         return None
 
     async def _create(self, request: CreateRequest, origin: _Origin | None = None) -> Box:
