@@ -110,7 +110,7 @@ def test_nothing_of_the_kernel_can_be_written(box):
     """core_pattern, sysrq, uevent_helper, modprobe, binfmt_misc, and whatever else is there."""
     script = r"""
     find /proc /sys -xdev -type f -not -path '/proc/[0-9]*' -not -path '/proc/self/*' \
-        -not -path '/proc/thread-self/*' 2>/dev/null | while read -r f; do
+        -not -path '/proc/thread-self/*' -writable 2>/dev/null | while read -r f; do
         if ( : >> "$f" ) 2>/dev/null; then echo "$f"; fi
     done
     for f in /proc/sys/kernel/core_pattern /proc/sysrq-trigger /sys/kernel/uevent_helper \
