@@ -1,5 +1,6 @@
 """One test for each way out of a container: what root in a box tries, and what comes of it."""
 
+import contextlib
 import os
 import re
 import socket
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hadal.errors import CommandRefusedError, SandboxFileError
 from tests.sandbox.conftest import needs_root
 
 pytestmark = needs_root
@@ -48,11 +50,8 @@ def test_no_descriptor_of_the_host_is_open(make):
     assert [n for n, _ in paths] == ["0", "1", "2", "3"], listed  # 3 is the directory that ls reads
     assert all(p == "/dev/null" or p.startswith(("pipe:", "/proc/")) for _, p in paths), listed
     for number in range(3, 20):
-        with pytest.raises(
-            OSError, match="No such file|not started|Permission|Not a directory|."
-        ) as refused:
+        with pytest.raises(SandboxFileError):
             box.files.list(f"/proc/self/fd/{number}/../../..")
-        assert refused.value is not None
 
 
 def test_no_working_directory_leads_out(make):
@@ -64,13 +63,18 @@ def test_no_working_directory_leads_out(make):
         "/proc/1/root",
         "/proc/1/fd/3",
     ):
-        try:
+        with contextlib.suppress(CommandRefusedError):
             result = box.run("ls ../../../../; pwd -P", cwd=directory)
-        except Exception as error:  # noqa: BLE001 - a refusal of any kind is what is wanted
-            assert "not started" in str(error), error
-        else:
-            assert "work" not in result.stdout.split(), result
-    here = set(os.listdir("/")) - {"usr", "bin", "sbin", "lib", "lib64", "lib32", "libx32"}
+            assert "guest" not in result.stdout.split(), result
+    here = {p.name for p in Path("/").iterdir()} - {
+        "usr",
+        "bin",
+        "sbin",
+        "lib",
+        "lib64",
+        "lib32",
+        "libx32",
+    }
     marks = here - set(box.run("ls /").stdout.split())
     assert marks, "the root of the host cannot be told from the box's"
 
@@ -106,7 +110,7 @@ def test_nothing_of_the_kernel_can_be_written(box):
     """core_pattern, sysrq, uevent_helper, modprobe, binfmt_misc, and whatever else is there."""
     script = r"""
     find /proc /sys -xdev -type f -not -path '/proc/[0-9]*' -not -path '/proc/self/*' \
-        -not -path '/proc/thread-self/*' 2>/dev/null | while read -r f; do
+        -not -path '/proc/thread-self/*' -writable 2>/dev/null | while read -r f; do
         if ( : >> "$f" ) 2>/dev/null; then echo "$f"; fi
     done
     for f in /proc/sys/kernel/core_pattern /proc/sysrq-trigger /sys/kernel/uevent_helper \

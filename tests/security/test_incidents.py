@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hadal.errors import SandboxFileError
+from hadal.errors import CommandRefusedError, ConfigError, SandboxFileError
 from tests.sandbox.conftest import needs_root
 
 pytestmark = needs_root
@@ -53,7 +53,7 @@ def test_every_tool_of_the_image_may_be_overwritten(make):
     box.files.write("/tmp/after", "written")
     assert {f.path for f in box.files.list("/tmp")} == {"before", "after"}
     box.files.remove("/tmp/before")
-    with pytest.raises(Exception, match="not started"):
+    with pytest.raises(CommandRefusedError):
         box.run("echo hello", timeout_s=10)
     box.files.remove("/bin", recursive=True)
     box.files.symlink("/bin", "usr/bin")
@@ -95,13 +95,11 @@ def test_stopped_operations_on_files_fail_instead_of_hanging(box):
 
 
 def test_a_user_with_a_zero_byte_is_not_root(box):
-    with pytest.raises(Exception, match="zero byte|no user|fields"):
+    with pytest.raises(ConfigError, match="zero byte"):
         box.run("id -u", user="nobody\0")
 
 
 def test_too_many_arguments_are_refused_and_the_box_lives(box):
-    from hadal.errors import CommandRefusedError
-
     for request in (
         {"command": ["true", *["x" * 1000] * 1000]},
         {"command": "true", "env": {"A": "x" * 600_000}},

@@ -528,7 +528,7 @@ async def _stream(request: web.Request, chunks: Any) -> web.StreamResponse:
             async for chunk in chunks:
                 await response.write(chunk)
         await response.write_eof()
-    except HadalError:
+    except (HadalError, ConnectionResetError):  # ours, or theirs
         if request.transport is not None:
             request.transport.abort()
     return response

@@ -99,6 +99,9 @@ class Cgroup:
             _write(memory / "memory.oom.group", 0)
         else:
             _write(memory / "memory.limit_in_bytes", limits.memory_bytes)
+            sockets = memory / "memory.kmem.tcp.limit_in_bytes"
+            if sockets.exists():  # version 1 counts buffers of sockets only where they are limited
+                _write(sockets, min(limits.memory_bytes, max(1 << 22, limits.memory_bytes // 4)))
             with_swap = memory / "memory.memsw.limit_in_bytes"
             if with_swap.exists():
                 _write(with_swap, limits.memory_bytes)
