@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
-from aiohttp import WSMsgType, web
+from aiohttp import ClientConnectionError, WSMsgType, web
 from pydantic import BaseModel, ValidationError
 
 from hadal import __version__
@@ -528,7 +528,7 @@ async def _stream(request: web.Request, chunks: Any) -> web.StreamResponse:
             async for chunk in chunks:
                 await response.write(chunk)
         await response.write_eof()
-    except (HadalError, ConnectionResetError):  # ours, or theirs
+    except (HadalError, ConnectionError, ClientConnectionError):  # ours, or theirs
         if request.transport is not None:
             request.transport.abort()
     return response
