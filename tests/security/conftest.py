@@ -126,8 +126,10 @@ def neighbour(make, record_property):
 
 def remains(node, box_id):
     """Return what the host still has of a box: its groups and its folder."""
-    groups = [str(p) for p in Path("/sys/fs/cgroup").glob(f"**/hadal/*/{box_id}")]
-    return groups + [str(p) for p in (node / "b" / box_id,) if p.exists()]
+    trees = Path("/sys/fs/cgroup")
+    nodes = [n for tree in (trees, *trees.iterdir()) for n in tree.glob("hadal/*")]
+    places = [*(n / box_id for n in nodes), node / "b" / box_id]
+    return [str(place) for place in places if place.exists()]
 
 
 @pytest.fixture
