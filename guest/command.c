@@ -516,6 +516,8 @@ int next_deadline_ms(void)
     }
     if (guest.lease_ns && guest.connection.source.fd < 0 && guest.lonely_since + guest.lease_ns < next)
         next = guest.lonely_since + guest.lease_ns;
+    if (guest.patience_ends && guest.patience_ends < next)
+        next = guest.patience_ends;
     if (next == UINT64_MAX)
         return -1;
     now = clock_ns(CLOCK_MONOTONIC);

@@ -61,6 +61,7 @@ struct guest {
     struct command *commands; /* newest first */
     uint64_t last_id;
     uint64_t lease_ns, lonely_since; /* how long it lives without a node daemon */
+    uint64_t patience_ends; /* until then output waits for the next one; 0: it does not */
     char boot_id[33];
 };
 
@@ -91,6 +92,7 @@ void settle_stream(struct stream *s);
 void acknowledge(struct command *c, uint64_t out, uint64_t err);
 void attach_command(struct command *c, uint64_t out, uint64_t err);
 void detach_all(void);
+void wake_unattached(void);
 bool send_pending(struct command *c); /* frames into the connection; whether anything was added */
 
 /* users.c */

@@ -47,13 +47,22 @@ void unwatch(struct source *source)
 
 static void drop_connection(void)
 {
-    if (guest.connection.source.fd >= 0)
+    if (guest.connection.source.fd >= 0) {
         guest.lonely_since = clock_ns(CLOCK_MONOTONIC);
+        guest.patience_ends = guest.lonely_since + PATIENCE_S * 1000000000ull;
+    }
     unwatch(&guest.connection.source);
     guest.connection.welcomed = false;
     bytes_free(&guest.connection.in);
     bytes_free(&guest.connection.out);
     detach_all();
+}
+
+/* Nobody has come: commands go on, whatever becomes of their output. */
+static void end_patience(void)
+{
+    guest.patience_ends = 0;
+    wake_unattached();
 }
 
 /* Say why, as far as that goes out at once, and hang up. */
@@ -290,6 +299,8 @@ void serve_box(int listening, int oom_score, uint64_t lease_ns)
         for (int i = 0; i < count; i++)
             handle_event(events[i].data.ptr);
         enforce_times();
+        if (guest.patience_ends && clock_ns(CLOCK_MONOTONIC) >= guest.patience_ends)
+            end_patience();
         if (guest.connection.source.fd < 0 && guest.lease_ns &&
             clock_ns(CLOCK_MONOTONIC) - guest.lonely_since > guest.lease_ns)
             _exit(73); /* nobody will ever come for this box: it takes its processes with it */

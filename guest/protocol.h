@@ -16,6 +16,7 @@
 #define HEADER_BYTES 16
 #define FRAME_MAX (256 * 1024 + 64)   /* of a payload */
 #define WINDOW (256 * 1024)           /* unacknowledged bytes, each stream and direction */
+#define PATIENCE_S 5                  /* that commands wait for a daemon that has gone */
 #define TAIL (16 * 1024)              /* kept of what goes beyond the limit of output */
 
 enum frame {

@@ -34,8 +34,8 @@ static ssize_t read_head(struct stream *s)
 {
     grow(s);
     if (held(s) == s->capacity) {
-        if (s->source.command->attached) {
-            errno = ENOSPC; /* the daemon will acknowledge; until then the command waits */
+        if (s->source.command->attached || guest.patience_ends) {
+            errno = ENOSPC; /* the daemon, or the next one, will take it; until then the command waits */
             return -1;
         }
         s->start += CHUNK; /* nobody listens: the command must go on, the oldest bytes go */
@@ -147,13 +147,18 @@ void attach_command(struct command *c, uint64_t out, uint64_t err)
         c->out[i].sent = c->out[i].start;
 }
 
+void wake_unattached(void)
+{
+    for (struct command *c = guest.commands; c; c = c->next)
+        for (int i = 0; i < 2 && !c->attached; i++)
+            watch(&c->out[i].source, EPOLLIN);
+}
+
 void detach_all(void)
 {
-    for (struct command *c = guest.commands; c; c = c->next) {
+    for (struct command *c = guest.commands; c; c = c->next)
         c->attached = false;
-        for (int i = 0; i < 2; i++)
-            watch(&c->out[i].source, EPOLLIN);
-    }
+    wake_unattached();
 }
 
 static void put_output(int type, uint64_t id, uint64_t offset, const uint8_t *ring, uint64_t capacity,

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from hadal.errors import GoneCause, HadalError, SandboxGoneError
+from hadal.node.output import Output
 from hadal.sandbox import ContainerSpec, Sandbox
 from tests.sandbox.conftest import needs_root
 
@@ -211,6 +213,37 @@ def test_death_of_a_guest(daemon):
     with pytest.raises(SandboxGoneError):
         Sandbox.create(node=daemon.url, trajectory="guest")
     assert left_behind(daemon.state) == []
+
+
+def test_large_output_survives_the_daemon(daemon):
+    """What the dead daemon had taken lies in a file; the guest has the rest."""
+    daemon.start()
+    with Sandbox.create(node=daemon.url) as box:
+        line = "for i in 1 2 3 4 5 6 7 8; do seq ${i}00000 ${i}50000; sleep 0.2; done"
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(box.run, line)
+            time.sleep(0.5)
+            daemon.kill()
+            result = running.result(timeout=30)
+        whole = "".join(
+            f"{n}\n" for i in range(1, 9) for n in range(i * 100000, i * 100000 + 50001)
+        )
+        assert daemon.deaths == 1
+        assert (result.stdout_total, result.truncated) == (len(whole), False)
+        assert result.stdout == whole
+
+
+def test_output_behind_a_gap_is_bounded_and_acknowledged(tmp_path):
+    acknowledged = []
+    output = Output(tmp_path, "o", lambda *offsets: acknowledged.append(offsets))
+    output.output(1, 0, b"a" * 1000)
+    for block in range(100):
+        output.output(1, 1_000_000 + block * 10_000, b"%02d" % block * 5000)
+    assert acknowledged[-1] == (2_000_000, 0)
+    whole = output.whole(1)
+    assert whole[:1000] == b"a" * 1000
+    assert whole.endswith(b"98" * 5000 + b"99" * 5000)
+    assert len(whole) == 1000 + 64 * 1024
 
 
 def test_death_of_a_client(daemon):

@@ -379,9 +379,10 @@ class Box:
             if command.guest is not None:
                 command.guest.acknowledge(stdout, stderr)
 
-        output = Output(self.folder, f"out-{record.event.position}", acknowledge)
+        name = f"out-{record.event.position}"
+        output = Output(self.folder, name, acknowledge, resume=True)
         command = Command(record.event.position, output, None)
-        command.guest = self.guest.attach(record.guest_id, output, 0, 0)
+        command.guest = self.guest.attach(record.guest_id, output, *output.offsets())
         self.commands[record.request_id] = command
         self._spawn(self._complete(command, self.cgroup.oom_kills()))
 

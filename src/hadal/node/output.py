@@ -11,6 +11,8 @@ __all__ = ["Output", "Passage"]
 MEMORY_BYTES = 128 * 1024
 """Of each stream; more goes to a file. Less than a guest's window: it waits for what lies in memory."""
 _ACKNOWLEDGE_BYTES = 64 * 1024
+_TAIL_BYTES = 64 * 1024
+"""Kept behind a gap: not less than the guest keeps beyond a limit."""
 _ERROR_BYTES = 64 * 1024
 
 
@@ -27,15 +29,11 @@ class _Stream:
         self.tail = b""
         self.acknowledged = 0
 
-    @property
-    def spooled(self) -> bool:
-        return self._file is not None
-
     def add(self, offset: int, data: bytes) -> None:
         if self.tail or offset > self.end:
-            if not self.tail:
-                self.tail_at = offset
-            self.tail += data
+            # Bytes are missing before these; of what comes after a gap the end is kept.
+            self.tail = (self.tail + data)[-_TAIL_BYTES:]
+            self.tail_at = offset + len(data) - len(self.tail)
             return
         data = data[self.end - offset :]  # sent again after a new connection
         if self._file is None and self.end + len(data) > MEMORY_BYTES:
@@ -48,6 +46,20 @@ class _Stream:
         else:
             self._memory += data
         self.end += len(data)
+
+    def resume(self) -> None:
+        """Go on with the file of a daemon that died."""
+        if self._spool.exists():
+            self._file = self._spool.open("r+b", buffering=0)
+            self.end = self.acknowledged = self._file.seek(0, 2)
+
+    def safe(self) -> int | None:
+        """Return up to where the guest may let go, where that is news."""
+        if self.tail:
+            return self.tail_at + len(self.tail)
+        if self._file is not None and self.end - self.acknowledged >= _ACKNOWLEDGE_BYTES:
+            return self.end
+        return None
 
     def read(self, offset: int, length: int) -> bytes:
         """Return bytes of the beginning."""
@@ -77,10 +89,21 @@ class Output:
         folder: Where large output goes.
         name: Of its files there.
         acknowledge: Called with the offsets up to which both streams lie in files: the guest may let go.
+        resume: Whether an earlier daemon may have left such files.
     """
 
-    def __init__(self, folder: Path, name: str, acknowledge: Callable[[int, int], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        acknowledge: Callable[[int, int], None],
+        *,
+        resume: bool = False,
+    ) -> None:
         self._streams = {n: _Stream(folder / f"{name}.{n}") for n in (1, 2)}
+        if resume:
+            for stream in self._streams.values():
+                stream.resume()
         self._acknowledge = acknowledge
         self._changed = asyncio.Event()
         self._ended = False
@@ -89,8 +112,9 @@ class Output:
         """Take bytes as they come."""
         kept = self._streams[stream]
         kept.add(offset, data)
-        if kept.spooled and kept.end - kept.acknowledged >= _ACKNOWLEDGE_BYTES:
-            kept.acknowledged = kept.end
+        safe = kept.safe()
+        if safe is not None:
+            kept.acknowledged = safe
             # What lies in memory is acknowledged with the end of the command only.
             self._acknowledge(*(s.acknowledged for s in self._streams.values()))
         self._wake()
