@@ -20,11 +20,26 @@ INSTANCES = [
     errors.CapacityError("a"),
     errors.UpstreamError("a"),
     ContextLengthError(limit=10, actual=12, hint="h"),
+    errors.SandboxError("a"),
+    errors.LaunchError("a", hint="b"),
+    errors.SandboxGoneError("a", cause=errors.GoneCause.OOM, hint="b"),
+    errors.NoCapacityError("a"),
+    errors.UnsupportedError("a", hint="b"),
+    errors.CommandRefusedError("a", errno=2),
+    errors.CommandFailedError("a", result=[1]),
+    errors.CallFailedError("a", result=[1]),
+    errors.SandboxFileError(2, "/a", hint="b"),
+    errors.ImageError("a"),
+    errors.NodeError("a"),
+    errors.NodeAuthError("a", hint="b"),
+    errors.UnknownOutcomeError("a", hint="b"),
+    errors.ReplayDivergedError(position=1, recorded="a", asked="b", hint="c"),
+    errors.JournalError("a"),
 ]
 
 
 def test_every_class_has_an_instance_here():
-    classes = {getattr(errors, n) for n in errors.__all__} - {HadalError}
+    classes = {getattr(errors, n) for n in errors.__all__} - {HadalError, errors.GoneCause}
     assert {type(e) for e in INSTANCES} == classes
 
 
@@ -34,6 +49,7 @@ def test_pickles(error):
     assert type(copy) is type(error)
     assert copy.__dict__ == error.__dict__
     assert str(copy) == str(error)
+    assert getattr(copy, "errno", None) == getattr(error, "errno", None)
 
 
 def test_codes_are_unique_and_in_the_docstring():
