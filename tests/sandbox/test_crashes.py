@@ -177,6 +177,8 @@ def test_random_deaths_of_the_daemon(daemon):
     clients = [threading.Thread(target=client, args=(n,)) for n in range(3)]
     for thread in clients:
         thread.start()
+    while len(boxes) < len(clients) and not failures:
+        time.sleep(0.01)
     while daemon.deaths < KILLS and not failures:
         time.sleep(rng.uniform(0.05, 0.5))
         daemon.kill()

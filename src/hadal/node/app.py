@@ -317,7 +317,11 @@ class Routes:
         for command in box.commands.values():
             if command.position == position:
                 return command
-        raise ConfigError(f"box {box.id} has no command {position} at hand", hint="its log has it")
+        journal = request.app[_NODE].journal
+        for record in journal.records(box.id, after=position - 1, limit=1):
+            if record.event.position == position and record.event.kind == "command":
+                return box.recorded(record)
+        raise ConfigError(f"box {box.id} has no command {position}", hint="its log has them")
 
     async def signal(self, request: web.Request) -> web.Response:
         """POST /v1/boxes/{box}/commands/{command}/signal."""

@@ -211,7 +211,7 @@ class Box:
             self.touch()
             return await self._run_now(record)
         if record is not None:
-            return self._recorded(record)
+            return self.recorded(record)
         self.touch()
         guest_id = self.next_guest_id()
         position = self.begin(
@@ -246,7 +246,8 @@ class Box:
             await command.guest.write(data)
             command.guest.end_input()
 
-    def _recorded(self, record: Record) -> Command:
+    def recorded(self, record: Record) -> Command:
+        """Return a command as the journal has it; one that did not end there has an error for a result."""
         command = Command(
             record.event.position, Output(self.folder, "none", lambda _stdout, _stderr: None), None
         )

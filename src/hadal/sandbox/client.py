@@ -23,7 +23,7 @@ __all__ = ["ERROR_DETAILS", "NodeClient", "close_all", "read_error"]
 
 ERROR_DETAILS = ("errno", "filename", "cause", "position", "recorded", "asked")
 """Attributes of our errors that go over the wire."""
-_PATIENCE_S, _FIRST_PATIENCE_S = 60.0, 2.0
+_PATIENCE_S, _FIRST_PATIENCE_S = 60.0, 5.0
 _LARGE = 1 << 18
 _BY_CODE = {
     kind.code: kind
