@@ -224,12 +224,17 @@ class Box:
             await self._give(command, request.stdin)
         return command
 
-    def _execute(self, position: int, guest_id: int, order: CommandOrder) -> Command:
+    def _new_command(self, position: int, *, resume: bool = False) -> Command:
         def acknowledge(stdout: int, stderr: int) -> None:
             if command.guest is not None:
                 command.guest.acknowledge(stdout, stderr)
 
-        command = Command(position, Output(self.folder, f"out-{position}", acknowledge), None)
+        output = Output(self.folder, f"out-{position}", acknowledge, resume=resume)
+        command = Command(position, output, None)
+        return command
+
+    def _execute(self, position: int, guest_id: int, order: CommandOrder) -> Command:
+        command = self._new_command(position)
         kills = self.cgroup.oom_kills()
         command.guest = self.guest.execute(guest_id, order, command.output)
         self._spawn(self._complete(command, kills))
@@ -375,15 +380,9 @@ class Box:
 
     def _adopt(self, record: Record) -> None:
         assert record.guest_id is not None
-
-        def acknowledge(stdout: int, stderr: int) -> None:
-            if command.guest is not None:
-                command.guest.acknowledge(stdout, stderr)
-
-        name = f"out-{record.event.position}"
-        output = Output(self.folder, name, acknowledge, resume=True)
-        command = Command(record.event.position, output, None)
-        command.guest = self.guest.attach(record.guest_id, output, *output.offsets())
+        command = self._new_command(record.event.position, resume=True)
+        offsets = command.output.offsets()
+        command.guest = self.guest.attach(record.guest_id, command.output, *offsets)
         self.commands[record.request_id] = command
         self._spawn(self._complete(command, self.cgroup.oom_kills()))
 

@@ -298,7 +298,7 @@ class AsyncSandbox:
     async def fork(self, count: int = 1, *, request_id: str | None = None) -> list[Self]:
         """Make boxes that begin with the files of this one, as they are at this moment.
 
-        Processes are not copied (`supports` says what a backend can). The new boxes live on when this one
+        Processes are not copied. The new boxes live on when this one
         ends; each is ended by its own block, or by `kill`.
 
         Raises:

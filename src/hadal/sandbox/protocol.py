@@ -69,7 +69,6 @@ class CreateRequest(_Body):
         request_id: The same one twice makes one box.
         name: At most one living box has it; asking again returns that box.
         trajectory: Log to go on with, or to begin.
-        owner: Of whom the box is; it outlives the owner where `detached`.
     """
 
     spec: dict[str, Any]
@@ -91,7 +90,6 @@ class CommandRequest(_Body):
         output_limit: Bytes kept of each stream.
         request_id: The same one twice runs once.
         wait: Whether to answer when it has ended, not when it has begun.
-        position: Place in the log that the caller expects, for a fast-forward.
     """
 
     argv: tuple[Text, ...] | None = None
