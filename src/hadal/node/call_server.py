@@ -1,18 +1,18 @@
 """Runs calls inside a box of functions: this file is the program there, so it needs nothing but Python.
 
 It reads calls from standard input and answers on standard output, each as `u32 length | JSON`. Every call
-runs in a child of its own, forked from here with the modules already imported, as another user: it cannot
-reach this process. Afterwards all that user's processes are killed and the writable directories emptied,
-so that the next call finds what the first one found.
+runs in a child of its own, forked from here before it is needed, with the modules already imported, as
+another user: it cannot reach this process. Afterwards all that user's processes are killed and the writable
+directories emptied, so that the next call finds what the first one found.
 """
 
 import base64
 import contextlib
 import importlib
+import itertools
 import json
 import os
 import select
-import shutil
 import signal
 import struct
 import sys
@@ -24,6 +24,8 @@ __all__ = ["main"]
 
 CALLER = 1000
 """User of the calls."""
+KILLER = 65533
+"""Real user of this process while it kills: nobody else has it, so only callers are killed."""
 SCRATCH = ("/tmp", "/var/tmp", "/dev/shm", "/dev/mqueue", "/home/call")
 KEPT = 1 << 20
 """Bytes of output of a call that are kept, each stream."""
@@ -43,19 +45,23 @@ def read_exactly(fd: int, length: int) -> bytes | None:
     return b"".join(parts)
 
 
-def receive() -> dict[str, Any] | None:
-    """Return the next call, or None at the end."""
-    header = read_exactly(0, 4)
-    body = None if header is None else read_exactly(0, struct.unpack("<I", header)[0])
-    return None if body is None else json.loads(body)
+def receive(fd: int = 0) -> bytes | None:
+    """Return the next message, or None at the end."""
+    header = read_exactly(fd, 4)
+    return None if header is None else read_exactly(fd, struct.unpack("<I", header)[0])
 
 
-def send(answer: dict[str, Any]) -> None:
-    """Answer a call."""
-    body = json.dumps(answer).encode()
-    data = struct.pack("<I", len(body)) + body
-    while data:
-        data = data[os.write(1, data) :]
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of it."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def send(message: dict[str, Any]) -> None:
+    """Say something to the node."""
+    body = json.dumps(message).encode()
+    write_all(1, struct.pack("<I", len(body)) + body)
 
 
 def become_caller() -> None:
@@ -99,58 +105,80 @@ def perform(call: dict[str, Any], result: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     with contextlib.suppress(OSError):
-        while body:
-            body = body[os.write(result, body) :]
+        write_all(result, body)
+        os.close(result)  # this is heard before the process has gone
 
 
-def start(call: dict[str, Any]) -> tuple[int, list[int]]:
-    """Fork the child of a call; return its pid and the pipes with its result and its output."""
-    pipes = [os.pipe() for _ in range(3)]
-    pid = os.fork()
-    if pid:
-        for _, write in pipes:
-            os.close(write)
-        return pid, [read for read, _ in pipes]
-    try:
-        os.setsid()
-        null = os.open("/dev/null", os.O_RDONLY)
-        for old, new in ((null, 0), (pipes[1][1], 1), (pipes[2][1], 2), (pipes[0][1], 3)):
-            os.dup2(old, new)
-        os.closerange(4, 65536)
-        perform(call, 3)
-    finally:
-        os._exit(0)
+class Child:
+    """A process that waits for a call."""
+
+    def __init__(self) -> None:
+        order, *answers = [os.pipe() for _ in range(4)]
+        ours = (order[1], *(read for read, _ in answers))
+        theirs = (order[0], *(write for _, write in answers))
+        self.pid = os.fork()
+        for fd in theirs if self.pid else ours:
+            os.close(fd)
+        if self.pid == 0:
+            with contextlib.suppress(BaseException):
+                wait_for_call(*theirs)
+            os._exit(0)
+        self.order, *self.pipes = ours
+
+    def give(self, body: bytes) -> None:
+        """Give it its call. Where something has killed it meanwhile, the answer says so."""
+        with contextlib.suppress(BrokenPipeError):
+            write_all(self.order, struct.pack("<I", len(body)) + body)
+        os.close(self.order)
+
+
+def wait_for_call(order: int, result: int, out: int, err: int) -> None:
+    """In the child: wait, and run the call."""
+    os.setsid()
+    body = receive(order)
+    if body is None:
+        return
+    for fd, target in ((os.open("/dev/null", os.O_RDONLY), 0), (out, 1), (err, 2), (result, 3)):
+        os.dup2(fd, target)
+    os.closerange(4, 65536)
+    perform(json.loads(body), 3)
 
 
 def kill_callers() -> None:
-    """Kill whatever the user of calls has left, wherever it hides: a fork cannot outrun a kill of all."""
-    pid = os.fork()
-    if pid == 0:
-        become_caller()
-        os.kill(-1, signal.SIGKILL)
-        os._exit(0)
-    os.waitpid(pid, 0)
+    """Kill whatever the user of calls has left, wherever it hides: a fork cannot outrun a kill of all.
+
+    They cannot kill this process first, as they could one of their own user.
+    """
+    os.setresuid(KILLER, CALLER, 0)
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(-1, signal.SIGKILL)
+    finally:
+        os.setresuid(0, 0, 0)
 
 
 def collect(pid: int, pipes: list[int], deadline: float) -> tuple[list[bytes], int, bool]:
-    """Read result and output until the child has ended, or its time has; return them and whether late."""
+    """Read result and output until the child has told its result or ended, or its time is over.
+
+    Returns:
+        Result, output and errors; the wait status of the child where it told nothing; and whether it was late.
+    """
     kept = {fd: bytearray() for fd in pipes}
     limits = dict(zip(pipes, (RESULT, KEPT, KEPT), strict=True))
     child = os.pidfd_open(pid)
     waiting = {*pipes, child}
     late = False
-    while child in waiting:
+    while child in waiting and not (kept[pipes[0]] and pipes[0] not in waiting):
         left = deadline - time.monotonic()
         late = left <= 0
         if late:
             break
         for fd in select.select(list(waiting), [], [], left)[0]:
-            if fd == child:
-                waiting.discard(child)
-            elif not take(fd, kept[fd], limits[fd]):
+            if fd == child or not take(fd, kept[fd], limits[fd]):
                 waiting.discard(fd)
+    os.kill(pid, signal.SIGKILL)  # a late one may not be a caller yet
     kill_callers()
-    _, status = os.waitpid(pid, 0)
+    status = 0 if kept[pipes[0]] else os.waitpid(pid, 0)[1]
     for fd in pipes:
         os.set_blocking(fd, False)
         with contextlib.suppress(BlockingIOError):
@@ -171,13 +199,35 @@ def take(fd: int, kept: bytearray, limit: int) -> bool:
 def clean() -> None:
     """Empty what a call may write."""
     for folder in SCRATCH:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path)
-                else:
-                    os.unlink(entry.path)
+        empty(folder)
     remove_shared_memory()
+
+
+def empty(folder: str) -> None:
+    """Remove everything in a directory, however deep: what lies deeper is moved up first."""
+    numbers = itertools.count()
+    while entries := os.listdir(folder):
+        for name in entries:
+            path = f"{folder}/{name}"
+            if not is_directory(path):
+                os.unlink(path)
+                continue
+            for inner in os.listdir(path):
+                if is_directory(f"{path}/{inner}"):
+                    os.rename(f"{path}/{inner}", unused(folder, numbers))
+                else:
+                    os.unlink(f"{path}/{inner}")
+            os.rmdir(path)
+
+
+def is_directory(path: str) -> bool:
+    """Return whether it is one itself, and no link to one."""
+    return os.path.isdir(path) and not os.path.islink(path)
+
+
+def unused(folder: str, numbers: "itertools.count[int]") -> str:
+    """Return a path in a directory that is not there."""
+    return next(p for n in numbers if not os.path.lexists(p := f"{folder}/{n}"))
 
 
 def remove_shared_memory() -> None:
@@ -193,18 +243,19 @@ def remove_shared_memory() -> None:
             ctypes.CDLL(None).semctl(int(line.split()[1]), 0, 0)
 
 
-def run(call: dict[str, Any]) -> None:
+def run(child: Child, body: bytes) -> None:
     """Run one call and answer it."""
     began = time.monotonic()
-    pid, pipes = start(call)
-    (body, out, err), status, late = collect(pid, pipes, began + call["timeout_s"])
+    child.give(body)
+    deadline = began + json.loads(body)["timeout_s"]
+    (said_bytes, out, err), status, late = collect(child.pid, child.pipes, deadline)
     answer: dict[str, Any] = {
         "stdout": base64.b64encode(out).decode(),
         "stderr": base64.b64encode(err).decode(),
     }
     answer |= {"duration_s": time.monotonic() - began, "timed_out": late}
     try:
-        said = json.loads(body)
+        said = json.loads(said_bytes)
         # What the call said of itself, and nothing of what we say of it.
         answer |= {
             k: said[k] for k in ("value", "pickle", "error", "message", "trace") if k in said
@@ -213,19 +264,27 @@ def run(call: dict[str, Any]) -> None:
         how = "it took too long" if late else f"it ended with status {status:#x} and no result"
         answer |= {"error": "CallEnded", "message": how, "signal": os.WTERMSIG(status) or None}
     send(answer)
-    clean()
 
 
 def main() -> None:
     """Serve calls until the input ends."""
+    again, *preload = sys.argv[1:]
     for folder in SCRATCH:
         os.makedirs(folder, exist_ok=True)
     os.chown("/home/call", CALLER, CALLER)
-    for module in sys.argv[1:]:
+    if again == "again":  # an interpreter before this one has died in the middle
+        kill_callers()
+        clean()
+    for module in preload:
         importlib.import_module(module)
+    child = Child()
     send({"ready": True})
-    while (call := receive()) is not None:
-        run(call)
+    while (body := receive()) is not None:
+        run(child, body)
+        with contextlib.suppress(ChildProcessError):  # waited for already
+            os.waitpid(child.pid, 0)
+        clean()
+        child = Child()
 
 
 if __name__ == "__main__":

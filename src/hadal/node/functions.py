@@ -70,6 +70,7 @@ class CallServer:
         self._answers = _Answers()
         self._lock = asyncio.Lock()
         self._ready: asyncio.Task[None] | None = None
+        self._again = False
 
     def start(self) -> asyncio.Task[None]:
         """Start the interpreter, once; done when it waits for calls."""
@@ -82,8 +83,9 @@ class CallServer:
         spec = self._box.spec
         assert isinstance(spec, FunctionSpec)
         program = _PROGRAM.read_text(encoding="utf-8")
+        time = "again" if self._again else "first"
         order = CommandOrder(
-            arguments=[a.encode() for a in (spec.python, "-c", program, *spec.preload)],
+            arguments=[a.encode() for a in (spec.python, "-c", program, time, *spec.preload)],
             environment={**self._box.defaults.env, **spec.env, "PYTHONDONTWRITEBYTECODE": "1"},
             stdin=True,
             nofile=spec.nofile,
@@ -126,15 +128,23 @@ class CallServer:
             SandboxGoneError: The box has ended.
         """
         async with self._lock:
-            await asyncio.shield(self.start())
-            body = json.dumps({**call, "timeout_s": timeout_s}).encode()
-            await self._answers.command.write(struct.pack("<I", len(body)) + body)
             try:
+                await asyncio.shield(self.start())
+                body = json.dumps({**call, "timeout_s": timeout_s}).encode()
+                await self._answers.command.write(struct.pack("<I", len(body)) + body)
                 return await self._next(timeout_s + _GRACE_S)
             except TimeoutError:
                 self._answers.command.signal(9)
-                self._ready = None
-                self._answers = _Answers()
+                self._start_again()
                 raise SandboxError(
                     f"a call in box {self._box.id} did not end {_GRACE_S} s after its time"
                 ) from None
+            except LaunchError:
+                self._start_again()
+                raise
+
+    def _start_again(self) -> None:
+        """Let the next call have another interpreter."""
+        self._ready = None
+        self._again = True
+        self._answers = _Answers()

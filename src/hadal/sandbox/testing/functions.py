@@ -2,11 +2,11 @@
 
 import time
 
-from hadal.errors import CallFailedError
+from hadal.errors import CallFailedError, LaunchError
 from hadal.sandbox.specs import Capability
 from hadal.sandbox.testing.registry import MakeBox, check, equal, expect, holds
 
-__all__ = ["failures", "fresh_boxes", "nothing_is_left", "values"]
+__all__ = ["death", "failures", "fresh_boxes", "nothing_is_left", "values"]
 
 
 @check(Capability.CALL)
@@ -45,6 +45,35 @@ def failures(make: MakeBox) -> None:
         equal((late.timed_out, late.error), (True, "CallEnded"))
         holds(time.monotonic() - began < 2, "the time did not hold")
         equal(box.call("def f(): return 1").value, 1)
+
+
+@check(Capability.CALL)
+def death(make: MakeBox) -> None:
+    """An interpreter that dies fails the call that it had, and the next call has another one."""
+    kill = """
+import os
+for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+    if pid not in (1, os.getpid()): os.kill(pid, 9)
+"""
+    deep = """
+def f():
+    import os
+    for path in ("/tmp", "/dev/shm"):
+        os.chdir(path)
+        for _ in range(3000): os.mkdir("d"); os.chdir("d")
+"""
+    with make() as box:
+        holds(box.call(deep).ok, "it cannot make directories")
+        equal(
+            box.call(
+                "def f():\n import os\n return os.listdir('/tmp') + os.listdir('/dev/shm')"
+            ).value,
+            [],
+        )
+        holds(box.run(["python3", "-c", kill]).ok, "it cannot kill")
+        with expect(LaunchError):
+            box.call("def f(): return 1")
+        equal(box.call("def f(): return 2").value, 2)
 
 
 @check(Capability.CALL)
