@@ -54,7 +54,8 @@ async def _measure(rounds: int, live: list[int], home: Path, swe_rex: Path | Non
         await _many(report, count)
     report.notes.append(
         "ours: own user namespace, seccomp, cgroups, a disk of its own, a record in the journal before and"
-        " after each command; the peers here: no seccomp, no disk, no journal; bwrap: no cgroup"
+        " after each command; the peers here: no seccomp, no disk, no journal; bwrap: no cgroup;"
+        " swe-rex local: no isolation at all"
     )
     return report
 
@@ -65,9 +66,13 @@ async def _measure(rounds: int, live: list[int], home: Path, swe_rex: Path | Non
 async def _first_results(
     report: Report, rounds: int, home: Path, stack: ExitStack, swe_rex: Path | None
 ) -> None:
+    without_end: list[float] = []
+
     async def ours() -> None:
+        start = time.perf_counter()
         async with await AsyncSandbox.create(_SMALL) as box:
             await box.run(["true"])
+            without_end.append(1e3 * (time.perf_counter() - start))
 
     await ours()  # starts the node
     sides: dict[str, Action] = {"hadal": ours}
@@ -94,8 +99,9 @@ async def _first_results(
     for _ in range(rounds):
         for name, action in sides.items():
             taken[name].append(await _timed(action))
+    report.figures["create to first result: hadal"] = Spread.of(without_end[2:])
     for name, values in taken.items():
-        report.figures[f"create to first result: {name}"] = Spread.of(values)
+        report.figures[f"create, first result, end: {name}"] = Spread.of(values)
 
 
 _PACKAGES = {"crun": "crun", "runc": "runc", "podman": "podman", "bwrap": "bubblewrap"}
@@ -148,21 +154,24 @@ def _oci(name: str, root: Path, home: Path) -> Action:
     (bundle / "config.json").write_text(json.dumps(config))
 
     async def run() -> None:
-        # crun refuses hosts that have both versions of cgroups: it gets a view without the second.
-        hide = 'umount /sys/fs/cgroup/unified 2>/dev/null; exec "$@"'
         box = f"hb-{uuid.uuid4().hex[:12]}"
-        command = (name, "run", "--bundle", str(bundle), box)
-        await _call("unshare", "-m", "sh", "-c", hide, "sh", *command)
+        await _call(*_ONE_CGROUP, name, "run", "--bundle", bundle, box)
 
     return run
+
+
+_ONE_CGROUP = (
+    "unshare", "-m", "sh", "-c", 'umount /sys/fs/cgroup/unified 2>/dev/null; exec "$@"', "sh",
+)  # fmt: skip
+"""Runs a command where crun does not see both versions of cgroups; it refuses such hosts."""
 
 
 def _podman(name: str, root: Path, home: Path) -> Action:
     async def run() -> None:
         limits = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096")
         await _call(
-            name, "run", "--rm", "--network", "none", *limits, "--volume", "/usr:/usr:ro", "--rootfs",
-            str(root), "true",
+            *_ONE_CGROUP, name, "run", "--rm", "--network", "none", *limits, "--volume", "/usr:/usr:ro",
+            "--rootfs", root, "true",
         )  # fmt: skip
 
     return run
@@ -196,7 +205,11 @@ asyncio.run(main())
 def _swe_rex(python: Path, stack: ExitStack) -> Action:
     process = stack.enter_context(
         subprocess.Popen(
-            [python, "-c", _SWE_REX], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [python, "-c", _SWE_REX],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
     )
     assert process.stdin is not None
@@ -219,7 +232,8 @@ def _swe_rex(python: Path, stack: ExitStack) -> Action:
 async def _in_a_box(report: Report, rounds: int) -> None:
     async with await AsyncSandbox.create(_SMALL) as box:
         await box.run(["true"])
-        figures: dict[str, list[float]] = {"execute": [], "write and read 4 KiB": [], "fork": []}
+        names = ("execute", "write and read 4 KiB", "fork", "snapshot")
+        figures: dict[str, list[float]] = {name: [] for name in names}
 
         async def execute() -> None:
             await box.run(["true"])
@@ -227,6 +241,9 @@ async def _in_a_box(report: Report, rounds: int) -> None:
         async def write_and_read() -> None:
             await box.files.write("/tmp/f", b"x" * 4096)
             await box.files.read("/tmp/f")
+
+        async def snapshot() -> None:
+            await box.snapshot()
 
         for _ in range(5 * rounds):
             figures["execute"].append(await _timed(execute))
@@ -236,6 +253,8 @@ async def _in_a_box(report: Report, rounds: int) -> None:
             [child] = await box.fork()
             figures["fork"].append(1e3 * (time.perf_counter() - start))
             await child.kill()
+            await box.files.write("/root/f", os.urandom(1 << 20))
+            figures["snapshot"].append(await _timed(snapshot))
         for name, values in figures.items():
             report.figures[name] = Spread.of(values)
     async with await AsyncSandbox.create(
