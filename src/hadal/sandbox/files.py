@@ -57,6 +57,7 @@ class AsyncFiles:
     async def write(
         self, path: str, data: bytes | str | Path, *, mode: int | None = None, append: bool = False,
         create: bool = False, parents: bool = False, user: str | None = None,
+        request_id: str | None = None,
     ) -> None:  # fmt: skip
         """Write a file.
 
@@ -68,19 +69,22 @@ class AsyncFiles:
             create: Fail where it exists.
             parents: Make missing directories above it.
             user: Who writes it.
+            request_id: Twice the same writes once. Default: a random one.
         """
         how = "append" if append else "create" if create else "write"
         query = {"path": path, "how": how}
         query |= {} if mode is None else {"mode": format(mode, "o")}
         query |= {"parents": "1"} if parents else {}
         query |= {} if user is None else {"user": user}
-        await self._put(query, data)
+        await self._put(query, data, request_id)
 
-    async def _put(self, query: dict[str, str], data: bytes | str | Path) -> None:
+    async def _put(
+        self, query: dict[str, str], data: bytes | str | Path, request_id: str | None = None
+    ) -> None:
         payload: Any = data.encode() if isinstance(data, str) else data
         if self._box.recorded_write(query, payload):
             return
-        query["request_id"] = uuid.uuid4().hex
+        query["request_id"] = request_id or uuid.uuid4().hex
         if isinstance(payload, Path):
             with payload.open("rb") as file:
                 await self._box.client.request("PUT", self._path, query=query, data=file)

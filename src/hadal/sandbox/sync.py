@@ -117,6 +117,7 @@ class Files:
         create: bool = False,
         parents: bool = False,
         user: str | None = None,
+        request_id: str | None = None,
     ) -> None:
         """Write a file.
 
@@ -128,10 +129,18 @@ class Files:
             create: Fail where it exists.
             parents: Make missing directories above it.
             user: Who writes it.
+            request_id: Twice the same writes once. Default: a random one.
         """
         return call(
             self.wrapped.write(
-                path, data, mode=mode, append=append, create=create, parents=parents, user=user
+                path,
+                data,
+                mode=mode,
+                append=append,
+                create=create,
+                parents=parents,
+                user=user,
+                request_id=request_id,
             )
         )
 

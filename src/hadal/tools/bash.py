@@ -1,0 +1,120 @@
+"""`bash`: commands in a shell whose state lives from call to call.
+
+The shell is not a process that waits. Every call is a command of its own in the box, which begins by
+reading the state that the last one left (directory, variables, functions, aliases, options) and ends by
+writing it: so each is journalled, limited and resumable by itself, and a killed one takes nothing along.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from hadal.chat import Tool
+from hadal.errors import CommandRefusedError
+from hadal.sandbox import AsyncSandbox, ExecResult
+from hadal.tools.cut import OUTPUT_BYTES, OUTPUT_FOLDER, cut_output
+from hadal.tools.tool import ToolOutput, ToolUseError
+
+__all__ = ["BashTool"]
+
+_KEPT_BYTES = 32 << 20
+"""Of an output that leaves the box."""
+
+_LINE = 'eval "$1"; eval "$__hadal_command"'
+"""One line, so that messages of the shell name the lines of the model's command."""
+
+_PREPARE = r"""
+exec 2>&1
+__hadal_command=$2
+__hadal_state=@STATE@
+set --
+shopt -s expand_aliases
+[[ -d ${__hadal_state%/*} ]] || mkdir -p -m 1777 -- "${__hadal_state%/*}"
+__hadal_save() {
+  local code=$? options name
+  trap - EXIT
+  options=$(set +o)
+  set +eux
+  {
+    for name in $(compgen -v); do
+      case $name in
+        __hadal_*|BASH*|COMP_*|EPOCH*|_|DIRSTACK|FUNCNAME|GROUPS|HISTCMD|LINENO|OLDPWD|OPTIND|PIPESTATUS|PWD|RANDOM|SECONDS|SHLVL|SRANDOM|code|name|options) ;;
+        *) [[ ${!name@a} == *r* ]] || declare -p "$name" ;;
+      esac
+    done
+    for name in $(compgen -A function); do
+      [[ $name == __hadal_* ]] || declare -f "$name"
+    done
+    alias -p
+    printf 'cd -- %q || cd /; OLDPWD=%q\n' "$PWD" "$OLDPWD"
+    shopt -p
+    printf '%s\n' "$options"
+  } >"$__hadal_state.new" 2>/dev/null && mv -f -- "$__hadal_state.new" "$__hadal_state"
+  exit "$code"
+}
+trap __hadal_save EXIT
+if [[ -r $__hadal_state ]]; then . "$__hadal_state"; fi
+"""
+
+
+@dataclass
+class BashTool:
+    """A shell in a box.
+
+    Attributes:
+        box: Where.
+        timeout_s: Of a call; then all that it started is killed.
+        shown_bytes: Of an output.
+        session: Two with different names have different directories and variables.
+    """
+
+    box: AsyncSandbox
+    timeout_s: float = 300.0
+    shown_bytes: int = OUTPUT_BYTES
+    session: str = "main"
+
+    @property
+    def declaration(self) -> Tool:
+        """Return name, description and schema."""
+        return Tool.of(
+            "bash",
+            "Run a command in a shell. Directory and variables stay from call to call.",
+            {
+                "type": "object",
+                "properties": {"command": {"type": "string"}},
+                "required": ["command"],
+                "additionalProperties": False,
+            },
+        )
+
+    async def call(self, arguments: dict[str, Any], request_id: str) -> ToolOutput:
+        """Run a command; see `RunningTool.call`."""
+        prepare = _PREPARE.replace("@STATE@", f"{OUTPUT_FOLDER}/bash-{self.session}")
+        argv = ("bash", "-c", _LINE, "bash", prepare, str(arguments["command"]))
+        try:
+            result = await self.box.run(
+                argv, timeout_s=self.timeout_s, output_limit=_KEPT_BYTES, request_id=request_id
+            )
+        except CommandRefusedError as error:
+            raise ToolUseError(f"the command was not started: {error.message}") from error
+        name = f"output-{result.id}.txt"
+        text, path = await cut_output(self.box, result.stdout_bytes, name, self.shown_bytes)
+        notes = self._notes(result)
+        if notes and text and not text.endswith("\n"):
+            text += "\n"
+        return ToolOutput(
+            text=text + notes or "(no output)", failed=not result.ok, exit_code=result.exit_code,
+            step=result.id, full_text=path,
+        )  # fmt: skip
+
+    def _notes(self, result: ExecResult) -> str:
+        notes: list[str] = []
+        if result.truncated:
+            notes.append(f"[only parts of {result.stdout_total:,} bytes were kept]")
+        if result.timed_out:
+            after = f"{self.timeout_s:g} s"
+            notes.append(f"[killed after {after}; the shell is as it was before this command]")
+        elif result.oom_killed:
+            notes.append("[a process was killed: the box has no memory left]")
+        elif result.exit_code:
+            notes.append(f"[exit code {result.exit_code}]")
+        return "\n".join(notes)

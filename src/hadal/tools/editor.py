@@ -1,0 +1,165 @@
+"""`str_replace_editor`: look at files and change them by quoting what is there."""
+
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+from hadal.chat import Tool
+from hadal.errors import SandboxFileError
+from hadal.sandbox import AsyncSandbox
+from hadal.sandbox.trajectory import read_log
+from hadal.tools.cut import OUTPUT_BYTES, cut_output
+from hadal.tools.tool import ToolOutput, ToolUseError
+
+__all__ = ["EditorTool"]
+
+_CONTEXT_LINES = 3
+_FILE_BYTES = 16 << 20
+
+
+@dataclass
+class EditorTool:
+    """An editor in a box.
+
+    Attributes:
+        box: Where.
+        shown_bytes: Of a file.
+    """
+
+    box: AsyncSandbox
+    shown_bytes: int = OUTPUT_BYTES
+
+    @property
+    def declaration(self) -> Tool:
+        """Return name, description and schema."""
+        text, line = {"type": "string"}, {"type": "integer"}
+        return Tool.of(
+            "str_replace_editor",
+            "View, create and edit files. old_str must be in the file exactly once.",
+            {
+                "type": "object",
+                "properties": {
+                    "command": {"type": "string", "enum": ["view", "create", "str_replace", "insert"]},
+                    "path": text,
+                    "file_text": text,
+                    "old_str": text,
+                    "new_str": text,
+                    "insert_line": line,
+                    "view_range": {"type": "array", "items": line, "minItems": 2, "maxItems": 2},
+                },
+                "required": ["command", "path"],
+                "additionalProperties": False,
+            },
+        )  # fmt: skip
+
+    async def call(self, arguments: dict[str, Any], request_id: str) -> ToolOutput:
+        """Do one command; see `RunningTool.call`."""
+        path = str(arguments["path"])
+        if not path.startswith("/"):
+            raise ToolUseError(f"path must be absolute, got {path}")
+        try:
+            match arguments["command"]:
+                case "view":
+                    return await self._view(path, arguments.get("view_range"), request_id)
+                case "create":
+                    return await self._create(path, _needed(arguments, "file_text"), request_id)
+                case "str_replace":
+                    old, new = _needed(arguments, "old_str"), str(arguments.get("new_str", ""))
+                    return await self._replace(path, old, new, request_id)
+                case _:
+                    line, text = _needed(arguments, "insert_line"), _needed(arguments, "new_str")
+                    return await self._insert(path, int(line), text, request_id)
+        except SandboxFileError as error:
+            raise ToolUseError(error.message) from error
+
+    async def _view(self, path: str, lines: list[int] | None, request_id: str) -> ToolOutput:
+        if (await self.box.files.stat(path)).kind == "directory":
+            return await self._list(path, request_id)
+        text = await self._read(path)
+        rows = text.splitlines()
+        first, last = 1, len(rows)
+        if lines is not None:
+            first, last = lines[0], len(rows) if lines[1] == -1 else lines[1]
+            if not 1 <= first <= last <= len(rows):
+                raise ToolUseError(
+                    f"view_range {lines} is not within the {len(rows)} lines of {path}"
+                )
+        shown = _numbered(rows[first - 1 : last], first)
+        name = f"view-{request_id}.txt"
+        cut, full = await cut_output(self.box, shown.encode(), name, self.shown_bytes)
+        return ToolOutput(text=cut or "(empty file)", full_text=full)
+
+    async def _list(self, path: str, request_id: str) -> ToolOutput:
+        command = f"find {shlex.quote(path)} -maxdepth 2 -not -path '*/.*' | sort"
+        result = await self.box.run(command, request_id=request_id)
+        text, full = await cut_output(
+            self.box, result.stdout_bytes + result.stderr_bytes, f"view-{request_id}.txt"
+        )
+        return ToolOutput(text=text, failed=not result.ok, step=result.id, full_text=full)
+
+    async def _create(self, path: str, text: str, request_id: str) -> ToolOutput:
+        there = await self.box.files.exists(path)
+        await self._write(path, text, request_id)
+        return ToolOutput(text=f"{'Overwritten' if there else 'Created'}: {path}")
+
+    async def _replace(self, path: str, old: str, new: str, request_id: str) -> ToolOutput:
+        if not old:
+            raise ToolUseError("old_str is empty: quote the text that is to be replaced")
+        text = await self._read(path)
+        count = text.count(old)
+        if count != 1 and await self._done(request_id):  # by this very call, before a crash
+            return ToolOutput(text=f"Edited: {path}")
+        if count != 1:
+            found = "not" if count == 0 else f"{count} times"
+            hint = "quote it exactly" if count == 0 else "quote more lines around it"
+            raise ToolUseError(f"old_str is {found} in {path}: {hint}")
+        at = text.index(old)
+        changed = text[:at] + new + text[at + len(old) :]
+        await self._write(path, changed, request_id)
+        first = text.count("\n", 0, at) + 1
+        return _edited(path, changed, first, first + new.count("\n"))
+
+    async def _insert(self, path: str, line: int, text: str, request_id: str) -> ToolOutput:
+        rows = (await self._read(path)).splitlines(keepends=True)
+        if not 0 <= line <= len(rows):
+            raise ToolUseError(f"insert_line must be 0 to {len(rows)}, got {line}")
+        if rows[:line] and not rows[line - 1].endswith("\n"):
+            rows[line - 1] += "\n"
+        ended = text if text.endswith("\n") or line == len(rows) else text + "\n"
+        changed = "".join([*rows[:line], ended, *rows[line:]])
+        await self._write(path, changed, request_id)
+        return _edited(path, changed, line + 1, line + 1 + text.rstrip("\n").count("\n"))
+
+    async def _read(self, path: str) -> str:
+        stat = await self.box.files.stat(path)
+        if stat.size > _FILE_BYTES:
+            raise ToolUseError(f"{path} has {stat.size:,} bytes: use bash on parts of it")
+        try:
+            return (await self.box.files.read(path)).decode()
+        except UnicodeDecodeError:
+            raise ToolUseError(f"{path} is no text: use bash") from None
+
+    async def _done(self, request_id: str) -> bool:
+        records = await read_log(self.box.client, self.box.id)
+        return any(r.request_id == request_id and r.state == "done" for r in records)
+
+    async def _write(self, path: str, text: str, request_id: str) -> None:
+        await self.box.files.write(path, text.encode(), parents=True, request_id=request_id)
+
+
+def _needed(arguments: dict[str, Any], name: str) -> str:
+    if name not in arguments:
+        raise ToolUseError(f"{arguments['command']} needs {name}")
+    return str(arguments[name])
+
+
+def _numbered(rows: list[str], first: int) -> str:
+    return "\n".join(f"{number:6}\t{row}" for number, row in enumerate(rows, first))
+
+
+def _edited(path: str, text: str, first: int, last: int) -> ToolOutput:
+    """Tell what the place looks like now."""
+    rows = text.splitlines()
+    start = max(1, first - _CONTEXT_LINES)
+    shown = _numbered(rows[start - 1 : last + _CONTEXT_LINES], start)
+    return ToolOutput(text=f"Edited: {path}\n{shown}")
