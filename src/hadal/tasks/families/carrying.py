@@ -1,0 +1,85 @@
+"""Level 6: what was thought in the first turn is needed in the last."""
+
+from hadal.tasks.draw import Draw
+from hadal.tasks.families.steps import DONE
+from hadal.tasks.task import Answer, Call, Solution, Task
+
+__all__ = ["carry_choice", "recall_fact"]
+
+
+def carry_choice(draw: Draw) -> Task:
+    """Something is worked out at first, kept in the reasoning alone, and asked for turns later.
+
+    The file it came from is gone by then, and the answer was told to nobody.
+    """
+    table, out = draw.file("csv"), draw.file("txt")
+    names = draw.words(draw.number(3, 4))
+    numbers = draw.some(range(100, 1000), len(names))
+    best = max(zip(numbers, names, strict=True))[1]
+    rows = "".join(f"{n},{v}\n" for n, v in zip(names, numbers, strict=True))
+    chores = [draw.file() for _ in range(draw.number(4, 6))]
+    first = draw.phrase(
+        "(Read $t, then delete it. Keep in mind which name has the largest number, (but do not tell me|I will ask later)."
+        "|Find out which name in $t has the largest number and remember it(| for later). Then delete $t.)",
+        "(In $t, see which name has the largest number and keep it in mind; delete $t afterwards.)",
+        t=table,
+    )
+    last = draw.phrase(
+        "(Write|Put|Save) the name (that you kept in mind|that you remember|with the largest number) (into|in|to) $o.",
+        "Now put the name that you kept in mind into $o.",
+        o=out,
+    )
+
+    def solve() -> Solution:
+        yield Call.bash(f"I read {table}.", f"cat {table}")
+        yield Call.bash(f"The largest number has {best}. I keep {best} in mind.", f"rm {table}")
+        yield Answer("I do not tell it.", "I keep it in mind.")
+        for chore in chores:
+            yield Call.bash(f"I make {chore}.", f"touch {chore}")
+            yield DONE
+        yield Call.bash(f"I kept {best} in mind.", f"echo {best} > {out}")
+        yield DONE
+
+    asked = (
+        draw.phrase("(Make|Create) an empty file $c.", "There must be an empty file $c.", c=c)
+        for c in chores
+    )
+    return Task(
+        family=draw.family, level=6, seed=draw.seed, split=draw.split, files={table: rows},
+        messages=(first, *asked, last), after={table: None, out: best} | dict.fromkeys(chores, ""), solve=solve,
+    )  # fmt: skip
+
+
+def recall_fact(draw: Draw, distance: int = 0) -> Task:
+    """A fact that the user told is needed after a text of some length.
+
+    Args:
+        draw: Its choices.
+        distance: Words between; 0 for some.
+    """
+    key, value, out = draw.word(), str(draw.number(1000, 9999)), draw.file("txt")
+    words = distance or draw.one_of((20, 60, 150, 400))
+    filler = " ".join(draw.lines(words // 2, words // 2))
+    told = draw.phrase(
+        "The (code|number) of $k is $v. (Remember|Keep) it.",
+        "Keep in mind: the number of $k is $v.",
+        k=key,
+        v=value,
+    )
+    asked = draw.phrase(
+        "(Write|Put|Save) the (code|number) of $k (into|in|to) $o.",
+        "I need the number of $k in $o.",
+        k=key,
+        o=out,
+    )
+
+    def solve() -> Solution:
+        yield Answer("I keep it in mind.", "I keep it in mind.")
+        yield Answer("There is nothing to do.", "Noted.")
+        yield Call.bash(f"The number of {key} is {value}.", f"echo {value} > {out}")
+        yield DONE
+
+    return Task(
+        family=draw.family, level=6, seed=draw.seed, split=draw.split, files={},
+        messages=(told, f"Some notes: {filler}", asked), after={out: value}, solve=solve,
+    )  # fmt: skip

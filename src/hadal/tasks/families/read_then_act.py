@@ -1,0 +1,137 @@
+"""Level 2: what a file says decides what has to be done."""
+
+from hadal.tasks.draw import Draw
+from hadal.tasks.families.steps import DONE
+from hadal.tasks.task import Call, Solution, Task
+
+__all__ = ["follow_pointer", "remove_named", "rename_to_content", "set_key", "set_key_with_editor"]
+
+
+def follow_pointer(draw: Draw) -> Task:
+    """A file names the file that is to be copied."""
+    pointer, target, out = draw.file(), draw.file(), draw.file("txt")
+    text = draw.text(1, 3)
+    message = draw.phrase(
+        "($p (names|holds the name of) a file. Copy that file to $o"
+        "|Copy the file that $p names to $o"
+        "|Read $p: it names a file. (Copy that file|Make a copy of that file) (to|as) $o)(.|)",
+        "(In $p there is the name of a file; copy that file to $o.|$o must become a copy of the file named in $p.)",
+        p=pointer, o=out,
+    )  # fmt: skip
+
+    def solve() -> Solution:
+        name = (yield Call.bash(f"I read {pointer} first.", f"cat {pointer}")).strip()
+        yield Call.bash(f"It names {name}, so I copy that.", f"cp {name} {out}")
+        yield DONE
+
+    return Task(
+        family=draw.family, level=2, seed=draw.seed, split=draw.split,
+        files={**draw.distractors(), pointer: f"{target}\n", target: text}, messages=(message,),
+        after={out: text}, solve=solve,
+    )  # fmt: skip
+
+
+def remove_named(draw: Draw) -> Task:
+    """A file names the one of several files that is to go."""
+    pointer = draw.file()
+    names = [draw.file() for _ in range(draw.number(2, 4))]
+    target = draw.one_of(names)
+    message = draw.phrase(
+        "(Delete|Remove) (the file that $p names|the file whose name is in $p|what $p names)(.|)",
+        "(Read $p, and remove the file that it names.|The file named in $p must be deleted.)",
+        p=pointer,
+    )
+
+    def solve() -> Solution:
+        name = (yield Call.bash(f"I read {pointer} first.", f"cat {pointer}")).strip()
+        yield Call.bash(f"It names {name}, so I remove that.", f"rm {name}")
+        yield DONE
+
+    files = {pointer: f"{target}\n"} | {name: draw.text(1, 2) for name in names}
+    return Task(
+        family=draw.family, level=2, seed=draw.seed, split=draw.split, files=files,
+        messages=(message,), after={target: None}, solve=solve,
+    )  # fmt: skip
+
+
+def rename_to_content(draw: Draw) -> Task:
+    """A file says under which name another one is to go on."""
+    pointer, old, new = draw.file(), draw.file(), draw.file()
+    text = draw.text(1, 3)
+    message = draw.phrase(
+        "(Rename $a to the name in $p|Rename $a to (what|the name that) $p says|$p holds a name. Rename $a to it)(.|)",
+        "(The new name for $a is in $p: rename it.|Read $p and give $a the name that it holds.)",
+        a=old, p=pointer,
+    )  # fmt: skip
+
+    def solve() -> Solution:
+        name = (yield Call.bash(f"I read {pointer} first.", f"cat {pointer}")).strip()
+        yield Call.bash(f"The new name is {name}.", f"mv {old} {name}")
+        yield DONE
+
+    return Task(
+        family=draw.family, level=2, seed=draw.seed, split=draw.split,
+        files={**draw.distractors(), pointer: f"{new}\n", old: text}, messages=(message,),
+        after={old: None, new: text}, solve=solve,
+    )  # fmt: skip
+
+
+def _settings(draw: Draw) -> tuple[list[str], str, int, int]:
+    """Return the lines of a settings file, a key of it, its value, and another one."""
+    keys = draw.words(draw.number(2, 4))
+    key, old, new = draw.one_of(keys), draw.number(10, 9999), draw.number(10, 9999)
+    lines = [f"{k}={old if k == key else draw.number(10, 9999)}" for k in keys]
+    return lines, key, old, new
+
+
+def set_key(draw: Draw) -> Task:
+    """A number in one file becomes a setting in another, with sed."""
+    config, source = draw.file("ini"), draw.file("txt")
+    lines, key, old, new = _settings(draw)
+    message = draw.phrase(
+        "(Set $k in $c to the number in $s|In $c, set $k to the number (in|from) $s"
+        "|(Read the number in|Take the number from) $s and set $k in $c to it)(.|)",
+        "(The value of $k in $c must be the number in $s.|$s holds a number; make it the value of $k in $c.)",
+        k=key, c=config, s=source,
+    )  # fmt: skip
+
+    def solve() -> Solution:
+        value = (yield Call.bash(f"I read {source} first.", f"cat {source}")).strip()
+        yield Call.bash(f"I set {key} to {value}.", f"sed -i 's/^{key}=.*/{key}={value}/' {config}")
+        yield DONE
+
+    text = "\n".join(lines) + "\n"
+    return Task(
+        family=draw.family, level=2, seed=draw.seed, split=draw.split,
+        files={**draw.distractors(), config: text, source: f"{new}\n"}, messages=(message,),
+        after={config: text.replace(f"{key}={old}\n", f"{key}={new}\n")}, solve=solve,
+    )  # fmt: skip
+
+
+def set_key_with_editor(draw: Draw) -> Task:
+    """A setting is looked at, then changed with the editor."""
+    config = draw.file("ini")
+    lines, key, old, new = _settings(draw)
+    message = draw.phrase(
+        "((Change|Set) $k in $c to $n with the editor|With the editor, (change|set) $k (in|of) $c to $n"
+        "|Use the editor to (change|set) $k in $c to $n)(.|)",
+        "(Edit $c with the editor: $k must be $n.|$k in $c is to be $n. Use the editor.)",
+        k=key, c=config, n=new,
+    )  # fmt: skip
+
+    def solve() -> Solution:
+        seen = yield Call.edit(f"I look at {config}.", "view", config)
+        line = next(
+            x for row in seen.splitlines() if (x := row.partition("\t")[2]).startswith(f"{key}=")
+        )
+        yield Call.edit(
+            f"I replace {line}.", "str_replace", config, old_str=line, new_str=f"{key}={new}"
+        )
+        yield DONE
+
+    text = "\n".join(lines) + "\n"
+    return Task(
+        family=draw.family, level=2, seed=draw.seed, split=draw.split,
+        files={**draw.distractors(), config: text}, messages=(message,),
+        after={config: text.replace(f"{key}={old}\n", f"{key}={new}\n")}, solve=solve,
+    )  # fmt: skip
