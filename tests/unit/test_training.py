@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hadal.model import Trace, Transformer, logits, randomize, training_forward
+from hadal.model import ModelConfig, Trace, Transformer, logits, randomize, training_forward
 from hadal.model.norm import rms_norm
 from hadal.model.rope import rotate, rotation
 from tests.configs import CONFIGS, schedule
@@ -217,3 +217,29 @@ def test_two_mtp_blocks_chain(model):
     expected = (F.cross_entropy(first[:-1], ids[2:]) + F.cross_entropy(second[:-1], ids[3:])) / 2
     output = training_forward(two, ids, [60])
     assert output.mtp.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", [None, "dense", "sparse"])
+@pytest.mark.parametrize("name", ["flash_like", "nano"])
+def test_fast_is_the_reference(stage, name):
+    """Losses and gradients of the fast twins of attention, indexer and mHC are the reference's."""
+    config = CONFIGS[name] if name in CONFIGS else ModelConfig.nano()
+    model = Transformer(config)
+    randomize(model, 0)
+    ids = tokens(700)
+    labels = torch.where(torch.arange(700) % 3 == 0, tokens(700, 2), -100)
+    found = {}
+    for fast in (False, True):
+        output = training_forward(
+            model, ids, [400, 300], labels_T=labels, indexer_stage=stage, fast=fast
+        )
+        total = output.language + output.mtp + output.indexer + output.balance
+        found[fast] = output, gradients(model, total)
+    (slow, slow_grads), (fast, fast_grads) = found[False], found[True]
+    for loss in ("language", "mtp", "indexer", "balance"):
+        torch.testing.assert_close(getattr(fast, loss), getattr(slow, loss), rtol=1e-4, atol=1e-4)
+    assert fast.logits_TV.shape[0] == (labels >= 0).sum()
+    assert slow_grads.keys() == fast_grads.keys()
+    for key, grad in slow_grads.items():
+        worst = (fast_grads[key] - grad).abs().max() / grad.abs().max().clamp_min(1e-9)
+        assert worst < 5e-3, (key, worst)

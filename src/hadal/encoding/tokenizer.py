@@ -180,6 +180,12 @@ _NO_ASCII = re.compile(r"\[(?:[^\x00-\x7f]-[^\x00-\x7f])+\]\+")
 """A split pattern that cannot match ASCII."""
 
 
+_PROBE = "".join(
+    f"{first}{second}" for first in map(chr, range(128)) for second in map(chr, range(128))
+)
+"""Every two ASCII characters beside each other."""
+
+
 def _ascii_twin(plain: HFTokenizer, definition: dict[str, Any]) -> HFTokenizer:
     """The same tokenizer for ASCII text, with split patterns that are cheaper to match.
 
@@ -200,11 +206,14 @@ def _ascii_twin(plain: HFTokenizer, definition: dict[str, Any]) -> HFTokenizer:
             steps.append(pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False))
         else:
             return plain
-    if not steps or definition.get("normalizer", {"normalizers": 1}).get("normalizers"):
+    normalizer: dict[str, Any] | None = definition.get("normalizer")
+    if not steps or (normalizer is not None and normalizer.get("normalizers") != []):
         return plain
     twin = HFTokenizer(plain.model)
     twin.pre_tokenizer = pre_tokenizers.Sequence(steps)
-    return twin
+    split, split_plain = twin.pre_tokenizer, plain.pre_tokenizer
+    alike = split.pre_tokenize_str(_PROBE) == split_plain.pre_tokenize_str(_PROBE)
+    return twin if alike else plain
 
 
 def _runs(items: Iterable[str]) -> Iterable[tuple[bool, str]]:

@@ -24,6 +24,7 @@ from hadal.model.rope import rotate
 from hadal.model.selection import Selection, all_visible, visible_entries
 from hadal.model.sharding import WHOLE, Shard, take_rows
 from hadal.model.trace import Trace
+from hadal.model.training_attention import training_attention
 
 __all__ = ["Attention"]
 
@@ -154,6 +155,8 @@ class Attention(nn.Module):
         self._compress(own, cache)
         rate = self.compressor.rate if self.compressor is not None else 1
         visible_T = visible_entries(own["position"], rate)
+        if trace is not None and trace.fast:
+            return self._attend_fast(own, cache, visible_T, trace)
         selection, scores_TS = self._select(own, cache, visible_T, sequence_idx, trace)
         keys = Keys(
             window_PK=window_PK,
@@ -168,6 +171,21 @@ class Attention(nn.Module):
             return output, []
         seen_TS = all_visible(visible_T, scores_TS) if selection is None else selection.valid_TS
         return output, [indexer_loss(scores_TS, mass_TS, seen_TS)]
+
+    def _attend_fast(
+        self, own: Projected, cache: LayerCache, visible_T: Tensor, trace: Trace
+    ) -> tuple[Tensor, list[Tensor]]:
+        has_entries, indexed = self.compressor is not None, self.indexer is not None
+        return training_attention(
+            own,
+            cache.entries.rows() if has_entries else None,
+            cache.index_keys.rows() if indexed else None,
+            visible_T,
+            self.attn_sink,
+            window=self.config.sliding_window,
+            top_k=self.config.index_topk if indexed and trace.indexer_stage != "dense" else None,
+            with_loss=indexed and trace.indexer_stage is not None,
+        )
 
     def _compress(self, own: Projected, cache: LayerCache) -> None:
         """Turn the windows that are now full into entries, and into index keys."""

@@ -13,6 +13,7 @@ from hadal.model.linear import Formats
 from hadal.model.moe import MoE
 from hadal.model.norm import RMSNorm
 from hadal.model.trace import Trace
+from hadal.model.training_mhc import training_sinkhorn, training_write
 
 __all__ = ["Block"]
 
@@ -35,9 +36,15 @@ class Block(nn.Module):
                 parameter = nn.Parameter(torch.zeros(shape, dtype=torch.float32))
                 self.register_parameter(f"hc_{site}_{name}", parameter)
 
-    def _mixture(self, site: str, streams_TMD: Tensor) -> mhc.Mixture:
+    def _mixture(self, site: str, streams_TMD: Tensor, *, fast: bool) -> mhc.Mixture:
         fn, base, scale = (getattr(self, f"hc_{site}_{n}") for n in ("fn", "base", "scale"))
-        return mhc.mixture(streams_TMD, fn, base, scale, self.config)
+        balance = training_sinkhorn if fast else mhc.sinkhorn
+        return mhc.mixture(streams_TMD, fn, base, scale, self.config, balance)
+
+    def _write(self, streams_TMD: Tensor, y_TD: Tensor, mix: mhc.Mixture, *, fast: bool) -> Tensor:
+        if fast:
+            return training_write(streams_TMD, y_TD, mix)
+        return mhc.write(streams_TMD, y_TD, mix, in_float32=self.mhc_float32)
 
     def forward(
         self,
@@ -48,11 +55,12 @@ class Block(nn.Module):
         trace: Trace | None,
     ) -> Float[Tensor, "T M D"]:
         """Return the streams after this block; token ids route the hash layers."""
-        mix = self._mixture("attn", streams_TMD)
+        fast = trace is not None and trace.fast
+        mix = self._mixture("attn", streams_TMD, fast=fast)
         x_TD = self.attn_norm(mhc.read(streams_TMD, mix))
         y_TD = self.attn(x_TD, batch, caches, trace)
-        streams_TMD = mhc.write(streams_TMD, y_TD, mix, in_float32=self.mhc_float32)
-        mix = self._mixture("ffn", streams_TMD)
+        streams_TMD = self._write(streams_TMD, y_TD, mix, fast=fast)
+        mix = self._mixture("ffn", streams_TMD, fast=fast)
         x_TD = self.ffn_norm(mhc.read(streams_TMD, mix))
         y_TD = self.ffn(x_TD, ids_T, batch, trace)
-        return mhc.write(streams_TMD, y_TD, mix, in_float32=self.mhc_float32)
+        return self._write(streams_TMD, y_TD, mix, fast=fast)

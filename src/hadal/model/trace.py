@@ -26,6 +26,7 @@ class Trace:
         replaying: Choices are taken from this record instead of being made.
         indexer_stage: Which indexer loss to compute, if any: `dense` (warm-up: attention over all
             visible entries) or `sparse` (attention and loss over the selected ones).
+        fast: Attend with `training_attention`; no selections are recorded then.
         indexer_losses: One scalar per CSA layer.
         balance_losses: One scalar per learned-routing layer.
         expert_loads: Tokens sent to each expert [E], of each learned-routing layer.
@@ -37,6 +38,7 @@ class Trace:
     )
     replaying: bool = False
     indexer_stage: Literal["dense", "sparse"] | None = None
+    fast: bool = False
     indexer_losses: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     balance_losses: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     expert_loads: dict[str, Tensor] = field(default_factory=dict[str, Tensor])

@@ -34,7 +34,7 @@ class TrainingOutput:
         indexer: Sum over CSA layers of the indexer's divergence; 0 without a stage.
         balance: Sum over layers of the sequence-wise balance loss, 1 a layer when balanced.
         expert_loads: Tokens that each expert [E] got, by layer, for the auxiliary-loss-free bias.
-        logits_TV: Of the main model.
+        logits_TV: Of the main model; with `fast` only of the places that count, in their order.
     """
 
     language: Tensor
@@ -52,6 +52,7 @@ def training_forward(
     *,
     labels_T: Int[Tensor, " T"] | None = None,
     indexer_stage: Literal["dense", "sparse"] | None = None,
+    fast: bool = False,
 ) -> TrainingOutput:
     """Run packed samples through the model and all of its losses.
 
@@ -63,17 +64,19 @@ def training_forward(
             the same sample.
         indexer_stage: None leaves the indexer's loss out; `dense` attends to all visible entries
             and trains the indexer to find what attention looks at; `sparse` attends to its choice.
+        fast: Attend with `training_attention`, and make logits only where a label counts.
 
     Raises:
         InputError, ContextLengthError: As `Transformer.forward`.
     """
     labels_T = _checked_labels(model, ids_T, labels_T)
-    trace = Trace(indexer_stage=indexer_stage)
+    trace = Trace(indexer_stage=indexer_stage, fast=fast)
     streams_TMD = model.streams(ids_T, lengths, trace=trace)
-    logits_TV = model.logits(streams_TMD)
     labels_T = next_token_labels(ids_T, lengths) if labels_T is None else labels_T
+    counted = labels_T != IGNORED if fast else slice(None)
+    logits_TV = model.logits(streams_TMD[counted])
     return TrainingOutput(
-        language=_cross_entropy(logits_TV, labels_T),
+        language=_cross_entropy(logits_TV, labels_T[counted]),
         mtp=_mtp_loss(model, streams_TMD, ids_T, labels_T, lengths, trace),
         indexer=trace.total(trace.indexer_losses),
         balance=trace.total(trace.balance_losses),
@@ -130,8 +133,9 @@ def _mtp_loss(
         lengths = [n - 1 for n in lengths if n > 1]
         if not lengths:
             break
+        counted = labels_T != IGNORED if trace.fast else None
         logits_TV, streams_TMD = model.draft(
-            streams_TMD, ids_T, lengths, mtp_idx=mtp_idx, trace=trace
+            streams_TMD, ids_T, lengths, mtp_idx=mtp_idx, trace=trace, logits_at=counted
         )
-        losses.append(_cross_entropy(logits_TV, labels_T))
+        losses.append(_cross_entropy(logits_TV, labels_T if counted is None else labels_T[counted]))
     return torch.stack(losses).mean() if losses else torch.zeros((), device=ids_T.device)

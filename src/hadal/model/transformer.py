@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from hadal.config import LayerKind, ModelConfig
@@ -210,7 +210,8 @@ class Transformer(nn.Module):
         *,
         mtp_idx: int = 0,
         trace: Trace | None = None,
-    ) -> tuple[Float[Tensor, "T V"], Float[Tensor, "T M D"]]:
+        logits_at: Bool[Tensor, " T"] | None = None,
+    ) -> tuple[Float[Tensor, "L V"], Float[Tensor, "T M D"]]:
         """Predict the token after the next one with an MTP block.
 
         Args:
@@ -220,6 +221,7 @@ class Transformer(nn.Module):
             caches: From `new_draft_cache`; their positions are those of tokens t.
             mtp_idx: Which block.
             trace: As in `forward`.
+            logits_at: Of which tokens logits are wanted; None for all.
 
         Returns:
             Logits of tokens t + 2 and the block's own streams.
@@ -240,7 +242,8 @@ class Transformer(nn.Module):
             embedded_TD = self.shard.gather(self.embed(next_ids_T))
             joined = block.join(streams_TMD, embedded_TD)
             streams_TMD = _run([block], joined, next_ids_T, batch, state, trace)
-            return self._head(streams_TMD, block, block.norm), streams_TMD
+            wanted = streams_TMD if logits_at is None else streams_TMD[logits_at]
+            return self._head(wanted, block, block.norm), streams_TMD
 
     def _head(self, streams_TMD: Tensor, owner: nn.Module, norm: RMSNorm) -> Tensor:
         fn, base, scale = (getattr(owner, f"hc_head_{n}") for n in ("fn", "base", "scale"))

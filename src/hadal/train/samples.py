@@ -1,0 +1,132 @@
+"""Samples of training: conversations of several tasks, and which of their tokens are learned."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hadal.agent import SYSTEM_PROMPT
+from hadal.chat import Message, SystemMessage, Tool
+from hadal.encoding import Encoding
+from hadal.encoding.tokens import EOS, THINK_START
+from hadal.errors import InputError
+from hadal.model.training import IGNORED
+
+__all__ = ["Batch", "Conversations", "Tokens"]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A task as token ids, without what comes before it.
+
+    Attributes:
+        ids: From the user's turn on.
+        said: Which of them the model says.
+    """
+
+    ids: list[int]
+    said: list[bool]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A worker's part of a step: samples one after another.
+
+    Attributes:
+        ids_T: Token ids.
+        labels_T: The next one where the model says it, -100 elsewhere.
+        lengths: Tokens of each sample.
+    """
+
+    ids_T: Tensor
+    labels_T: Tensor
+    lengths: list[int]
+
+
+class Conversations:
+    """Makes batches of tasks; the same seed, step and worker make the same batch.
+
+    Args:
+        encoding: With the tokenizer.
+        tools: That are declared.
+        tasks: What was said, each from the user's turn on.
+        seed: Of the order.
+
+    Raises:
+        InputError: There is no task.
+    """
+
+    def __init__(
+        self,
+        encoding: Encoding,
+        tools: Sequence[Tool],
+        tasks: Sequence[Sequence[Message]],
+        seed: int,
+    ) -> None:
+        if not tasks:
+            raise InputError("there is no task to train on")
+        self._seed = seed
+        self._system = SystemMessage(SYSTEM_PROMPT, tools=tuple(tools))
+        self._encoding = encoding
+        tokenizer = encoding.tokenizer
+        self._start, self._end = tokenizer.control_id(THINK_START), tokenizer.control_id(EOS)
+        self._prefix = self._encode([])
+        self._tasks = [self._tokens(self._encode(task)[len(self._prefix) :]) for task in tasks]
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    @property
+    def num_tokens(self) -> int:
+        """Return the tokens of all tasks."""
+        return sum(len(task.ids) for task in self._tasks)
+
+    def _encode(self, task: Sequence[Message]) -> list[int]:
+        return self._encoding.encode(
+            [self._system, *task], mode="thinking", drop_thinking=False, generation_prompt=False
+        )
+
+    def _tokens(self, ids: list[int]) -> Tokens:
+        """Mark what the model says: from behind the start of its thought to the end of its turn."""
+        said: list[bool] = []
+        speaking = False
+        for token in ids:
+            said.append(speaking)
+            if token == self._start:
+                speaking = True
+            elif token == self._end:
+                speaking = False
+        return Tokens(ids, said)
+
+    def batch(self, step: int, worker: int, *, tokens: int, length: int) -> Batch:
+        """Return samples of up to `length` tokens each, `tokens` in all at most."""
+        draw = random.Random(f"{self._seed}/{step}/{worker}")
+        samples = [self._sample(draw, length) for _ in range(max(1, tokens // length))]
+        labels = [
+            [
+                n if s else IGNORED
+                for n, s in zip([*t.ids[1:], 0], [*t.said[1:], False], strict=True)
+            ]
+            for t in samples
+        ]
+        return Batch(
+            torch.tensor([i for t in samples for i in t.ids]),
+            torch.tensor([n for row in labels for n in row]),
+            [len(t.ids) for t in samples],
+        )
+
+    def _sample(self, draw: random.Random, length: int) -> Tokens:
+        """Return one task, and more as long as they fit."""
+        ids, said = list(self._prefix), [False] * len(self._prefix)
+        alone = True
+        while True:
+            task = draw.choice(self._tasks)
+            if not alone and len(ids) + len(task.ids) > length:
+                return Tokens(ids, said)
+            alone = False
+            ids += task.ids
+            said += task.said
+            if len(ids) >= length:
+                return Tokens(ids[:length], said[:length])

@@ -1,0 +1,228 @@
+"""The training loop of one process of a run."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hadal.errors import StorageError
+from hadal.model import Precision, Transformer
+from hadal.model.training import TrainingOutput, training_forward
+from hadal.train.muon import Muon, split_parameters
+from hadal.train.samples import Conversations
+from hadal.train.train_config import TrainConfig
+
+__all__ = ["STATE", "Trainer"]
+
+STATE = "state.pt"
+"""In the folder of a run: everything from which it goes on."""
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class _Losses:
+    total: Tensor
+    shown: dict[str, float]
+
+
+class Trainer:
+    """One worker of a run; all of them take the same steps on their own samples.
+
+    Args:
+        config: Of the run.
+        data: What is trained on.
+        worker: Which of `config.workers` this is.
+    """
+
+    def __init__(self, config: TrainConfig, data: Conversations, worker: int = 0) -> None:
+        self.config = config
+        self.worker = worker
+        self._data = data
+        self.model = Transformer(config.model.plain(), seed=config.seed)
+        muon, adamw = split_parameters(self.model)
+        settings: dict[str, Any] = {"lr": config.peak_lr, "weight_decay": 0.1}
+        if config.optimizer == "adamw":
+            muon, adamw = [], muon + adamw
+        adam = torch.optim.AdamW(adamw, betas=(0.9, 0.95), eps=1e-20, foreach=True, **settings)
+        self._optimizers: list[torch.optim.Optimizer] = [adam]
+        if muon:
+            self._optimizers.append(Muon(muon, **settings))
+        self._grads = _flat_grads([*muon, *adamw])
+        self.step = 0
+
+    # --- state ---
+
+    def save(self) -> None:
+        """Write the state; a crash leaves the old one or the new one.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        path = self.config.output / STATE
+        state = {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizers": [o.state_dict() for o in self._optimizers],
+        }
+        try:
+            partial = path.with_suffix(".partial")
+            with partial.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.rename(path)
+        except OSError as error:
+            raise StorageError(f"cannot write the state of training to {path}: {error}") from error
+
+    def resume(self) -> bool:
+        """Go on from the state in the folder of the run, if there is one."""
+        path = self.config.output / STATE
+        if not path.exists():
+            return False
+        state = torch.load(path, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step = state["step"]
+        return True
+
+    # --- steps ---
+
+    def run(self, progress: Callable[[dict[str, float]], None] = lambda _: None) -> None:
+        """Take the steps that are left.
+
+        Args:
+            progress: Told the metrics of every step, in the first worker.
+
+        Raises:
+            StorageError: The state or the metrics cannot be written.
+        """
+        if self.worker:
+            while self.step < self.config.steps:
+                self.take_step()
+            return
+        saved = time.monotonic()
+        with self._open_metrics() as metrics:
+            while self.step < self.config.steps:
+                began = time.monotonic()
+                shown = self.take_step()
+                shown |= {"step": self.step, "seconds": time.monotonic() - began}
+                metrics.write(json.dumps(shown) + "\n")
+                progress(shown)
+                due = time.monotonic() - saved > self.config.save_every_s
+                if due or self.step == self.config.steps:
+                    metrics.flush()
+                    self.save()
+                    saved = time.monotonic()
+
+    def _open_metrics(self) -> TextIO:
+        """Open the metrics, without those of steps that are taken again."""
+        path = self.config.output / METRICS
+        kept = path.read_text().splitlines()[: self.step] if path.exists() else []
+        path.write_text("".join(f"{line}\n" for line in kept))
+        return path.open("a")
+
+    def take_step(self) -> dict[str, float]:
+        """Take one step and return its losses, of this worker's samples."""
+        config, step = self.config, self.step
+        self._choose_precision(step)
+        rate = config.learning_rate(step)
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        self._grads.zero_()
+        output, losses = self._losses(step)
+        losses.total.backward()
+        loads = torch.stack(
+            [output.expert_loads[name] for name in sorted(output.expert_loads)]
+        ).float()
+        if config.workers > 1:
+            dist.all_reduce(self._grads)
+            self._grads /= config.workers
+            dist.all_reduce(loads)
+        norm = self._grads.norm()
+        self._grads *= (config.clip / (norm + 1e-6)).clamp(max=1.0)
+        for optimizer in self._optimizers:
+            optimizer.step()
+        self._move_biases(loads, sorted(output.expert_loads))
+        self.step += 1
+        return losses.shown | {"lr": rate, "norm": float(norm)}
+
+    def _losses(self, step: int) -> tuple[TrainingOutput, _Losses]:
+        config = self.config
+        batch = self._data.batch(
+            step, self.worker, tokens=config.tokens_per_worker, length=config.length(step)
+        )
+        dense = step < config.sparse_from * config.steps
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = training_forward(
+                self.model, batch.ids_T, batch.lengths, labels_T=batch.labels_T,
+                indexer_stage="dense" if dense else "sparse", fast=True,
+            )  # fmt: skip
+            total = output.language + config.mtp(step) * output.mtp
+            total = total + output.indexer + config.balance_weight * output.balance
+        shown = {
+            "language": float(output.language.detach()),
+            "mtp": float(output.mtp.detach()),
+            "indexer": float(output.indexer.detach()),
+            "balance": float(output.balance.detach()),
+            "tokens": float(len(batch.ids_T)),
+            "learned": float((batch.labels_T >= 0).sum()),
+        }
+        return output, _Losses(total, shown)
+
+    def _choose_precision(self, step: int) -> None:
+        """Round as the stored checkpoint does, towards the end."""
+        if step >= self.config.quantize_from * self.config.steps:
+            published = Precision.published()
+            set_precision(
+                self.model,
+                Precision(
+                    activations_fp8=published.activations_fp8, kv_fp8=True, index_hadamard=True,
+                    index_fp4=True, expert_weights_fp4=True, linear_weights_fp8=True,
+                ),
+            )  # fmt: skip
+
+    @torch.no_grad()
+    def _move_biases(self, loads_LE: Tensor, names: list[str]) -> None:
+        """Make experts that had too much less likely, and the others more (V3; spec 7.1)."""
+        for name, load_E in zip(names, loads_LE, strict=True):
+            bias = self.model.get_submodule(f"{name}.ffn.gate").bias
+            assert isinstance(bias, Tensor)
+            bias += self.config.bias_speed * (load_E.mean() - load_E).sign()
+
+
+def set_precision(model: nn.Module, precision: Precision) -> None:
+    """Give all parts of a model other roundings."""
+    for module in model.modules():
+        if hasattr(module, "precision"):
+            module.precision = precision  # type: ignore[assignment]
+
+
+def _flat_grads(parameters: list[nn.Parameter]) -> Tensor:
+    """Give all parameters gradients that are parts of one tensor, and return it."""
+    flat = torch.zeros(sum(p.numel() for p in parameters))
+    at = 0
+    for parameter in parameters:
+        parameter.grad = flat[at : at + parameter.numel()].view_as(parameter)
+        at += parameter.numel()
+    return flat
+
+
+def metrics_of(folder: Path) -> list[dict[str, float]]:
+    """Return the metrics of a run, one for each step.
+
+    Raises:
+        StorageError: There are none.
+    """
+    try:
+        return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise StorageError(f"no metrics of a training run in {folder}: {error}") from error
