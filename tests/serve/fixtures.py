@@ -16,12 +16,12 @@ import httpx
 import pytest
 import uvicorn
 
+from hadal.backends.constraint import GrammarCompiler
 from hadal.checkpoint import save
 from hadal.encoding import Encoding
 from hadal.engine import Engine, EngineConfig
 from hadal.model import Transformer, randomize
 from hadal.serve import EngineBackend, Front, ScriptedBackend, ServerConfig, build_app
-from hadal.serve.constraint import GrammarCompiler
 from tests.configs import schedule
 from tests.golden.data import tokenizer_file
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from hadal.backends.upstream_backend import UpstreamBackend
 from hadal.serve import Front
-from hadal.serve.upstream_backend import UpstreamBackend
 from tests.serve.fixtures import (
     TOOLS,
     call,

@@ -57,9 +57,9 @@ class EngineOptions:
 
     def backend(self, checkpoint: Path, tokenizer: "Tokenizer") -> "Backend":
         """Load a checkpoint and start its engine."""
+        from hadal.backends.constraint import GrammarCompiler
         from hadal.engine import EngineConfig, open_engine
         from hadal.serve import EngineBackend
-        from hadal.serve.constraint import GrammarCompiler
 
         config = EngineConfig(
             max_model_len=self.max_model_len,
@@ -101,7 +101,7 @@ class UpstreamOptions:
 
     def backend(self, tokenizer: "Tokenizer", max_model_len: int | None) -> "Backend":
         """Return the way to it."""
-        from hadal.serve.upstream_backend import UpstreamBackend
+        from hadal.backends.upstream_backend import UpstreamBackend
 
         assert self.upstream is not None
         return UpstreamBackend(

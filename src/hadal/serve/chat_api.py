@@ -9,6 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from hadal.backends.backend import Prefill, TokenLogprob
 from hadal.chat import AssistantMessage, Conversation
 from hadal.chat.openai_chat import from_chat_request
 from hadal.chat.openai_messages import to_chat_message
@@ -22,7 +23,6 @@ from hadal.encoding.deltas import (
     ReasoningDelta,
 )
 from hadal.errors import HadalError, InvalidConversationError
-from hadal.serve.backend import Prefill, TokenLogprob
 from hadal.serve.http import (
     comment,
     data,

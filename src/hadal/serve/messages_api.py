@@ -7,6 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from hadal.backends.backend import Prefill
 from hadal.chat.anthropic import from_anthropic_request, to_anthropic_content
 from hadal.chat.sealed import seal
 from hadal.encoding.deltas import (
@@ -19,7 +20,6 @@ from hadal.encoding.deltas import (
     ReasoningDelta,
 )
 from hadal.errors import HadalError
-from hadal.serve.backend import Prefill
 from hadal.serve.chat_api import Piece, last_of, reasoning_headers
 from hadal.serve.http import (
     anthropic_error,

@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from hadal.serve.backend import Backend, Chunk, Ended, Event, Generation
-from hadal.serve.engine_backend import EngineBackend
+from hadal.backends.backend import Backend, Chunk, Ended, Event, Generation
+from hadal.backends.engine_backend import EngineBackend
 
 __all__ = ["MeteredBackend"]
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from hadal.backends.backend import Prefill
 from hadal.chat import Conversation, Message, SystemMessage
 from hadal.chat.openai_responses import from_responses_request, to_responses_output
 from hadal.chat.sealed import seal
@@ -23,7 +24,6 @@ from hadal.encoding.deltas import (
     ReasoningDelta,
 )
 from hadal.errors import HadalError, InvalidConversationError
-from hadal.serve.backend import Prefill
 from hadal.serve.chat_api import Piece, last_of, reasoning_headers
 from hadal.serve.http import (
     HttpError,

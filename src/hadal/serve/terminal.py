@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from hadal.backends.backend import Prefill
 from hadal.chat import Conversation, Message, SystemMessage, ToolMessage, UserMessage
 from hadal.chat.messages import Mode, Tool
 from hadal.encoding.deltas import (
@@ -18,7 +19,6 @@ from hadal.encoding.deltas import (
     ReasoningDelta,
 )
 from hadal.errors import HadalError
-from hadal.serve.backend import Prefill
 from hadal.serve.http import new_id
 from hadal.serve.turn import Finished, Front, Said
 

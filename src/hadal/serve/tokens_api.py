@@ -11,11 +11,11 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from hadal.backends.backend import Chunk, Ended, Generation, Prefill, TokenLogprob
 from hadal.chat.openai_chat import from_chat_request
 from hadal.chat.wire import read_body
 from hadal.encoding.tokens import BOS
 from hadal.errors import HadalError, InvalidConversationError
-from hadal.serve.backend import Chunk, Ended, Generation, Prefill, TokenLogprob
 from hadal.serve.chat_api import token_counts
 from hadal.serve.http import (
     comment,

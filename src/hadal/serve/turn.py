@@ -8,13 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from hadal.chat import AssistantMessage, Conversation, NamedToolChoice
-from hadal.chat.memory import ReasoningMemory
-from hadal.encoding import Encoding, Prompt
-from hadal.encoding.deltas import Delta
-from hadal.encoding.tokens import THINK_END
-from hadal.errors import ConfigError, ContextLengthError, InvalidConversationError
-from hadal.serve.backend import (
+from hadal.backends.backend import (
     Backend,
     CallGrammar,
     Chunk,
@@ -23,6 +17,12 @@ from hadal.serve.backend import (
     Prefill,
     TokenLogprob,
 )
+from hadal.chat import AssistantMessage, Conversation, NamedToolChoice
+from hadal.chat.memory import ReasoningMemory
+from hadal.encoding import Encoding, Prompt
+from hadal.encoding.deltas import Delta
+from hadal.encoding.tokens import THINK_END
+from hadal.errors import ConfigError, ContextLengthError, InvalidConversationError
 
 __all__ = ["THINK_MAX_WINDOW", "Finished", "Front", "Said", "Turn", "Usage"]
 

@@ -11,9 +11,9 @@ from typing import Any, Final, Literal
 
 import httpx
 
+from hadal.backends.backend import Chunk, Ended, Event, Generation, LogprobChoice, TokenLogprob
 from hadal.encoding import Tokenizer
 from hadal.errors import ConfigError, ContextLengthError, InputError, UpstreamError
-from hadal.serve.backend import Chunk, Ended, Event, Generation, LogprobChoice, TokenLogprob
 
 __all__ = ["UpstreamBackend"]
 

@@ -7,6 +7,16 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 
+from hadal.backends.backend import (
+    CallGrammar,
+    Chunk,
+    Ended,
+    Event,
+    Generation,
+    LogprobChoice,
+    Prefill,
+    TokenLogprob,
+)
 from hadal.engine import (
     Completion,
     Constraint,
@@ -17,16 +27,6 @@ from hadal.engine import (
     Update,
 )
 from hadal.errors import CapacityError, EngineError, HadalError, InputError
-from hadal.serve.backend import (
-    CallGrammar,
-    Chunk,
-    Ended,
-    Event,
-    Generation,
-    LogprobChoice,
-    Prefill,
-    TokenLogprob,
-)
 
 __all__ = ["EngineBackend"]
 

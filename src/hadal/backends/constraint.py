@@ -10,10 +10,10 @@ from typing import Any
 import xgrammar
 from torch import Tensor
 
+from hadal.backends.backend import CallGrammar
 from hadal.encoding import Tokenizer
 from hadal.encoding.tokens import DSML
 from hadal.errors import EngineError
-from hadal.serve.backend import CallGrammar
 
 __all__ = ["GrammarCompiler"]
 

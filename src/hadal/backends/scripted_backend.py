@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
+from hadal.backends.backend import Chunk, Ended, Event, Generation
 from hadal.encoding import Tokenizer
 from hadal.errors import ContextLengthError, InputError
-from hadal.serve.backend import Chunk, Ended, Event, Generation
 
 __all__ = ["ScriptedBackend"]
 
