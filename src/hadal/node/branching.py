@@ -14,26 +14,11 @@ from hadal.node.scratch import Disks
 from hadal.node.tree_copy import copy_tree
 from hadal.node.tree_removal import remove_tree
 
-__all__ = ["ForkLayers", "standing_still"]
+__all__ = ["ForkLayers"]
 
 _SMALL_ENTRIES = 64
 _SMALL_BYTES = 1 << 20
 """Trees up to this size are copied at once; a thread costs more."""
-
-
-class standing_still:
-    """A block in which no process of a box runs, so that its files are of one moment."""
-
-    def __init__(self, box: Box) -> None:
-        self._box = box
-
-    def __enter__(self) -> None:
-        if not self._box.paused:
-            self._box.cgroup.freeze(True)
-
-    def __exit__(self, *_: object) -> None:
-        if not self._box.paused:
-            self._box.cgroup.freeze(False)
 
 
 def _is_small(folder: Path) -> bool:
@@ -73,12 +58,13 @@ class ForkLayers:
         try:
             if part.exists():
                 await asyncio.to_thread(remove_tree, part)
-            with self._disks.open(box.disk) as disk, standing_still(box):
+            with self._disks.open(box.disk) as disk:
                 upper = disk / "upper"
-                if _is_small(upper):
-                    copy_tree(upper, part)
-                else:
-                    await asyncio.to_thread(copy_tree, upper, part)
+                async with box.held_still():
+                    if _is_small(upper):
+                        copy_tree(upper, part)
+                    else:
+                        await asyncio.to_thread(copy_tree, upper, part)
             if not self.path(name).exists():
                 part.rename(self.path(name))
         except (OSError, RecursionError) as error:

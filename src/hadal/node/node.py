@@ -19,6 +19,7 @@ from hadal.errors import (
     NoCapacityError,
     NodeError,
     SandboxGoneError,
+    UnsupportedError,
 )
 from hadal.node.blobs import Blobs
 from hadal.node.box import Box, ImageDefaults
@@ -175,6 +176,10 @@ class Node:
                 try:
                     await box.reconcile()
                     await BoxFiles(box, self.journal, self.blobs).repeat_begun()
+                    if record.state == "paused":
+                        await box.pause()
+                except UnsupportedError as error:
+                    logger.warning("%s", error, extra={"sandbox_id": record.id})
                 except (GuestLostError, SandboxGoneError):
                     await self.end(box.id, GoneCause.NODE_LOST)  # it does not answer
                 logger.info("box found again", extra={"sandbox_id": record.id})
@@ -192,6 +197,9 @@ class Node:
             return None
         if _start_time(pid) != record.runtime.get("pid_start"):
             return None
+        # Paused, or held by a daemon that died: it must run to say what became of its commands.
+        with contextlib.suppress(OSError):
+            self.cgroups.of(record.id).thaw()
         try:
             guest = await Guest.connect(self._folder / record.id / "guest")
             spec = read_spec(record.spec)
@@ -435,11 +443,10 @@ class Node:
         if record is None:
             raise SandboxGoneError(f"no box {box_id} on this node", cause=GoneCause.NOT_FOUND)
         box = self.boxes.get(box_id)
-        state = "paused" if box is not None and box.paused else record.state
         used = time.time() - (time.monotonic() - box.used) if box is not None else 0
         return BoxInfo(
             id=record.id,
-            state=state,
+            state=record.state,
             cause=record.cause,
             backend=record.spec["backend"],
             image=record.spec.get("from") or record.spec["image"],
@@ -475,6 +482,8 @@ class Node:
             box.cause = cause
         with contextlib.suppress(ProcessLookupError):
             os.kill(box.pid, signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            box.cgroup.thaw()  # what is frozen does not even die
         ending = asyncio.get_running_loop().create_task(self._end(box))
         self._ending[box_id] = ending
         ending.add_done_callback(lambda _: self._ending.pop(box_id, None))
@@ -500,6 +509,8 @@ class Node:
             for pid in cgroup.processes():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(OSError):
+                cgroup.thaw()
             if time.monotonic() > deadline:
                 raise LaunchError(f"processes of box {box_id} do not end: {cgroup.processes()}")
             await asyncio.sleep(0.002)

@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING
 
 from hadal.errors import HadalError
 from hadal.node.box import Box, refusal_of
-from hadal.node.branching import standing_still
 from hadal.node.images import ResolvedImage
 from hadal.sandbox.specs import Capability
 
@@ -63,8 +62,9 @@ class Snapshots:
                 made = await store.commit(self._node.fork_layers.path(copy), base)
                 base = await store.acquire(made.digest)
                 held.append(base)
-            with self._node.disks.open(box.disk) as disk, standing_still(box):
-                made = await store.commit(disk / "upper", base, name=name)
+            with self._node.disks.open(box.disk) as disk:
+                async with box.held_still():
+                    made = await store.commit(disk / "upper", base, name=name)
         finally:
             for image in held:
                 await store.release(image)
