@@ -5,7 +5,9 @@ still, and starts others above the copy; they share it, and it is removed with t
 """
 
 import asyncio
+import errno
 import hashlib
+import os
 from pathlib import Path
 
 from hadal.errors import NodeError
@@ -30,6 +32,19 @@ def _is_small(folder: Path) -> bool:
     return True
 
 
+def _failure(box_id: str, error: OSError | RecursionError) -> NodeError:
+    number = None if isinstance(error, RecursionError) else error.errno
+    hint = None
+    if number is None or number == errno.ENAMETOOLONG:
+        reason = "its directories are nested too deep"
+        hint = "remove them in the box: some hundred levels can be copied"
+    else:
+        reason = os.strerror(number) if number else str(error)
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            hint = "free space on the node's disk"
+    return NodeError(f"cannot copy the changes of box {box_id}: {reason}", hint=hint)
+
+
 class ForkLayers:
     """The copies of this node.
 
@@ -51,7 +66,7 @@ class ForkLayers:
         """Copy what a box has changed and return the name of the copy.
 
         Raises:
-            NodeError: The disk is full, or fails.
+            NodeError: The disk is full, or fails, or the box has nested directories too deep.
         """
         name = hashlib.sha256(f"{box.id}/{request_id}".encode()).hexdigest()[:16]
         part = self.path(f"{name}.part")
@@ -69,12 +84,7 @@ class ForkLayers:
                 part.rename(self.path(name))
         except (OSError, RecursionError) as error:
             await asyncio.to_thread(remove_tree, part)
-            deep = isinstance(error, RecursionError)
-            reason = "its directories are nested too deep" if deep else error.strerror
-            raise NodeError(
-                f"cannot copy the changes of box {box.id}: {reason}",
-                hint="free space on the node's disk",
-            ) from error
+            raise _failure(box.id, error) from error
         return name
 
     async def sweep(self, used: set[str]) -> None:
