@@ -174,7 +174,9 @@ class Change:
         directory: Whether it is one.
         mode: Permission bits.
         size: Bytes of a file.
-        digest: sha256 of a file's content, or of a link's target.
+        digest: sha256 of a file's content, or of a link's target, in hex. Where the holes of sparse files
+            in a list are more than 2 GiB, `sparse:` and sha256 of the size (decimal, then a newline) and of
+            each block of 4 KiB that is not zeros, behind its offset (8 bytes, little-endian).
         changed_ns: When, ns since 1970.
     """
 
