@@ -139,6 +139,20 @@ def test_a_directory_that_is_deep(make, attack, neighbour, remove, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_hundred_thousand_levels_are_removed(make, attack, neighbour, remove):
+    """In a time that grows with their number, and in the box's memory: theirs is nearly all of it."""
+    box = make(memory_mb=384, cpus=1, inodes=110_000, disk_mb=1000)
+    assert int(attack(box, "bombs", "deep")["count"]) == 100_000
+    with neighbour():
+        began = time.monotonic()
+        box.files.remove("/tmp/deep", recursive=True)
+        assert time.monotonic() - began < 120
+    assert not box.files.exists("/tmp/deep")
+    assert box.usage().oom_kills == 0
+    remove(box)
+
+
+@pytest.mark.slow
 def test_a_million_names(make, attack, neighbour, remove):
     box = make(memory_mb=1024, cpus=1, inodes=1_010_000, disk_mb=4000)
     with neighbour():
