@@ -10,7 +10,6 @@ __all__ = [
     "BoxInfo",
     "CallResult",
     "Change",
-    "DirEntry",
     "Event",
     "ExecResult",
     "FileEvent",
@@ -159,9 +158,6 @@ class FileStat:
     mtime_ns: int
     ctime_ns: int
     target: str | None = None
-
-
-DirEntry = FileStat
 
 
 @dataclass(frozen=True, kw_only=True)
