@@ -38,6 +38,7 @@ from hadal.node.launcher import Launcher, LaunchRequest
 from hadal.node.network import BoxNetwork
 from hadal.node.scratch import DiskPool, Disks
 from hadal.node.snapshots import Snapshots
+from hadal.node.steps import begin_step
 from hadal.node.tree_removal import remove_tree
 from hadal.sandbox.network_policy import NetworkPolicy
 from hadal.sandbox.protocol import CreateRequest
@@ -398,18 +399,13 @@ class Node:
         record = self.journal.record_of_request(box.id, request_id)
         if record is not None and record.event.state == "done":
             return
-        position = (
-            record.event.position
-            if record is not None
-            else box.begin("network", policy.to_json(), request_id=request_id)
-        )
-        try:
+        request = policy.to_json()
+        with begin_step(
+            self.journal, box, "network", request, request_id=request_id, record=record
+        ) as step:
             await self.networks.update(box.id, policy)
-        except HadalError as error:
-            self.journal.end(box.id, position, "refused", {"message": error.message, "errno": 0})
-            raise
-        self.journal.set_spec(box.id, {"network": policy.to_json()})
-        self.journal.end(box.id, position, "done", {})
+            step.stays_begun = True  # it is done, and cannot be refused any more
+            self.journal.set_spec(box.id, {"network": request})
 
     def base_of(self, box: Box) -> tuple[ResolvedImage, list[str]]:
         """Return the image of a box, and the copies of changes that lie above it."""
