@@ -172,6 +172,8 @@ static _Noreturn void run_child(struct order *o, int report)
     become_user(&user, report);
     if (chdir(o->directory ? o->directory : "/"))
         child_failed(report, o->directory);
+    if (!o->applet)
+        setpriority(PRIO_PROCESS, 0, guest.priority);
     signal(SIGPIPE, o->applet ? SIG_IGN : SIG_DFL);
     sigset_t none;
     sigemptyset(&none);

@@ -134,6 +134,15 @@ static const struct sock_filter special[] = {
     IF(JEQ, 1, 0, 1),
     REFUSE(EPERM),
     ALLOW,
+    /* The same by priorities: of it, and of all that a user has. */
+    IF(JEQ, SYS_setpriority, 1, 0),
+    IF(JEQ, SYS_ioprio_set, 0, 6),
+    LOAD(ARGUMENT(0)),
+    IF(JGE, 2, 2, 0),
+    LOAD(ARGUMENT(1)),
+    IF(JEQ, 1, 0, 1),
+    REFUSE(EPERM),
+    ALLOW,
     IF(JEQ, SYS_socketpair, 1, 0),
     IF(JEQ, SYS_socket, 0, 7), /* Unix, IPv4, IPv6, netlink */
     LOAD(ARGUMENT(0)),

@@ -56,6 +56,7 @@ struct connection {
 
 struct guest {
     int epoll, oom_score;
+    int priority; /* of commands: ours is higher */
     struct source listening, signals;
     struct connection connection;
     struct command *commands; /* newest first */

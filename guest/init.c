@@ -265,13 +265,14 @@ static void handle_event(struct source *source)
     }
 }
 
-void serve_box(int listening, int oom_score, uint64_t lease_ns)
+void serve_box(int listening, int oom_score, int priority, uint64_t lease_ns)
 {
     sigset_t all;
     sigfillset(&all);
     sigprocmask(SIG_SETMASK, &all, NULL);
     guest.epoll = epoll_create1(EPOLL_CLOEXEC);
     guest.oom_score = oom_score;
+    guest.priority = priority;
     guest.listening = (struct source){.kind = S_LISTEN, .fd = listening};
     guest.signals = (struct source){.kind = S_SIGNALS};
     sigset_t child;

@@ -288,6 +288,11 @@ void become_box(struct launch *l)
     /* Commands are to be killed before the init when memory runs out: see serve_box. */
     int oom_score = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
 
+    /* However many processes of the box want to run, the init has its turn: it ends those whose time is
+     * over. Within the box's share only. */
+    int priority = getpriority(PRIO_PROCESS, 0);
+    setpriority(PRIO_PROCESS, 0, -20);
+
     l->phase = "privileges";
     if (users >= 0) {
         if (setns(users, CLONE_NEWUSER))
@@ -301,5 +306,5 @@ void become_box(struct launch *l)
     bytes_free(&fields);
     close(l->reply);
     int listening = l->listening;
-    serve_box(listening, oom_score, l->lease_s * 1000000000u);
+    serve_box(listening, oom_score, priority, l->lease_s * 1000000000u);
 }

@@ -47,7 +47,7 @@ void drop_privileges(struct launch *launch);
 void join_new_keyring(void);
 
 /* init.c: serves the node daemon on the socket; does not return. */
-_Noreturn void serve_box(int listening, int oom_score, uint64_t lease_ns);
+_Noreturn void serve_box(int listening, int oom_score, int priority, uint64_t lease_ns);
 
 void send_event(int reply, uint64_t request, int event, struct bytes *fields);
 uint64_t now_ns(void);

@@ -102,7 +102,12 @@ static bool pack_entry(int parent, const char *name, const char *path)
 {
     struct header h = {0};
     struct stat s;
-    char target[4096] = {0};
+    static char target[4096]; /* read before it is written again: a stack would not be deep enough */
+    memset(target, 0, sizeof target);
+    if (strlen(path) >= sizeof target) {
+        errno = ENAMETOOLONG; /* deeper than names go, and so than we do */
+        return false;
+    }
     if (fstatat(parent, name, &s, AT_SYMLINK_NOFOLLOW))
         return errno == ENOENT;
     bool file = S_ISREG(s.st_mode), directory = S_ISDIR(s.st_mode), link = S_ISLNK(s.st_mode);

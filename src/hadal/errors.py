@@ -22,6 +22,7 @@
         ├── CallFailedError             a called function did not return; .result
         ├── CommandFailedError          a command failed and the caller asked to be told; .result
         ├── SandboxFileError (OSError)  an operation on a file in a box; .errno as of the system
+        ├── UnsafeFileError             something in a box that is not taken out of it
         ├── ImageError                  an image that cannot be found, read, built or stored
         ├── NodeError                   the node daemon cannot be reached, or failed
         │   └── NodeAuthError           it does not know the caller
@@ -67,6 +68,7 @@ __all__ = [
     "SandboxGoneError",
     "StorageError",
     "UnknownOutcomeError",
+    "UnsafeFileError",
     "UnsupportedError",
     "UpstreamError",
 ]
@@ -364,6 +366,12 @@ class SandboxFileError(SandboxError, OSError):
 
 def _rebuild_file_error(errno: int, filename: str, hint: str | None) -> SandboxFileError:
     return SandboxFileError(errno, filename, hint=hint)
+
+
+class UnsafeFileError(SandboxError):
+    """Something in a box is not taken out of it: it would lead elsewhere here, or is no file."""
+
+    code = "unsafe_file"
 
 
 class ImageError(SandboxError):

@@ -66,7 +66,7 @@ class Zone(asyncio.DatagramProtocol):
         query = dns.message.from_wire(wire)
         name = query.question[0].name.to_text(omit_final_dot=True)
         self.asked.append(name)
-        if name in self.silent:
+        if name in self.silent or name.partition(".")[2] in self.silent:
             return None
         response = dns.message.make_response(query)
         response.set_rcode(dns.rcode.NOERROR if name in self.records else dns.rcode.NXDOMAIN)

@@ -1,14 +1,20 @@
 """Names in boxes: who is answered what, and that the filter opens for exactly that."""
 
 import asyncio
+import contextlib
 import socket
 import time
+from pathlib import Path
 
 import dns.edns
+import dns.message
 import dns.rcode
 import pytest
 
+from hadal.node.network import resolver
+from hadal.node.network.shares import Shares
 from hadal.sandbox.network_policy import NetworkPolicy
+from tests.sandbox.conftest import names
 from tests.sandbox.network_lab import METADATA, OTHER, PRIVATE, WEB, needs_network
 from tests.sandbox.network_lab import lab as lab
 from tests.sandbox.network_lab import with_network as with_network
@@ -221,6 +227,72 @@ def test_a_box_cannot_hold_the_resolver_by_streams(with_network):
         assert await box.resolve("web.test", tcp=True) == [WEB]
 
     with_network(body)
+
+
+def test_boxes_that_wait_for_a_silent_upstream_leave_room_for_others(with_network, monkeypatch):
+    """All of them together: thousands of questions whose answer never comes, and streams that say nothing."""
+    monkeypatch.setattr(resolver, "_ALL_PENDING_MAX", 256)
+    monkeypatch.setattr(resolver, "_ALL_STREAMS_MAX", 64)
+
+    async def body(lab, manager, make):
+        lab.zone.silent.add("silent.test")
+        hostile = [await make(NetworkPolicy.open()) for _ in range(12)]
+        other = await make(NetworkPolicy.open())
+        address = (str(other.network.resolver), 53)
+        held, sent, loop = [], 0, asyncio.get_running_loop()
+        files = len(names(Path("/proc/self/fd")))
+
+        async def flood(box):
+            nonlocal sent
+            sock = box.socket(socket.SOCK_DGRAM)
+            held.append(sock)
+            await loop.sock_connect(sock, address)
+            for _ in range(20):
+                held.append(stream := box.socket())
+                stream.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    stream.connect(address)
+            for number in range(400):
+                query = dns.message.make_query(f"{number}.silent.test", "A")
+                with contextlib.suppress(BlockingIOError):
+                    sock.send(query.to_wire())
+                    sent += 1
+                await asyncio.sleep(0.001)
+
+        floods = [asyncio.create_task(flood(box)) for box in hostile]
+        worst, most, rounds = 0.0, 0, 0
+        while not all(f.done() for f in floods) or rounds < 10:
+            began = time.monotonic()
+            assert await other.resolve("web.test", timeout_s=2) == [WEB]
+            assert await other.resolve("web.test", tcp=True, timeout_s=2) == [WEB]
+            worst = max(worst, time.monotonic() - began)
+            most = max(most, len(manager._resolver._tasks))
+            rounds += 1
+            await asyncio.sleep(0.05)
+        await asyncio.gather(*floods)
+        assert sent > 4000
+        assert worst < 2
+        assert 128 < most <= 256 + 64
+        assert len(names(Path("/proc/self/fd"))) - files - len(held) < 400
+        for sock in held:
+            sock.close()
+
+    with_network(body, questions_per_s=10_000, upstream_timeout_s=1)
+
+
+def test_shares():
+    shares = Shares(100, 10)
+    held = [0] * 200
+    for box in [*range(50)] * 20:
+        held[box] += shares.take(held[box])
+    assert max(held) <= 10
+    assert min(held[:50]) >= 1
+    taken = sum(held)
+    assert taken < 100
+    assert shares.take(0)
+    for _ in range(taken + 1):
+        shares.give_back()
+    assert [shares.take(n) for n in (9, 10)] == [True, False]
 
 
 def test_a_flood_of_questions_is_cut(with_network):

@@ -21,7 +21,7 @@ from hadal.node.node import Node, NodeConfig
 from hadal.sandbox import ContainerSpec, NetworkPolicy, Sandbox
 from hadal.sandbox.embedded import state_folder
 from hadal.sandbox.protocol import CreateRequest
-from hadal.sandbox.specs import read_spec
+from hadal.sandbox.specs import Capability, FunctionSpec, read_spec
 from tests.sandbox.conftest import needs_root
 from tests.sandbox.network_lab import needs_network
 from tests.sandbox.test_crashes import Daemon, left_behind
@@ -122,6 +122,10 @@ def test_a_spec_says_what_is_wrong_with_it():
     ):
         with pytest.raises(ConfigError, match=text):
             read_spec(wrong)
+
+
+def test_every_capability_is_one_of_some_backend():
+    assert ContainerSpec.capabilities | FunctionSpec.capabilities == set(Capability)
 
 
 def test_a_full_node_says_so(tmp_path):

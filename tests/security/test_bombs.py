@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hadal.errors import HadalError, SandboxFileError
+from hadal.errors import HadalError, NodeError, SandboxFileError, UnsafeFileError
 from tests.sandbox.conftest import needs_root
 
 pytestmark = needs_root
@@ -124,15 +124,31 @@ def test_a_directory_that_is_deep(make, attack, neighbour, remove, tmp_path):
         for operation in (
             lambda: box.files.list("/tmp/deep", depth=1_000_000),
             lambda: box.files.download("/tmp/deep", tmp_path / "deep"),
-            lambda: box.fork(1),
         ):
             with pytest.raises(HadalError):
                 operation()
+        with pytest.raises(NodeError, match="nested too deep") as refused:
+            box.fork(1)
+        assert "remove them" in refused.value.hint
         began = time.monotonic()
         box.files.remove("/tmp/deep", recursive=True)
         assert time.monotonic() - began < 20
     assert not box.files.exists("/tmp/deep")
     attack(box, "bombs", "deep")
+    remove(box)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_levels_are_removed(make, attack, neighbour, remove):
+    """In a time that grows with their number, and in the box's memory: theirs is nearly all of it."""
+    box = make(memory_mb=384, cpus=1, inodes=110_000, disk_mb=1000)
+    assert int(attack(box, "bombs", "deep")["count"]) == 100_000
+    with neighbour():
+        began = time.monotonic()
+        box.files.remove("/tmp/deep", recursive=True)
+        assert time.monotonic() - began < 120
+    assert not box.files.exists("/tmp/deep")
+    assert box.usage().oom_kills == 0
     remove(box)
 
 
@@ -217,6 +233,6 @@ def test_a_download_stays_in_its_directory(make, tmp_path):
     for link in ("/etc", "../../outside", "x/../../../outside"):
         box.run(["rm", "-rf", "/tmp/u"])
         box.run(f"mkdir -p /tmp/u; ln -s {link} /tmp/u/l")
-        with pytest.raises(Exception):  # noqa: B017, PT011
+        with pytest.raises(UnsafeFileError):
             box.files.download("/tmp/u", target)
     assert list((tmp_path / "outside").iterdir()) == []

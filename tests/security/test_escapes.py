@@ -1,6 +1,8 @@
 """One test for each way out of a container: what root in a box tries, and what comes of it."""
 
+import ast
 import contextlib
+import ctypes
 import os
 import re
 import socket
@@ -149,16 +151,84 @@ def test_nothing_of_the_host_is_seen(make):
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(f"\0{name}")
         assert name not in box.run("cat /proc/net/unix").stdout
-    other.run(
-        "python3 -c 'import ctypes; l = ctypes.CDLL(None);"
-        " print(l.shmget(4242, 4096, 0o1666), l.msgget(4242, 0o1666), l.semget(4242, 1, 0o1666))';"
-        " echo secret > /dev/shm/s; sleep 60 > /dev/null 2>&1 &"
-    )
-    assert box.run("cat /proc/sysvipc/* | grep 4242; ls /dev/shm /dev/mqueue; cat /dev/shm/s").stdout.split() == [
-        "/dev/mqueue:", "/dev/shm:",
-    ] or "secret" not in box.run("cat /dev/shm/s").stdout  # fmt: skip
+    other.run("sleep 60 > /dev/null 2>&1 &")
     assert "sleep" not in box.run("cat /proc/[0-9]*/comm").stdout
     assert box.run("hostname").stdout.strip() == box.id != socket.gethostname()
+
+
+@contextlib.contextmanager
+def host_objects(key, name):
+    """Objects of every kind of IPC on the host, which anybody may use."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.semctl.argtypes = [ctypes.c_int] * 3
+    librt = ctypes.CDLL("librt.so.1", use_errno=True)
+    made = {
+        "shm": libc.shmget(key, 4096, 0o1666),
+        "msg": libc.msgget(key, 0o1666),
+        "sem": libc.semget(key, 1, 0o1666),
+    }
+    queue = librt.mq_open(f"/{name}".encode(), os.O_RDWR | os.O_CREAT, 0o666, None)
+    shared = Path("/dev/shm", name)
+    shared.write_text("secret")
+    try:
+        assert min(*made.values(), queue) >= 0, (made, queue, os.strerror(ctypes.get_errno()))
+        yield made
+    finally:
+        shared.unlink()
+        librt.mq_unlink(f"/{name}".encode())
+        libc.shmctl(made["shm"], 0, None)
+        libc.msgctl(made["msg"], 0, None)
+        libc.semctl(made["sem"], 0, 0)
+
+
+# Prints a number for each kind of object that it finds, by its key, its number or its name.
+FIND_OBJECTS = """
+import ctypes, os, sys
+libc, librt = ctypes.CDLL(None), ctypes.CDLL("librt.so.1")
+libc.shmat.restype = ctypes.c_void_p
+key, name = int(sys.argv[1]), "/" + sys.argv[2]
+shm, msg, sem = map(int, sys.argv[3:6])
+buffer = ctypes.create_string_buffer(4096)
+found = {
+    "shm by key": libc.shmget(key, 0, 0), "msg by key": libc.msgget(key, 0), "sem by key": libc.semget(key, 0, 0),
+    "shm by number": libc.shmctl(shm, 2, buffer), "msg by number": libc.msgctl(msg, 2, buffer),
+    "sem by number": libc.semctl(sem, 0, 12, 0), "mq": librt.mq_open(name.encode(), os.O_RDONLY),
+    "shm_open": librt.shm_open(name.encode(), os.O_RDONLY, 0),
+}
+print({kind: number for kind, number in found.items() if number >= 0})
+for kind in ("shm", "msg", "sem"):
+    print(len(open(f"/proc/sysvipc/{kind}").readlines()) - 1)
+print(*(os.listdir(p) for p in ("/dev/shm", "/dev/mqueue") if os.path.exists(p)))
+"""
+
+
+def test_no_ipc_object_of_the_host_or_a_neighbour_is_seen(make):
+    box, other = make(), make()
+    key, name = 0x4AD0000 | os.getpid() & 0xFFFF, f"hadal-test-{os.getpid()}"
+    with host_objects(key, name) as made:
+        arguments = [str(key), name, *map(str, made.values())]
+        there = subprocess.run(
+            ["python3", "-c", FIND_OBJECTS, *arguments], capture_output=True, text=True, check=True
+        )
+        assert len(ast.literal_eval(there.stdout.splitlines()[0])) == 8, (
+            there
+        )  # or it finds nothing
+        assert "0" not in there.stdout.splitlines()[1:4]
+        other.run(["python3", "-c", MAKE_OBJECTS, str(key), name], check=True)
+        assert "'mq': " in other.run(["python3", "-c", FIND_OBJECTS, *arguments]).stdout
+        found = box.run(["python3", "-c", FIND_OBJECTS, *arguments])
+    assert found.stdout == "{}\n0\n0\n0\n[] []\n", found
+
+
+MAKE_OBJECTS = """
+import ctypes, os, sys
+libc, librt = ctypes.CDLL(None), ctypes.CDLL("librt.so.1")
+key, name = int(sys.argv[1]), "/" + sys.argv[2]
+made = libc.shmget(key, 4096, 0o1666), libc.msgget(key, 0o1666), libc.semget(key, 1, 0o1666)
+queue = librt.mq_open(name.encode(), os.O_RDWR | os.O_CREAT, 0o666, None)
+open("/dev/shm" + name, "w").write("secret")
+assert min(*made, queue) >= 0
+"""
 
 
 def test_ids_are_not_those_of_the_host(box, node):

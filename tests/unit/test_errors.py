@@ -29,6 +29,7 @@ INSTANCES = [
     errors.CommandFailedError("a", result=[1]),
     errors.CallFailedError("a", result=[1]),
     errors.SandboxFileError(2, "/a", hint="b"),
+    errors.UnsafeFileError("a"),
     errors.ImageError("a"),
     errors.NodeError("a"),
     errors.NodeAuthError("a", hint="b"),

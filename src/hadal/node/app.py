@@ -255,12 +255,12 @@ class Routes:
 
     async def pause(self, request: web.Request) -> web.Response:
         """POST /v1/boxes/{box}/pause."""
-        _box(request).pause(True)
+        await _box(request).pause()
         return web.json_response({})
 
     async def resume(self, request: web.Request) -> web.Response:
         """POST /v1/boxes/{box}/resume."""
-        _box(request).pause(False)
+        _box(request).resume()
         return web.json_response({})
 
     async def changes(self, request: web.Request) -> web.Response:

@@ -26,6 +26,7 @@ from hadal.node.cgroups import Cgroup
 from hadal.node.guest import CommandOrder, Exit, Guest, GuestCommand, GuestLostError
 from hadal.node.journal import INLINE_BYTES, BoxRecord, Journal, Record
 from hadal.node.output import Output, Passage
+from hadal.node.stillness import Stillness
 from hadal.node.wire import Tag, TimedOut, decode_fields
 from hadal.sandbox.protocol import CommandRequest, command_record
 from hadal.sandbox.results import ExecResult
@@ -116,7 +117,7 @@ class Box:
         self.disk = disk
         self.used = time.monotonic()
         self.cause: GoneCause | None = None
-        self.paused = False
+        self._stillness = Stillness(cgroup)
         self.commands: dict[str, Command] = {}
         self._journal = journal
         self._blobs = blobs
@@ -136,8 +137,7 @@ class Box:
         self.used = time.monotonic()
         if self.cause is not None or self.guest.lost.done():
             raise self.gone()
-        if self.paused:
-            self.pause(False)
+        self.resume()
 
     def require(self, capability: Capability) -> None:
         """Refuse what this kind of box cannot do.
@@ -151,10 +151,37 @@ class Box:
                 f"a box of backend {self.spec.backend} cannot {capability}", hint=f"it can: {can}"
             )
 
-    def pause(self, paused: bool) -> None:
-        """Stop every process of it, or let them go on. Any request lets them go on, too."""
-        self.cgroup.freeze(paused)
-        self.paused = paused
+    @property
+    def paused(self) -> bool:
+        """Whether its processes stand still until somebody asks something of it."""
+        return self._stillness.paused
+
+    async def pause(self) -> None:
+        """Stop every process of it, until `resume` or any other request, also of another daemon.
+
+        Raises:
+            JournalError: It cannot be written down; it runs on.
+            SandboxGoneError: It has ended.
+            UnsupportedError: It does not stop; it runs on.
+        """
+        self._journal.set_state(self.id, "paused")
+        try:
+            await self._stillness.pause()
+        except OSError:
+            raise self.gone() from None  # its groups are not there any more
+        except UnsupportedError:
+            self._journal.set_state(self.id, "running")
+            raise
+
+    def resume(self) -> None:
+        """Let its processes go on, where it is paused."""
+        if self.paused:
+            self._journal.set_state(self.id, "running")
+            self._stillness.resume()
+
+    def held_still(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Return a block in which no process of it runs, so that its files are of one moment."""
+        return self._stillness.held()
 
     def gone(self) -> SandboxGoneError:
         """Return the error that says why it is no more."""

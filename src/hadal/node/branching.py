@@ -5,7 +5,9 @@ still, and starts others above the copy; they share it, and it is removed with t
 """
 
 import asyncio
+import errno
 import hashlib
+import os
 from pathlib import Path
 
 from hadal.errors import NodeError
@@ -14,26 +16,11 @@ from hadal.node.scratch import Disks
 from hadal.node.tree_copy import copy_tree
 from hadal.node.tree_removal import remove_tree
 
-__all__ = ["ForkLayers", "standing_still"]
+__all__ = ["ForkLayers"]
 
 _SMALL_ENTRIES = 64
 _SMALL_BYTES = 1 << 20
 """Trees up to this size are copied at once; a thread costs more."""
-
-
-class standing_still:
-    """A block in which no process of a box runs, so that its files are of one moment."""
-
-    def __init__(self, box: Box) -> None:
-        self._box = box
-
-    def __enter__(self) -> None:
-        if not self._box.paused:
-            self._box.cgroup.freeze(True)
-
-    def __exit__(self, *_: object) -> None:
-        if not self._box.paused:
-            self._box.cgroup.freeze(False)
 
 
 def _is_small(folder: Path) -> bool:
@@ -43,6 +30,19 @@ def _is_small(folder: Path) -> bool:
         if entries > _SMALL_ENTRIES or size > _SMALL_BYTES:
             return False
     return True
+
+
+def _failure(box_id: str, error: OSError | RecursionError) -> NodeError:
+    number = None if isinstance(error, RecursionError) else error.errno
+    hint = None
+    if number is None or number == errno.ENAMETOOLONG:
+        reason = "its directories are nested too deep"
+        hint = "remove them in the box: some hundred levels can be copied"
+    else:
+        reason = os.strerror(number) if number else str(error)
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            hint = "free space on the node's disk"
+    return NodeError(f"cannot copy the changes of box {box_id}: {reason}", hint=hint)
 
 
 class ForkLayers:
@@ -66,29 +66,25 @@ class ForkLayers:
         """Copy what a box has changed and return the name of the copy.
 
         Raises:
-            NodeError: The disk is full, or fails.
+            NodeError: The disk is full, or fails, or the box has nested directories too deep.
         """
         name = hashlib.sha256(f"{box.id}/{request_id}".encode()).hexdigest()[:16]
         part = self.path(f"{name}.part")
         try:
             if part.exists():
                 await asyncio.to_thread(remove_tree, part)
-            with self._disks.open(box.disk) as disk, standing_still(box):
+            with self._disks.open(box.disk) as disk:
                 upper = disk / "upper"
-                if _is_small(upper):
-                    copy_tree(upper, part)
-                else:
-                    await asyncio.to_thread(copy_tree, upper, part)
+                async with box.held_still():
+                    if _is_small(upper):
+                        copy_tree(upper, part)
+                    else:
+                        await asyncio.to_thread(copy_tree, upper, part)
             if not self.path(name).exists():
                 part.rename(self.path(name))
         except (OSError, RecursionError) as error:
             await asyncio.to_thread(remove_tree, part)
-            deep = isinstance(error, RecursionError)
-            reason = "its directories are nested too deep" if deep else error.strerror
-            raise NodeError(
-                f"cannot copy the changes of box {box.id}: {reason}",
-                hint="free space on the node's disk",
-            ) from error
+            raise _failure(box.id, error) from error
         return name
 
     async def sweep(self, used: set[str]) -> None:

@@ -7,8 +7,9 @@ import secrets
 from typing import TYPE_CHECKING, Any
 
 from hadal.errors import GoneCause, HadalError
-from hadal.node.box import Box, refusal_of
+from hadal.node.box import Box
 from hadal.node.functions import CallServer
+from hadal.node.steps import begin_step, recorded_step
 from hadal.sandbox.protocol import CallRequest
 from hadal.sandbox.specs import Capability, FunctionSpec
 
@@ -50,24 +51,20 @@ class Calls:
         """
         box = self._node.get(box_id)
         box.require(Capability.CALL)
-        record = self._node.journal.record_of_request(box_id, request.request_id)
+        journal, request_id = self._node.journal, request.request_id
+        record = recorded_step(journal, box, request_id, repeatable=False)
         if record is not None:
-            if record.event.state == "done" and record.event.result is not None:
-                return {**json.loads(record.stdout), "recorded": True}
-            raise refusal_of(record)
+            return {**json.loads(record.stdout), "recorded": True}
         box.touch()
         fields = request.model_dump(include={"source", "name", "arguments", "pickled"})
         details = {"fresh": request.fresh}
-        position = box.begin("call", fields, request_id=request.request_id, details=details)
-        try:
+        with begin_step(
+            journal, box, "call", fields, request_id=request_id, details=details
+        ) as step:
             answer = await self._perform_call(box, request)
-        except HadalError as error:
-            self._node.journal.end(
-                box_id, position, "refused", {"message": error.message, "errno": 0}
-            )
-            raise
-        result = {k: answer[k] for k in ("error", "timed_out", "duration_s") if k in answer}
-        self._node.journal.end(box_id, position, "done", result, stdout=json.dumps(answer).encode())
+            kept = ("error", "timed_out", "duration_s")
+            step.result = {k: answer[k] for k in kept if k in answer}
+            step.stdout = json.dumps(answer).encode()
         return answer
 
     async def _perform_call(self, box: Box, request: CallRequest) -> dict[str, Any]:

@@ -7,7 +7,6 @@ hybrid host the controllers that matter may be on either, and each is used where
 import contextlib
 import errno
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,20 +137,28 @@ class Cgroup:
         """Return its processes, as the host numbers them."""
         return [int(pid) for pid in _read(self._at("pids") / "cgroup.procs").split()]
 
-    def freeze(self, frozen: bool) -> None:
-        """Stop or continue all of it."""
+    def freeze(self) -> None:
+        """Begin to stop all of it; `is_frozen` says when it stands still."""
         folder = self._at("freezer")
         if self._is_v2("freezer"):
-            _write(folder / "cgroup.freeze", int(frozen))
-            wanted, name = f"frozen {int(frozen)}", "cgroup.events"
+            _write(folder / "cgroup.freeze", 1)
         else:
-            _write(folder / "freezer.state", "FROZEN" if frozen else "THAWED")
-            wanted, name = ("FROZEN" if frozen else "THAWED"), "freezer.state"
-        deadline = time.monotonic() + 5
-        while wanted not in _read(folder / name):
-            if time.monotonic() > deadline:
-                raise UnsupportedError(f"the box does not freeze: {_read(folder / name).strip()}")
-            time.sleep(0.0005)
+            _write(folder / "freezer.state", "FROZEN")
+
+    def is_frozen(self) -> bool:
+        """Return whether all of it stands still."""
+        folder = self._at("freezer")
+        if self._is_v2("freezer"):
+            return "frozen 1" in _read(folder / "cgroup.events")
+        return _read(folder / "freezer.state").strip() == "FROZEN"
+
+    def thaw(self) -> None:
+        """Let all of it go on, at once."""
+        folder = self._at("freezer")
+        if self._is_v2("freezer"):
+            _write(folder / "cgroup.freeze", 0)
+        else:
+            _write(folder / "freezer.state", "THAWED")
 
     def remove(self) -> bool:
         """Remove the directories; False while processes are left in them."""

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 from hadal.errors import GoneCause, HadalError
-from hadal.node.box import Box, refusal_of
+from hadal.node.box import Box
+from hadal.node.steps import begin_step, recorded_step
 from hadal.sandbox.specs import Capability
 
 if TYPE_CHECKING:
@@ -33,30 +34,28 @@ class Forks:
         """
         box = self._node.get(box_id)
         box.require(Capability.FORK)
-        record = self._node.journal.record_of_request(box_id, request_id)
+        journal = self._node.journal
+        record = recorded_step(journal, box, request_id, repeatable=True)
         if record is not None and record.event.state == "done":
             return [self._node.get(child) for child in _children(record.event.result)]
-        if record is not None and record.event.state != "begun":
-            raise refusal_of(record)
         box.touch()
-        if record is not None:
-            position = record.event.position
-        else:
-            position = box.begin("fork", {"count": count}, request_id=request_id)
-        layer = await self._node.fork_layers.copy(box, request_id)
         made: list[Box] = []
-        try:
-            for number in range(count):
-                child = await self._node.make_like(box, f"{request_id}/{number}", layer)
-                made.append(child)
-        except HadalError as error:
-            await asyncio.gather(*(self._node.end(child.id, GoneCause.KILLED) for child in made))
-            self._node.journal.end(
-                box_id, position, "refused", {"message": error.message, "errno": 0}
-            )
-            await self._node.sweep_fork_layers()
-            raise
-        self._node.journal.end(box_id, position, "done", {"boxes": [child.id for child in made]})
+        with begin_step(
+            journal, box, "fork", {"count": count}, request_id=request_id, record=record
+        ) as step:
+            step.stays_begun = True
+            layer = await self._node.fork_layers.copy(box, request_id)
+            step.stays_begun = False
+            try:
+                for number in range(count):
+                    child = await self._node.make_like(box, f"{request_id}/{number}", layer)
+                    made.append(child)
+            except HadalError:
+                ending = (self._node.end(child.id, GoneCause.KILLED) for child in made)
+                await asyncio.gather(*ending)
+                await self._node.sweep_fork_layers()
+                raise
+            step.result = {"boxes": [child.id for child in made]}
         return made
 
     async def undo(self, box_id: str) -> None:

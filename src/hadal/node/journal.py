@@ -151,6 +151,14 @@ class Journal:
             (state, json.dumps(runtime), box),
         )
 
+    def set_state(self, box: str, state: Literal["running", "paused"]) -> None:
+        """Record that a box that lives is paused, or that it is no more."""
+        self._write(
+            "box.state",
+            "UPDATE boxes SET state = ? WHERE id = ? AND state IN ('running', 'paused')",
+            (state, box),
+        )
+
     def set_spec(self, box: str, changes: Mapping[str, Any]) -> None:
         """Record that something of a box's spec has been changed."""
         self._write(

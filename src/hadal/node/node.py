@@ -19,6 +19,7 @@ from hadal.errors import (
     NoCapacityError,
     NodeError,
     SandboxGoneError,
+    UnsupportedError,
 )
 from hadal.node.blobs import Blobs
 from hadal.node.box import Box, ImageDefaults
@@ -37,6 +38,7 @@ from hadal.node.launcher import Launcher, LaunchRequest
 from hadal.node.network import BoxNetwork
 from hadal.node.scratch import DiskPool, Disks
 from hadal.node.snapshots import Snapshots
+from hadal.node.steps import begin_step
 from hadal.node.tree_removal import remove_tree
 from hadal.sandbox.network_policy import NetworkPolicy
 from hadal.sandbox.protocol import CreateRequest
@@ -175,6 +177,10 @@ class Node:
                 try:
                     await box.reconcile()
                     await BoxFiles(box, self.journal, self.blobs).repeat_begun()
+                    if record.state == "paused":
+                        await box.pause()
+                except UnsupportedError as error:
+                    logger.warning("%s", error, extra={"sandbox_id": record.id})
                 except (GuestLostError, SandboxGoneError):
                     await self.end(box.id, GoneCause.NODE_LOST)  # it does not answer
                 logger.info("box found again", extra={"sandbox_id": record.id})
@@ -192,6 +198,9 @@ class Node:
             return None
         if _start_time(pid) != record.runtime.get("pid_start"):
             return None
+        # Paused, or held by a daemon that died: it must run to say what became of its commands.
+        with contextlib.suppress(OSError):
+            self.cgroups.of(record.id).thaw()
         try:
             guest = await Guest.connect(self._folder / record.id / "guest")
             spec = read_spec(record.spec)
@@ -390,18 +399,13 @@ class Node:
         record = self.journal.record_of_request(box.id, request_id)
         if record is not None and record.event.state == "done":
             return
-        position = (
-            record.event.position
-            if record is not None
-            else box.begin("network", policy.to_json(), request_id=request_id)
-        )
-        try:
+        request = policy.to_json()
+        with begin_step(
+            self.journal, box, "network", request, request_id=request_id, record=record
+        ) as step:
             await self.networks.update(box.id, policy)
-        except HadalError as error:
-            self.journal.end(box.id, position, "refused", {"message": error.message, "errno": 0})
-            raise
-        self.journal.set_spec(box.id, {"network": policy.to_json()})
-        self.journal.end(box.id, position, "done", {})
+            step.stays_begun = True  # it is done, and cannot be refused any more
+            self.journal.set_spec(box.id, {"network": request})
 
     def base_of(self, box: Box) -> tuple[ResolvedImage, list[str]]:
         """Return the image of a box, and the copies of changes that lie above it."""
@@ -435,11 +439,10 @@ class Node:
         if record is None:
             raise SandboxGoneError(f"no box {box_id} on this node", cause=GoneCause.NOT_FOUND)
         box = self.boxes.get(box_id)
-        state = "paused" if box is not None and box.paused else record.state
         used = time.time() - (time.monotonic() - box.used) if box is not None else 0
         return BoxInfo(
             id=record.id,
-            state=state,
+            state=record.state,
             cause=record.cause,
             backend=record.spec["backend"],
             image=record.spec.get("from") or record.spec["image"],
@@ -475,6 +478,8 @@ class Node:
             box.cause = cause
         with contextlib.suppress(ProcessLookupError):
             os.kill(box.pid, signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            box.cgroup.thaw()  # what is frozen does not even die
         ending = asyncio.get_running_loop().create_task(self._end(box))
         self._ending[box_id] = ending
         ending.add_done_callback(lambda _: self._ending.pop(box_id, None))
@@ -500,6 +505,8 @@ class Node:
             for pid in cgroup.processes():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(OSError):
+                cgroup.thaw()
             if time.monotonic() > deadline:
                 raise LaunchError(f"processes of box {box_id} do not end: {cgroup.processes()}")
             await asyncio.sleep(0.002)

@@ -2,10 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from hadal.errors import HadalError
-from hadal.node.box import Box, refusal_of
-from hadal.node.branching import standing_still
+from hadal.node.box import Box
 from hadal.node.images import ResolvedImage
+from hadal.node.steps import begin_step, recorded_step
 from hadal.sandbox.specs import Capability
 
 if TYPE_CHECKING:
@@ -33,24 +32,16 @@ class Snapshots:
         """
         box.require(Capability.SNAPSHOT_DISK)
         journal = self._node.journal
-        record = journal.record_of_request(box.id, request_id)
+        record = recorded_step(journal, box, request_id, repeatable=True)
         if record is not None and record.event.state == "done":
             return str((record.event.result or {})["reference"])
-        if record is not None and record.event.state != "begun":
-            raise refusal_of(record)
         box.touch()
         request = {} if name is None else {"name": name}
-        position = (
-            record.event.position
-            if record is not None
-            else box.begin("snapshot", request, request_id=request_id)
-        )
-        try:
+        with begin_step(
+            journal, box, "snapshot", request, request_id=request_id, record=record
+        ) as step:
             reference = await self._commit(box, name)
-        except HadalError as error:
-            journal.end(box.id, position, "refused", {"message": error.message, "errno": 0})
-            raise
-        journal.end(box.id, position, "done", {"reference": reference})
+            step.result = {"reference": reference}
         return reference
 
     async def _commit(self, box: Box, name: str | None) -> str:
@@ -63,8 +54,9 @@ class Snapshots:
                 made = await store.commit(self._node.fork_layers.path(copy), base)
                 base = await store.acquire(made.digest)
                 held.append(base)
-            with self._node.disks.open(box.disk) as disk, standing_still(box):
-                made = await store.commit(disk / "upper", base, name=name)
+            with self._node.disks.open(box.disk) as disk:
+                async with box.held_still():
+                    made = await store.commit(disk / "upper", base, name=name)
         finally:
             for image in held:
                 await store.release(image)

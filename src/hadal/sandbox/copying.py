@@ -3,13 +3,12 @@
 import contextlib
 import os
 import sys
-import tarfile
 import tempfile
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hadal.errors import InputError, SandboxFileError
+from hadal.errors import InputError, SandboxFileError, UnsafeFileError
 from hadal.sandbox.box import AsyncSandbox
 from hadal.sandbox.nodes import AsyncNode
 
@@ -125,7 +124,7 @@ async def _get(box: AsyncSandbox, path: str, target: Place) -> None:
     if kind == "directory":
         try:
             await box.files.download(path, local)
-        except tarfile.TarError as error:
+        except UnsafeFileError as error:
             raise InputError(
                 f"{box.id}:{path} has something that does not come out of a box: {error}",
                 hint=f"`hadal box cp {box.id}:{path} - > FILE.tar` takes all of it, unopened",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hadal.errors import SandboxFileError
+from hadal.sandbox.extraction import extract
 from hadal.sandbox.results import FileEvent, FileStat
 
 if TYPE_CHECKING:
@@ -211,7 +212,11 @@ class AsyncFiles:
     async def download(self, path: str, local: Path | str) -> None:
         """Copy a file, or the content of a directory, to a path here.
 
-        What comes from a box is not trusted: links that lead outside, devices and the like are refused.
+        What comes from a box is not trusted: links are kept where they stay inside, and never followed.
+
+        Raises:
+            UnsafeFileError: There are links that lead outside, devices and the like; or the archive that
+                comes out of the box is no good.
         """
         target = Path(local)
         if (await self.stat(path)).kind != "directory":
@@ -224,5 +229,4 @@ class AsyncFiles:
             async for chunk in self.pack(path):
                 file.write(chunk)
             file.seek(0)
-            with tarfile.open(fileobj=file) as archive:
-                archive.extractall(target, filter="data")
+            extract(file, target)

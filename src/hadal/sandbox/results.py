@@ -10,7 +10,6 @@ __all__ = [
     "BoxInfo",
     "CallResult",
     "Change",
-    "DirEntry",
     "Event",
     "ExecResult",
     "FileEvent",
@@ -161,9 +160,6 @@ class FileStat:
     target: str | None = None
 
 
-DirEntry = FileStat
-
-
 @dataclass(frozen=True, kw_only=True)
 class Change:
     """A path that a box has changed against its image.
@@ -174,7 +170,9 @@ class Change:
         directory: Whether it is one.
         mode: Permission bits.
         size: Bytes of a file.
-        digest: sha256 of a file's content, or of a link's target.
+        digest: sha256 of a file's content, or of a link's target, in hex. Where the holes of sparse files
+            in a list are more than 2 GiB, `sparse:` and sha256 of the size (decimal, then a newline) and of
+            each block of 4 KiB that is not zeros, behind its offset (8 bytes, little-endian).
         changed_ns: When, ns since 1970.
     """
 

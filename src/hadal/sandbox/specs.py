@@ -50,10 +50,8 @@ class Capability(enum.StrEnum):
 
     FORK = "fork"
     SNAPSHOT_DISK = "snapshot_disk"
-    SNAPSHOT_FULL = "snapshot_full"
     PAUSE = "pause"
     TTY = "tty"
-    PORTS = "ports"
     NETWORK = "network"
     CALL = "call"
     DISK = "disk"

@@ -201,7 +201,11 @@ class Files:
     def download(self, path: str, local: Path | str) -> None:
         """Copy a file, or the content of a directory, to a path here.
 
-        What comes from a box is not trusted: links that lead outside, devices and the like are refused.
+        What comes from a box is not trusted: links are kept where they stay inside, and never followed.
+
+        Raises:
+            UnsafeFileError: There are links that lead outside, devices and the like; or the archive that
+                comes out of the box is no good.
         """
         return call(self.wrapped.download(path, local))
 

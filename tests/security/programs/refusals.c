@@ -152,6 +152,11 @@ static void kernel(void)
 #endif
     TRY("real-time scheduling", sched_setscheduler(0, SCHED_FIFO, &(struct sched_param){1}));
     TRY("nice", setpriority(PRIO_PROCESS, 0, -10));
+    TRY("nice init", setpriority(PRIO_PROCESS, 1, 19));
+    TRY("nice init by group", setpriority(PRIO_PGRP, 1, 19));
+    TRY("nice init by user", setpriority(PRIO_USER, 0, 19));
+    TRY("ionice init", syscall(SYS_ioprio_set, 1, 1, 3 << 13));
+    TRY("ionice init by user", syscall(SYS_ioprio_set, 3, 0, 3 << 13));
     TRY("more open files", setrlimit(RLIMIT_NOFILE, &(struct rlimit){1 << 20, 1 << 20}));
     TRY("more locked memory", setrlimit(RLIMIT_MEMLOCK, &(struct rlimit){1 << 30, 1 << 30}));
     TRY("core dumps", setrlimit(RLIMIT_CORE, &(struct rlimit){1 << 20, 1 << 20}));

@@ -21,11 +21,13 @@ from hadal.node.network.answers import (
     to_wire,
 )
 from hadal.node.network.boxes import BoxState
+from hadal.node.network.shares import Shares
 from hadal.node.network.upstream import Upstream
 
 __all__ = ["Resolver"]
 
-_PENDING_MAX = 64
+_PENDING_MAX, _ALL_PENDING_MAX = 64, 2048
+"""Questions that wait for an answer, of a box and of all: each has a socket, and the daemon needs files, too."""
 _STREAMS_MAX, _ALL_STREAMS_MAX = 8, 1024
 _STREAM_IDLE_S = 10.0
 _LENGTH = struct.Struct("!H")
@@ -59,7 +61,8 @@ class Resolver(asyncio.DatagramProtocol):
         self._never = never
         self._admit = admit
         self._tasks: set[asyncio.Task[None]] = set()
-        self._streams = 0
+        self._questions = Shares(_ALL_PENDING_MAX, _PENDING_MAX)
+        self._streams = Shares(_ALL_STREAMS_MAX, _STREAMS_MAX)
         self._transport: asyncio.DatagramTransport | None = None
         self._server: asyncio.Server | None = None
 
@@ -82,8 +85,18 @@ class Resolver(asyncio.DatagramProtocol):
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         """Answer one datagram."""
         box = self._boxes.get(IPv4Address(addr[0]))
-        if box is not None and box.pending < _PENDING_MAX:
+        # The answer to what is beyond its share is lost. A task for it would not be bounded.
+        if box is not None and self._take_question(box):
             self._begin(self._answer_datagram(box, data, addr))
+
+    def _take_question(self, box: BoxState) -> bool:
+        taken = self._questions.take(box.pending)
+        box.pending += taken
+        return taken
+
+    def _give_question_back(self, box: BoxState) -> None:
+        box.pending -= 1
+        self._questions.give_back()
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -91,7 +104,10 @@ class Resolver(asyncio.DatagramProtocol):
         task.add_done_callback(self._tasks.discard)
 
     async def _answer_datagram(self, box: BoxState, data: bytes, addr: tuple[str, int]) -> None:
-        reply = await self.answer(box, data, udp=True)
+        try:
+            reply = await self.answer(box, data, udp=True)
+        finally:
+            self._give_question_back(box)
         if reply is not None and self._transport is not None:
             self._transport.sendto(reply, addr)
 
@@ -99,12 +115,10 @@ class Resolver(asyncio.DatagramProtocol):
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         box = self._boxes.get(IPv4Address(writer.get_extra_info("peername")[0]))
-        full = self._streams >= _ALL_STREAMS_MAX
-        if full or box is None or box.streams >= _STREAMS_MAX:
-            writer.close()
+        if box is None or not self._streams.take(box.streams):
+            writer.transport.abort()  # with what it has sent: nothing of it is kept
             return
         box.streams += 1
-        self._streams += 1
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
@@ -113,7 +127,12 @@ class Resolver(asyncio.DatagramProtocol):
                 async with asyncio.timeout(_STREAM_IDLE_S):
                     (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
                     data = await reader.readexactly(length)
-                reply = await self.answer(box, data, udp=False)
+                if not self._take_question(box):
+                    return
+                try:
+                    reply = await self.answer(box, data, udp=False)
+                finally:
+                    self._give_question_back(box)
                 if reply is None:
                     return
                 writer.write(_LENGTH.pack(len(reply)) + reply)
@@ -124,7 +143,7 @@ class Resolver(asyncio.DatagramProtocol):
         finally:
             self._tasks.discard(task)
             box.streams -= 1
-            self._streams -= 1
+            self._streams.give_back()
             writer.close()
 
     async def answer(self, box: BoxState, wire: bytes, *, udp: bool) -> bytes | None:
@@ -135,11 +154,7 @@ class Resolver(asyncio.DatagramProtocol):
             return None
         if isinstance(question, dns.message.Message):
             return to_wire(question, question, udp=udp)
-        box.pending += 1
-        try:
-            response = await self._decide(box, question)
-        finally:
-            box.pending -= 1
+        response = await self._decide(box, question)
         return to_wire(response, question.message, udp=udp)
 
     async def _decide(self, box: BoxState, question: Question) -> dns.message.Message:

@@ -14,8 +14,6 @@ import dns.rdatatype
 __all__ = ["Upstream", "system_resolvers"]
 
 _UDP_BYTES = 1232
-_OPEN_MAX = 2048
-"""Questions at a time, each with a socket: files that the rest of the daemon needs as well."""
 _LENGTH = struct.Struct("!H")
 
 
@@ -61,19 +59,9 @@ class Upstream:
         self._addresses = tuple(addresses)
         self._timeout_s = timeout_s
         self._port = port
-        self._open = 0
 
     async def ask(self, name: str, kind: dns.rdatatype.RdataType) -> dns.message.Message | None:
-        """Return what a resolver says, or None where none answers in time, or too many are asked."""
-        if self._open >= _OPEN_MAX:
-            return None
-        self._open += 1
-        try:
-            return await self._ask(name, kind)
-        finally:
-            self._open -= 1
-
-    async def _ask(self, name: str, kind: dns.rdatatype.RdataType) -> dns.message.Message | None:
+        """Return what a resolver says, or None where none answers in time."""
         question = dns.message.make_query(
             dns.name.from_text(name), kind, use_edns=0, payload=_UDP_BYTES
         )
