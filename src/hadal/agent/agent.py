@@ -1,0 +1,291 @@
+"""The loop: render, generate, parse, call tools, append; until there is a reason to stop."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from hadal.agent.journal import Journal
+from hadal.agent.prompt import SYSTEM_PROMPT
+from hadal.agent.stop import Ending, Limits, StopReason
+from hadal.agent.trajectory import Trajectory, message_fields
+from hadal.backends import Backend, Chunk, Ended, Generation
+from hadal.chat import AssistantMessage, Message, SystemMessage, Termination, UserMessage
+from hadal.encoding import Encoding, Prompt
+from hadal.errors import HadalError, SandboxError
+from hadal.tools import Toolbox
+
+__all__ = ["Agent", "AgentConfig"]
+
+_TRIES = 3
+_EXCUSES = {
+    StopReason.ENDLESS_REASONING: "Your reply was cut off while you were thinking. Think shortly, then act.",
+    StopReason.CUT_OFF: "Your reply was cut off, and nothing of it was done. Say less, or in parts.",
+    StopReason.MALFORMED: "Your reply could not be read, and nothing of it was done: {problem}. Write it again.",
+    StopReason.EMPTY: "Your reply was empty. Call a tool, or answer.",
+}
+"""What the model is told when a reply of it leads to nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig:
+    """Settings of a run.
+
+    Attributes:
+        system: What is said before the user speaks.
+        mode: "thinking" or "chat".
+        effort: How hard to think, by the generation's table.
+        sampling: Fields of `SamplingParams`.
+        limits: What it may take.
+        keep_reasoning: Whether the reasoning of earlier user turns stays; only to show what it is good for.
+    """
+
+    system: str = SYSTEM_PROMPT
+    mode: str = "thinking"
+    effort: str | int | None = None
+    sampling: dict[str, Any] = field(default_factory=dict[str, Any])
+    limits: Limits = field(default_factory=Limits)
+    keep_reasoning: bool = True
+
+
+class Agent:
+    """One run.
+
+    Args:
+        backend: Makes the replies.
+        encoding: The format, with the tokenizer.
+        toolbox: What the model may call.
+        journal: Of this run; where it has events, the run goes on from there.
+        config: Settings.
+        watch: Told every event as it is written.
+    """
+
+    def __init__(
+        self, backend: Backend, encoding: Encoding, toolbox: Toolbox, journal: Journal,
+        config: AgentConfig | None = None, *, watch: Callable[[dict[str, Any]], None] = lambda _: None,
+    ) -> None:  # fmt: skip
+        self.config = config or AgentConfig()
+        self.trajectory = Trajectory.of(journal.events)
+        self._backend = backend
+        self._encoding = encoding
+        self._toolbox = toolbox
+        self._journal = journal
+        self._watch = watch
+        self._system = SystemMessage(self.config.system, tools=toolbox.declarations)
+
+    def note(self, kind: str, **fields: Any) -> None:
+        """Write an event and take it in.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        event = self._journal.append(kind, **fields)
+        self.trajectory.apply(event)
+        self._watch(event)
+
+    async def run(self, messages: Sequence[str]) -> Ending:
+        """Work until there is a reason to stop, and return it.
+
+        Args:
+            messages: What the user says, each after the answer to the last; those that the journal has
+                are not said again.
+
+        Raises:
+            StorageError: The journal cannot be written.
+        """
+        trajectory = self.trajectory
+        if trajectory.start is None:
+            self.note("start", version=1, system=self.config.system, mode=self.config.mode,
+                      tools=[dict(t.function) for t in self._toolbox.declarations])  # fmt: skip
+        while trajectory.ending is None:
+            try:
+                await self._advance(messages)
+            except SandboxError as error:
+                self._end(StopReason.SANDBOX_FAILED, str(error))
+            except HadalError as error:
+                if error.code == "storage":
+                    raise
+                self._end(StopReason.MODEL_FAILED, str(error))
+        return trajectory.ending
+
+    async def _advance(self, messages: Sequence[str]) -> None:
+        """Do the next thing."""
+        trajectory, limits = self.trajectory, self.config.limits
+        if trajectory.open_calls:
+            await self._call_tools()
+        elif trajectory.bad is not None:
+            self._excuse(trajectory.bad)
+        elif trajectory.history and trajectory.same_calls() >= limits.same_calls:
+            self._end(StopReason.REPETITION, f"{trajectory.same_calls()} equal calls in a row")
+        elif trajectory.reply is not None:
+            await self._reply()  # the rest of one that was interrupted
+        elif self._waits_for_user():
+            if trajectory.users == len(messages):
+                self._end(StopReason.DONE, trajectory.answer)
+            else:
+                self.note("user", text=messages[trajectory.users])
+        elif trajectory.turns >= limits.turns:
+            self._end(StopReason.MAX_TURNS, f"{trajectory.turns} turns")
+        else:
+            self._prompt()
+
+    def _waits_for_user(self) -> bool:
+        messages = self.trajectory.messages
+        return not messages or isinstance(messages[-1], AssistantMessage)
+
+    def _end(self, reason: StopReason, text: str) -> None:
+        self.note("end", reason=reason, text=text)
+
+    # --- a turn of the model ---
+
+    def _prompt(self) -> None:
+        """Write down what the model is to see next, or end where that is too much."""
+        trajectory = self.trajectory
+        new, anew = self._new_ids()
+        total = len(new) + (0 if anew else len(trajectory.ids))
+        window = min(self.config.limits.window, self._backend.max_model_len)
+        if total + 1 >= window:
+            self._end(StopReason.CONTEXT_FULL, f"{total:,} tokens of {window:,}")
+            return
+        self.note("prompt", ids=new, anew=anew)
+
+    def _new_ids(self) -> tuple[list[int], bool]:
+        """Return the ids that come next, and whether they replace all before."""
+        messages, settings = self._conversation(), self._settings()
+        last = next(
+            (
+                i
+                for i in range(len(messages), 0, -1)
+                if isinstance(messages[i - 1], AssistantMessage)
+            ),
+            0,
+        )
+        if not last or not self.config.keep_reasoning:
+            return self._encoding.encode(messages, **settings), True
+        context, new = messages[:last], messages[last:]
+        return self._encoding.encode_continuation(
+            self.trajectory.ids, context, new, **settings
+        ), False
+
+    def _conversation(self) -> list[Message]:
+        messages = [self._system, *self.trajectory.messages]
+        if self.config.keep_reasoning:
+            return messages
+        last = max(i for i, m in enumerate(messages) if isinstance(m, UserMessage))
+        return [
+            replace(m, reasoning_content="") if isinstance(m, AssistantMessage) and i < last else m
+            for i, m in enumerate(messages)
+        ]
+
+    def _settings(self) -> dict[str, Any]:
+        config = self.config
+        return {"mode": config.mode, "effort": config.effort, "drop_thinking": False}
+
+    def _rendered(self) -> Prompt:
+        return self._encoding.prompt(self._conversation(), **self._settings())
+
+    async def _reply(self) -> None:
+        """Generate a reply, or the rest of one, and write down what it comes to."""
+        trajectory = self.trajectory
+        assert trajectory.reply is not None
+        parser = self._encoding.stream(
+            self.config.mode, start=self._rendered().start, tools=self._toolbox.declarations,
+            new_id=_call_ids(trajectory.turns),
+        )  # fmt: skip
+        parser.feed_ids(trajectory.reply)
+        began, ended = time.monotonic(), None
+        async for event in self._generated(trajectory):
+            if isinstance(event, Chunk):
+                self.note("tokens", ids=list(event.token_ids))
+                parser.feed(event.data)
+            else:
+                ended = event
+        reason = "stop" if ended is None else ended.reason
+        message = parser.finish("length" if reason == "length" else "stop")
+        self.note(
+            "reply", message=message_fields(message), bad=_bad(message), termination=message.termination,
+            problems=[str(p) for p in message.problems],
+            problem="; ".join(p.reason for p in message.problems if p.fatal)[:500], seconds=time.monotonic() - began,
+            cached_tokens=ended.cached_tokens if ended else None,
+        )  # fmt: skip
+
+    async def _generated(self, trajectory: Trajectory) -> AsyncIterator[Chunk | Ended]:
+        """Yield pieces of a reply; a backend that fails for a moment is asked for the rest."""
+        limits = self.config.limits
+        window = min(limits.window, self._backend.max_model_len)
+        for attempt in range(1, _TRIES + 1):
+            reply = trajectory.reply or []
+            room = min(limits.reply - len(reply), window - len(trajectory.ids) - len(reply))
+            if room <= 0:
+                yield Ended(reason="length")
+                return
+            if reply and reply[-1] == self._encoding.tokenizer.control_id("<｜end▁of▁sentence｜>"):
+                return
+            generation = Generation(
+                prompt_ids=[*trajectory.ids, *reply],
+                sampling={**self.config.sampling, "max_tokens": room},
+            )
+            try:
+                async with self._backend.generate(generation) as events, aclosing(events):
+                    async for event in events:
+                        if isinstance(event, Ended) and event.error is not None:
+                            raise event.error
+                        if isinstance(event, Chunk | Ended):
+                            yield event
+                return
+            except HadalError as error:
+                if not error.retryable or attempt == _TRIES:
+                    raise
+                await asyncio.sleep(0.5 * 2**attempt)
+
+    def _excuse(self, bad: tuple[StopReason, str]) -> None:
+        """Tell the model what was wrong with its reply, or end where it does not listen."""
+        reason, problem = bad
+        text = _EXCUSES[reason].format(problem=problem)
+        if self.trajectory.bad_turns >= self.config.limits.bad_turns:
+            self._end(reason, problem or text)
+        else:
+            self.note("user", text=text, by="harness")
+
+    # --- tools ---
+
+    async def _call_tools(self) -> None:
+        """Make all calls that have no result, side by side."""
+        made = [self._call(call_id) for call_id in self.trajectory.open_calls]
+        for found in await asyncio.gather(*made, return_exceptions=True):
+            if found is not None:
+                raise found
+
+    async def _call(self, call_id: str) -> None:
+        call = self.trajectory.open_calls[call_id]
+        began = time.monotonic()
+        self.note("call", call=call_id, name=call.name)
+        output = await self._toolbox.call(call, f"{self._journal.path.stem}/{call_id}")
+        self.note(
+            "result", call=call_id, text=output.text, failed=output.failed, exit_code=output.exit_code,
+            step=output.step, full_text=output.full_text, seconds=time.monotonic() - began,
+        )  # fmt: skip
+
+
+def _call_ids(turn: int) -> Callable[[], str]:
+    """Return a maker of ids that are the same when a reply is parsed again."""
+    numbers = iter(range(1 << 30))
+    return lambda: f"call_{turn + 1}_{next(numbers)}"
+
+
+def _bad(message: AssistantMessage) -> StopReason | None:
+    """Return why a reply leads to nothing; None where it has calls or answers."""
+    if message.tool_calls:
+        return None
+    match message.termination:
+        case Termination.LENGTH_IN_REASONING:
+            return StopReason.ENDLESS_REASONING
+        case Termination.LENGTH_IN_CONTENT | Termination.LENGTH_IN_CALL:
+            return StopReason.CUT_OFF
+        case Termination.MALFORMED:
+            return StopReason.MALFORMED
+        case _:
+            text = message.content if isinstance(message.content, str) else "x"
+            return None if text.strip() else StopReason.EMPTY

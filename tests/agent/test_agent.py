@@ -1,0 +1,151 @@
+"""The loop against models that behave, and against models that do not: always a reason, or a recovery."""
+
+import asyncio
+
+import pytest
+
+from hadal.agent import Limits, Outcome, StopReason
+from hadal.chat import AssistantMessage, ToolMessage, UserMessage
+from hadal.encoding.tokens import DSML, EOS, THINK_END
+from hadal.errors import NodeError
+from hadal.tools import tool
+from tests.agent.conftest import answer, calls
+
+
+def texts(trajectory, kind):
+    return [m.content for m in trajectory.messages if isinstance(m, kind)]
+
+
+def test_a_call_and_an_answer(run):
+    ending, trajectory = run([calls({"a": 2, "b": 3}), answer("5")])
+    assert (ending.reason, ending.text, ending.outcome) == (StopReason.DONE, "5", Outcome.SCORED)
+    assert texts(trajectory, ToolMessage) == ["5"]
+    assert [m.reasoning_content for m in trajectory.messages if isinstance(m, AssistantMessage)] == [
+        "I add.", "That is done.",
+    ]  # fmt: skip
+
+
+def test_the_second_prompt_begins_with_all_ids_before_it(run):
+    _, trajectory = run([calls({"a": 2, "b": 3}), answer("5"), answer("6")], ["Add.", "And now?"])
+    first, second, third = run.backend.prompts
+    assert second[: len(first)] == first
+    assert third[: len(second)] == second
+    assert trajectory.ids[: len(third)] == third
+    text = run.encoding.decode(third)
+    assert "<think>I add.</think>" in text
+    assert text.endswith("<｜User｜>And now?<｜Assistant｜><think>")
+    said = [i for i, own in zip(trajectory.ids, trajectory.said, strict=True) if own]
+    assert run.encoding.decode(said).count(EOS) == 3
+
+
+def test_calls_of_one_reply_run_side_by_side(run):
+    barrier = asyncio.Barrier(2)
+
+    @tool
+    async def wait(n: int) -> str:
+        """Wait until both run."""
+        async with asyncio.timeout(5):
+            await barrier.wait()
+        return str(n)
+
+    _, trajectory = run([calls({"n": 1}, {"n": 2}, name="wait"), answer("ok")], tools=[wait])
+    assert texts(trajectory, ToolMessage) == ["1", "2"]
+
+
+def test_wrong_calls_are_told(run):
+    ending, trajectory = run(
+        [calls({"a": "x", "b": 3}), calls({"q": 1}, name="nothing"), answer("I give up.")]
+    )
+    first, second = texts(trajectory, ToolMessage)
+    assert first.startswith("Error: arguments do not fit: $.a")
+    assert second == "Error: there is no tool 'nothing'; there are: add"
+    assert ending.reason is StopReason.DONE
+
+
+BROKEN = ["I add.", THINK_END, "\n\n<", DSML, "tool_calls>\n<", DSML, 'invoke nome="add">\n</', DSML, "tool_calls>", EOS]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason", "told"),
+    [
+        (BROKEN, StopReason.MALFORMED, "could not be read"),
+        (["hm", THINK_END, EOS], StopReason.EMPTY, "was empty"),
+        (["hm", THINK_END, " \n", EOS], StopReason.EMPTY, "was empty"),
+        (["so " * 500], StopReason.ENDLESS_REASONING, "while you were thinking"),
+        (["hm", THINK_END, "word " * 500], StopReason.CUT_OFF, "was cut off"),
+        (calls({"a": 1, "b": 10**300}), StopReason.CUT_OFF, "was cut off"),
+    ],
+    ids=["malformed", "empty", "blank", "endless", "answer", "call"],
+)
+def test_replies_that_lead_to_nothing(run, reply, reason, told):
+    limits = Limits(reply=200, bad_turns=3)
+    ending, trajectory = run([reply] * 3, limits=limits)
+    assert ending.reason is reason
+    assert ending.outcome is Outcome.FAILED
+    assert told in texts(trajectory, UserMessage)[1]
+    assert len(run.backend.prompts) == 3
+
+    run.path.unlink()
+    ending, trajectory = run([reply, calls({"a": 1, "b": 2}), answer("3")], limits=limits)
+    assert ending.reason is StopReason.DONE
+    assert trajectory.bad_turns == 0
+
+
+def test_equal_calls_end(run):
+    ending, _ = run([calls({"a": 2, "b": 3})] * 9, limits=Limits(same_calls=4))
+    assert ending.reason is StopReason.REPETITION
+    assert len(run.backend.prompts) == 4
+
+
+def test_turns_end(run):
+    ending, _ = run([calls({"a": n, "b": 3}) for n in range(9)], limits=Limits(turns=5))
+    assert ending.reason is StopReason.MAX_TURNS
+    assert len(run.backend.prompts) == 5
+
+
+def test_the_window_ends(run):
+    @tool
+    def more() -> str:
+        """Say much."""
+        return "word " * 400
+
+    ending, trajectory = run([calls({}, name="more")] * 9, tools=[more], max_model_len=4000)
+    assert ending.reason is StopReason.CONTEXT_FULL
+    assert len(trajectory.ids) < 4000
+    assert len(run.backend.prompts) < 5
+
+
+def test_ten_megabytes_of_output_do_not_break_it(run):
+    @tool
+    def much() -> str:
+        """Say too much."""
+        return "x" * (10 << 20)
+
+    ending, _ = run([calls({}, name="much"), answer("ok")], tools=[much])
+    assert ending.reason is StopReason.CONTEXT_FULL
+
+
+def test_our_failures_are_void(run):
+    @tool
+    def fine() -> str:
+        """Work."""
+        return "ok"
+
+    class Broken:
+        declaration = fine.declaration
+
+        async def call(self, arguments, request_id):
+            raise NodeError("the node is gone")
+
+    ending, _ = run([calls({}, name="fine")], tools=[Broken()])
+    assert (ending.reason, ending.outcome) == (StopReason.SANDBOX_FAILED, Outcome.VOID)
+    assert "the node is gone" in ending.text
+
+    run.path.unlink()
+    ending, _ = run([])  # the script is empty: an error of the backend
+    assert (ending.reason, ending.outcome) == (StopReason.MODEL_FAILED, Outcome.VOID)
+
+
+def test_reasoning_of_earlier_turns_can_be_dropped(run):
+    run([answer("1", "SECRET"), answer("2")], ["One.", "Two."], keep_reasoning=False)
+    assert "SECRET" not in run.encoding.decode(run.backend.prompts[1])
