@@ -1,0 +1,158 @@
+"""One task: a box, an agent in it, and a look at the box afterwards."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hadal.agent import Agent, AgentConfig, Journal, Outcome, StopReason, read_events
+from hadal.backends import Backend
+from hadal.encoding import Encoding
+from hadal.errors import SandboxError
+from hadal.sandbox import AsyncSandbox
+from hadal.tasks import Task, check, prepare
+from hadal.tools import BashTool, EditorTool, Toolbox
+
+__all__ = ["TaskResult", "run_task", "run_tasks"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskResult:
+    """What came of a task.
+
+    Attributes:
+        task: Its name.
+        family, level: Of it.
+        outcome: Scored, failed by the agent, or void.
+        score: 1 if it was solved, else 0; None where nothing can be said.
+        reason: Why the agent stopped.
+        detail: What the check found, or what went wrong.
+        turns: Replies of the model.
+        calls, bad_replies: Calls that it made, and replies that could not be used.
+        prompt_tokens, cached_tokens, reply_tokens: In all turns.
+        seconds: From the first event to the last, as far as this process ran it.
+    """
+
+    task: str
+    family: str
+    level: int
+    outcome: Outcome
+    score: int | None
+    reason: StopReason
+    detail: str
+    turns: int
+    calls: int
+    bad_replies: int
+    prompt_tokens: int
+    cached_tokens: int
+    reply_tokens: int
+    seconds: float
+
+    @property
+    def solved(self) -> bool:
+        """Return whether it was solved."""
+        return self.score == 1
+
+
+async def run_task(
+    task: Task, backend: Backend, encoding: Encoding, path: Path, config: AgentConfig | None = None,
+    *, watch: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> TaskResult:  # fmt: skip
+    """Let an agent do a task, and check it; where the journal has begun it, it goes on.
+
+    Args:
+        task: The task.
+        backend: Makes the replies.
+        encoding: The format, with the tokenizer.
+        path: Of the journal.
+        config: Settings of the agent.
+        watch: Told every event.
+
+    Raises:
+        StorageError: The journal cannot be written.
+        ConfigError: Another process runs it.
+    """
+    began = time.monotonic()
+    with Journal(path) as journal:
+        boxed = next((e for e in journal.events if e["kind"] == "box"), None)
+        scored = next((e for e in journal.events if e["kind"] == "score"), None)
+        if scored is None:
+            try:
+                await _work(task, backend, encoding, journal, config, boxed, watch)
+            except SandboxError as error:  # outside of the loop: making the box, or looking at it
+                journal.append("score", score=None, detail=str(error))
+    return _result(task, path, time.monotonic() - began)
+
+
+async def _work(
+    task: Task, backend: Backend, encoding: Encoding, journal: Journal, config: AgentConfig | None,
+    boxed: dict[str, Any] | None, watch: Callable[[dict[str, Any]], None],
+) -> None:  # fmt: skip
+    if boxed is None:
+        box = await AsyncSandbox.create(
+            task.spec, request_id=f"task/{journal.path}/{time.time_ns()}"
+        )
+        await prepare(task, box)
+        watch(journal.append("box", id=box.id, task=task.name))
+    else:
+        box = await AsyncSandbox.connect(boxed["id"])
+    async with box:
+        toolbox = Toolbox([BashTool(box), EditorTool(box)])
+        agent = Agent(backend, encoding, toolbox, journal, config, watch=watch)
+        ending = await agent.run(task.messages)
+        if ending.outcome is Outcome.VOID:
+            watch(journal.append("score", score=None, detail=ending.text))
+        else:
+            found = await check(task, box)
+            watch(journal.append("score", score=int(found.solved), detail=found.reason))
+        await box.kill()
+
+
+def _result(task: Task, path: Path, seconds: float) -> TaskResult:
+    events = read_events(path)
+    score = next(e for e in events if e["kind"] == "score")
+    ending = next((e for e in events if e["kind"] == "end"), None)
+    reason = StopReason(ending["reason"]) if ending else StopReason.SANDBOX_FAILED
+    outcome = Outcome.SCORED if reason is StopReason.DONE else Outcome.FAILED
+    if score["score"] is None:
+        outcome = Outcome.VOID
+    replies = [e for e in events if e["kind"] == "reply"]
+    prompt, seen = 0, 0
+    for event in events:
+        if event["kind"] == "prompt":
+            seen = len(event["ids"]) + (0 if event["anew"] else seen)
+            prompt += seen
+        elif event["kind"] == "tokens":
+            seen += len(event["ids"])
+    return TaskResult(
+        task=task.name, family=task.family, level=task.level, outcome=outcome, score=score["score"],
+        reason=reason, detail=score["detail"], turns=len(replies),
+        calls=sum(len(e["message"]["calls"]) for e in replies),
+        bad_replies=sum(e["bad"] is not None for e in replies),
+        prompt_tokens=prompt, cached_tokens=sum(e["cached_tokens"] or 0 for e in replies),
+        reply_tokens=sum(len(e["ids"]) for e in events if e["kind"] == "tokens"), seconds=seconds,
+    )  # fmt: skip
+
+
+async def run_tasks(
+    tasks: Sequence[Task], backend: Backend, encoding: Encoding, folder: Path,
+    config: AgentConfig | None = None, *, at_once: int = 4,
+    progress: Callable[[TaskResult], None] = lambda _: None,
+) -> list[TaskResult]:  # fmt: skip
+    """Run many tasks, several at a time; those that are done already are read from their journals.
+
+    Raises:
+        StorageError, ConfigError: As `run_task`.
+    """
+    limit = asyncio.Semaphore(at_once)
+
+    async def one(task: Task) -> TaskResult:
+        async with limit:
+            path = folder / f"{task.name.replace('/', '-')}.jsonl"
+            result = await run_task(task, backend, encoding, path, config)
+        progress(result)
+        return result
+
+    return list(await asyncio.gather(*map(one, tasks)))
