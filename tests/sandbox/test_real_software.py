@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from hadal.node.images import ImageStore, default_folder
+from hadal.node.images.tree import remove_tree
 from hadal.sandbox import ContainerSpec, NetworkPolicy, Sandbox
 from tests.sandbox.conftest import needs_root
 from tests.sandbox.debian_lab import debootstrap, find_mirrors, run_in_chroot
@@ -52,7 +53,8 @@ def root(mirrors, tmp_path_factory):
     """The tree that debootstrap makes, which is imported as the image `debian` and used for chroots."""
     folder = tmp_path_factory.mktemp("debian") / "root"
     debootstrap(mirrors, folder)
-    return folder
+    yield folder
+    remove_tree(folder)  # it is large, and pytest keeps the folders of three runs
 
 
 @pytest.fixture(scope="module")
