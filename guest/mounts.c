@@ -178,7 +178,9 @@ static void mount_overlay(void)
         bytes_add(&options, name, strlen(name));
     }
     place(scratch, "rw");
-    static const char rest[] = ",upperdir=rw/upper,workdir=rw/work,xino=off,index=off,metacopy=off";
+    /* Layers and scratch are different file systems. With xino all files have one device number, as on a
+     * disk: else `du -x` leaves out what its directory does not share its device with. */
+    static const char rest[] = ",upperdir=rw/upper,workdir=rw/work,xino=on,index=off,metacopy=off";
     bytes_add(&options, rest, sizeof rest - 1);
     if (box->volatile_overlay)
         bytes_add(&options, ",volatile", 9);
@@ -195,7 +197,18 @@ static void mount_overlay(void)
     root = open("root", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (root < 0)
         launch_failed(box, "root");
-    set_attributes(root, MOUNT_ATTR_NODEV, false, "root");
+    /* Nothing can gain privileges in a box anyway; without nosuid the kernel refuses to run programs
+     * with more capabilities in their file than a box has, such as Debian's ping, which needs none here. */
+    set_attributes(root, MOUNT_ATTR_NODEV | MOUNT_ATTR_NOSUID, false, "root");
+}
+
+/* Give the root directory of a mount to the box's root: to the kernel, files of root in a directory of
+ * somebody else's that all may write are a trap, and shared memory is not opened with O_CREAT. */
+static int give_to_root(int mount_fd, const char *what)
+{
+    if (fchownat(mount_fd, "", (uid_t)box->uid_base, (gid_t)box->uid_base, AT_EMPTY_PATH))
+        launch_failed(box, what);
+    return mount_fd;
 }
 
 static void make_devices(void)
@@ -219,11 +232,11 @@ static void make_devices(void)
     int directory = open_in_root("dev", O_RDONLY | O_DIRECTORY);
     if (directory < 0)
         launch_failed(box, "/dev");
+    act_as(box->uid_base);
     for (size_t i = 0; i < sizeof nodes / sizeof *nodes; i++)
         if (mknodat(directory, nodes[i].name, S_IFCHR | 0666,
                     makedev((unsigned)nodes[i].major, (unsigned)nodes[i].minor)) ||
-            fchmodat(directory, nodes[i].name, 0666, 0) ||
-            fchownat(directory, nodes[i].name, (uid_t)box->uid_base, (gid_t)box->uid_base, 0))
+            fchmodat(directory, nodes[i].name, 0666, 0))
             launch_failed(box, nodes[i].name);
     for (size_t i = 0; i < sizeof links / sizeof *links; i++)
         if (symlinkat(links[i][0], directory, links[i][1]))
@@ -231,10 +244,12 @@ static void make_devices(void)
     if (mkdirat(directory, "pts", 0755) || mkdirat(directory, "shm", 01777) ||
         mkdirat(directory, "mqueue", 01777))
         launch_failed(box, "/dev");
+    act_as(0);
     close(directory);
-    attach(new_mount("devpts", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, pts), "dev/pts", false);
+    int terminals = new_mount("devpts", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, pts);
+    attach(give_to_root(terminals, "devpts"), "dev/pts", false);
     uint64_t plain = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC | MOUNT_ATTR_NODEV;
-    attach(new_mount("tmpfs", plain, shm), "dev/shm", false);
+    attach(give_to_root(new_mount("tmpfs", plain, shm), "shm"), "dev/shm", false);
 }
 
 /* Ports below 1024 and ping need no privilege in a network of one's own. */
@@ -352,7 +367,7 @@ void build_root(struct launch *launch, int user_namespace)
     const char *none[] = {NULL};
     attach(new_mount("proc", plain, none), "proc", true);
     set_network_sysctls();
-    attach(new_mount("mqueue", plain, none), "dev/mqueue", false);
+    attach(give_to_root(new_mount("mqueue", plain, none), "mqueue"), "dev/mqueue", false);
     attach(new_mount("sysfs", plain | MOUNT_ATTR_RDONLY, none), "sys", true);
     hide();
     if (box->files.count)

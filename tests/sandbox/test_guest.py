@@ -1,10 +1,14 @@
 """The guest program through its protocol: commands, streams, times, users, files."""
 
+import ast
 import asyncio
 import hashlib
 import io
+import os
 import re
+import shutil
 import signal
+import struct
 import tarfile
 from pathlib import Path
 
@@ -46,6 +50,52 @@ def test_commands_streams_and_status(with_box):
         assert (await box.shell("id -u; id -g", user="12:34"))[1] == b"12\n34\n"
 
     with_box(body)
+
+
+def test_a_program_with_capabilities_it_cannot_have_runs(with_box, rootfs):
+    """As Debian's ping, which has CAP_NET_RAW in its file, and needs it on old kernels only."""
+    program = rootfs / "usr-local/ping"
+    program.parent.mkdir()
+    shutil.copy(shutil.which("true"), program)
+    net_raw, effective, version = 13, 1, 2 << 24
+    value = struct.pack("<5I", version | effective, 1 << net_raw, 0, 0, 0)
+    os.setxattr(program, "security.capability", value)
+
+    async def body(box):
+        for user in ("root", "ada"):
+            ended, _, err = await box.run("/usr-local/ping", user=user)
+            assert ended.status == 0, (user, err)
+
+    with_box(body)
+
+
+def test_dev_belongs_to_root(with_box):
+    """What root shares with others can be opened with O_CREAT: fs.protected_regular looks at the owner."""
+
+    async def body(box):
+        _, out, _ = await box.shell("cd /dev; stat -c '%u:%g %n' . * | grep -v ^0:0")
+        assert out == b""
+        await box.shell("touch /dev/shm/shared; chmod 666 /dev/shm/shared")
+        code = "import os; os.open('/dev/shm/shared', os.O_RDWR | os.O_CREAT)"
+        ended, _, err = await box.run("/usr/bin/python3", "-c", code, user="ada")
+        assert ended.status == 0, err
+
+    with_box(body)
+
+
+def test_files_of_all_layers_are_on_one_device(with_box):
+    """`du -x` leaves out the files that are on another device than where it begins."""
+
+    async def body(box):
+        await box.shell("mkdir /srv; touch /srv/new")
+        _, out, _ = await box.shell("stat -c %d / /etc /etc/passwd /srv /srv/new | sort -u")
+        assert len(out.split()) == 1, out
+        code = "import os; print([e.name for e in os.scandir('/') if e.inode() != e.stat(follow_symlinks=False).st_ino])"
+        _, out, err = await box.run("/usr/bin/python3", "-c", code)
+        mounts = {"dev", "proc", "sys", "usr"}
+        assert set(ast.literal_eval(out.decode())) <= mounts, err
+
+    with_box(body, scratch=None, scratch_bytes=1 << 20, scratch_inodes=1000)
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,11 @@ def test_root_has_no_privilege_that_matters(box):
     assert re.search(r"Seccomp:\s+2", status)
 
 
+def test_no_mount_honours_setuid(box):
+    mounts = [line.split() for line in box.run("cat /proc/self/mounts").stdout.splitlines()]
+    assert [m[1] for m in mounts if "nosuid" not in m[3].split(",")] == []
+
+
 def test_no_descriptor_of_the_host_is_open(make):
     """CVE-2024-21626: an open directory of the host was the working directory of the next command."""
     box = make()
