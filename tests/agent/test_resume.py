@@ -157,3 +157,11 @@ def test_a_run_that_has_ended_stays_ended(run):
     second, _ = run([], ["Add."])
     assert first == second
     assert run.events == []
+
+
+def test_a_void_run_can_go_on(run):
+    first, _ = run([calls({"a": 1, "b": 2})])  # then the script is empty
+    assert first.reason is StopReason.MODEL_FAILED
+    second, trajectory = run([answer("3")], ["Add."])
+    assert (second.reason, second.text) == (StopReason.DONE, "3")
+    assert trajectory.turns == 2

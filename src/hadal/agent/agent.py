@@ -99,6 +99,8 @@ class Agent:
         if trajectory.start is None:
             self.note("start", version=1, system=self.config.system, mode=self.config.mode,
                       tools=[dict(t.function) for t in self._toolbox.declarations])  # fmt: skip
+        if trajectory.ending is not None and trajectory.ending.reason.is_ours:
+            self.note("again")  # what failed was ours: it may work now
         while trajectory.ending is None:
             try:
                 await self._advance(messages)

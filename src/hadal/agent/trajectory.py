@@ -76,6 +76,8 @@ class Trajectory:
                 self._finish_call(event)
             case "end":
                 self.ending = Ending(StopReason(event["reason"]), event["text"])
+            case "again":
+                self.ending = None
             case _:
                 pass  # of a newer version; nothing here depends on it
 

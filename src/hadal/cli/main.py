@@ -22,6 +22,7 @@ from hadal.cli import (
     image,
     node,
     replay,
+    run,
     serve,
 )
 from hadal.errors import ConfigError, EncodingError, HadalError, InputError
@@ -47,6 +48,7 @@ app.command(checkpoint.app)
 app.command(encoding.encode)
 app.command(encoding.decode)
 app.command(demo.demo)
+app.command(run.run)
 app.command(serve.serve)
 app.command(chat.chat)
 app.command(replay.replay)

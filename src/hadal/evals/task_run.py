@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from hadal.agent import Agent, AgentConfig, Journal, Outcome, StopReason, read_events
+from hadal.agent.boxed import note_box, open_box
 from hadal.backends import Backend
 from hadal.encoding import Encoding
 from hadal.errors import SandboxError
-from hadal.sandbox import AsyncSandbox
 from hadal.tasks import Task, check, prepare
 from hadal.tools import BashTool, EditorTool, Toolbox
 
@@ -76,11 +76,10 @@ async def run_task(
     """
     began = time.monotonic()
     with Journal(path) as journal:
-        boxed = next((e for e in journal.events if e["kind"] == "box"), None)
-        scored = next((e for e in journal.events if e["kind"] == "score"), None)
-        if scored is None:
+        scored = any(e["kind"] == "score" and e["score"] is not None for e in journal.events)
+        if not scored:  # or void: what failed was ours, and may work now
             try:
-                await _work(task, backend, encoding, journal, config, boxed, watch)
+                await _work(task, backend, encoding, journal, config, watch)
             except SandboxError as error:  # outside of the loop: making the box, or looking at it
                 journal.append("score", score=None, detail=str(error))
     return _result(task, path, time.monotonic() - began)
@@ -88,32 +87,28 @@ async def run_task(
 
 async def _work(
     task: Task, backend: Backend, encoding: Encoding, journal: Journal, config: AgentConfig | None,
-    boxed: dict[str, Any] | None, watch: Callable[[dict[str, Any]], None],
+    watch: Callable[[dict[str, Any]], None],
 ) -> None:  # fmt: skip
-    if boxed is None:
-        box = await AsyncSandbox.create(
-            task.spec, request_id=f"task/{journal.path}/{time.time_ns()}"
-        )
-        await prepare(task, box)
-        watch(journal.append("box", id=box.id, task=task.name))
-    else:
-        box = await AsyncSandbox.connect(boxed["id"])
+    box, is_new = await open_box(journal, task.spec)
     async with box:
+        if is_new:
+            await prepare(task, box)
+            note_box(journal, box, watch, task=task.name)
         toolbox = Toolbox([BashTool(box), EditorTool(box)])
         agent = Agent(backend, encoding, toolbox, journal, config, watch=watch)
         ending = await agent.run(task.messages)
-        if ending.outcome is Outcome.VOID:
+        if ending.outcome is Outcome.VOID:  # the box stays, for who goes on
             watch(journal.append("score", score=None, detail=ending.text))
-        else:
-            found = await check(task, box)
-            watch(journal.append("score", score=int(found.solved), detail=found.reason))
+            return
+        found = await check(task, box)
+        watch(journal.append("score", score=int(found.solved), detail=found.reason))
         await box.kill()
 
 
 def _result(task: Task, path: Path, seconds: float) -> TaskResult:
     events = read_events(path)
-    score = next(e for e in events if e["kind"] == "score")
-    ending = next((e for e in events if e["kind"] == "end"), None)
+    score = next(e for e in reversed(events) if e["kind"] == "score")
+    ending = next((e for e in reversed(events) if e["kind"] == "end"), None)
     reason = StopReason(ending["reason"]) if ending else StopReason.SANDBOX_FAILED
     outcome = Outcome.SCORED if reason is StopReason.DONE else Outcome.FAILED
     if score["score"] is None:

@@ -1,0 +1,170 @@
+"""`hadal run`: an agent in a box, until its task is done."""
+
+import asyncio
+import json
+import os
+import sys
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from hadal.cli.box_options import BoxOptions
+from hadal.cli.serve import EngineOptions, UpstreamOptions, open_front
+from hadal.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hadal.agent import AgentConfig, Ending
+    from hadal.serve import Front
+
+__all__ = ["run", "runs_folder"]
+
+_Flag = Parameter(negative="")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class AgentOptions:
+    """What the agent may do.
+
+    Attributes:
+        mode: Whether the model reasons first.
+        effort: How hard.
+        temperature: 0 for the most probable token.
+        seed: Of the sampling.
+        max_turns: Replies of the model, at most.
+        window: Tokens of prompt and reply together, at most.
+    """
+
+    mode: Literal["thinking", "chat"] = "thinking"
+    effort: str | None = None
+    temperature: float = 1.0
+    seed: int | None = None
+    max_turns: int = 500
+    window: int = 512 * 1024
+
+    def config(self) -> "AgentConfig":
+        """Return settings of the agent."""
+        from hadal.agent import AgentConfig, Limits
+
+        sampling: dict[str, Any] = {"temperature": self.temperature}
+        sampling |= {} if self.seed is None else {"seed": self.seed}
+        limits = Limits(turns=self.max_turns, window=self.window)
+        return AgentConfig(mode=self.mode, effort=self.effort, sampling=sampling, limits=limits)
+
+
+def runs_folder() -> Path:
+    """Return where runs are kept: $HADAL_HOME/runs, or under the user's state."""
+    home = os.environ.get("HADAL_HOME")
+    if home:
+        return Path(home) / "runs"
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "hadal" / "runs"
+
+
+def run(
+    task: str | None = None,
+    *,
+    model: str,
+    tokenizer: Path | None = None,
+    generation: Literal["v4", "v4-0731", "v4.1"] | None = None,
+    image: str = "host",
+    resume: str | None = None,
+    runs: Path | None = None,
+    keep_box: Annotated[bool, _Flag] = False,
+    json_output: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    agent: AgentOptions | None = None,
+    box: BoxOptions | None = None,
+    engine: EngineOptions | None = None,
+) -> None:
+    """Let an agent work in a box until it has an answer.
+
+    It has a shell and an editor there, and nothing of this machine but what --mount names. Everything
+    is written down as it happens: a run that was killed goes on with --resume. Exit codes: 0 it answered, 1
+    it did not get to an answer, 2 wrong usage, 3 the model or the box failed.
+
+    Examples:
+        hadal run "Which files are in /usr/share/doc?" --model path/to/checkpoint
+
+        hadal run "Fix the failing test" --model http://gpu-box:8000 --tokenizer path/to/checkpoint
+        --mount ./project:/project:rw
+
+        hadal run --resume 3f2a91c04d7b --model path/to/checkpoint
+
+    Args:
+        task: What it is asked to do.
+        model: A checkpoint's folder, or the URL of a server with a completions endpoint.
+        tokenizer: Folder or tokenizer.json, where the model is a URL.
+        generation: Of the message format. Default: read from the checkpoint.
+        image: Of the box.
+        resume: Id of a run to go on with; its task is known then.
+        runs: Folder of the runs. Default: under $HADAL_HOME, or the user's state.
+        keep_box: Do not end the box with the run.
+        json_output: Print every event as a line of JSON, and nothing else.
+        agent: What the agent may do.
+        box: What the box has.
+        engine: How the model runs.
+    """
+    if (task is None) == (resume is None):
+        raise ConfigError("expected a task or --resume ID", hint="see --help for examples")
+    path = (runs or runs_folder()) / f"{resume or uuid.uuid4().hex[:12]}.jsonl"
+    if resume is not None and not path.exists():
+        raise ConfigError(
+            f"there is no run {resume} in {path.parent}", hint="name its folder with --runs"
+        )
+    config = (agent or AgentOptions()).config()
+    front = _front(model, tokenizer, generation, engine or EngineOptions())
+    spec = (box or BoxOptions()).spec(image)
+    console = Console(stderr=json_output, highlight=False)
+    console.print(f"run {path.stem} ({path})", markup=False)
+    ending = asyncio.run(
+        _run(front, path, task, spec, config, console, json_output=json_output, keep_box=keep_box)
+    )
+    if ending.outcome == "void":
+        console.print(f"hint: go on with hadal run --resume {path.stem}", markup=False)
+    sys.exit({"scored": 0, "failed": 1, "void": 3}[ending.outcome])
+
+
+def _front(
+    model: str, tokenizer: Path | None, generation: str | None, engine: EngineOptions
+) -> "Front":
+    if model.startswith(("http://", "https://")):
+        return open_front(None, tokenizer, generation, engine, UpstreamOptions(upstream=model))
+    return open_front(Path(model), tokenizer, generation, engine, UpstreamOptions())
+
+
+async def _run(
+    front: "Front", path: Path, task: str | None, spec: Any, config: "AgentConfig", console: Console,
+    *, json_output: bool, keep_box: bool,
+) -> "Ending":  # fmt: skip
+    from hadal.agent import Agent, Journal
+    from hadal.agent.boxed import note_box, open_box
+    from hadal.agent.terminal import show_event
+    from hadal.tools import BashTool, EditorTool, Toolbox
+
+    def watch(event: dict[str, Any]) -> None:
+        if json_output:
+            print(json.dumps(event), flush=True)  # noqa: T201 - data goes to stdout
+        else:
+            show_event(console, event)
+
+    try:
+        with Journal(path) as journal:
+            asked = next((e for e in journal.events if e["kind"] == "task"), None)
+            if asked is None:
+                asked = journal.append("task", text=task)
+            box, is_new = await open_box(journal, spec)
+            async with box:
+                if is_new:
+                    note_box(journal, box, watch)
+                toolbox = Toolbox([BashTool(box), EditorTool(box)])
+                agent = Agent(front.backend, front.encoding, toolbox, journal, config, watch=watch)
+                ending = await agent.run([asked["text"]])
+                if not keep_box and ending.outcome != "void":
+                    await box.kill()
+            return ending
+    finally:
+        await front.backend.close()

@@ -1,0 +1,65 @@
+"""`hadal run` with a random network: it ends with a reason, and everything is in its journal."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hadal.agent import read_events
+from hadal.checkpoint import make_random
+from hadal.config import ModelConfig
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tokenizer_path, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint") / "random"
+    config = dataclasses.replace(ModelConfig.nano(), vocab_size=320)
+    make_random(config.quantized("instruct"), folder, seed=1)
+    shutil.copy(tokenizer_path, folder / "tokenizer.json")
+    return folder
+
+
+def hadal(*arguments):
+    program = Path(sys.executable).with_name("hadal")
+    return subprocess.run(
+        [program, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+def test_a_random_network_ends_with_a_reason(node, checkpoint, tmp_path):
+    model = ("--model", checkpoint, "--generation", "v4")
+    done = hadal(
+        "run", "Say hello.", *model, "--runs", tmp_path, "--window", 1500, "--seed", 1, "--json"
+    )
+    assert done.returncode == 1, done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert events[-1]["kind"] == "end"
+    assert events[-1]["reason"] in (
+        "context_full",
+        "endless_reasoning",
+        "malformed",
+        "cut_off",
+        "empty",
+    )
+    [journal] = tmp_path.glob("*.jsonl")
+    assert [e for e in read_events(journal) if e["kind"] not in ("task", "making_box")] == events
+    again = hadal("run", "--resume", journal.stem, *model, "--runs", tmp_path, "--json")
+    assert again.returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "expected a task or --resume ID"),
+        (("x", "--resume", "y"), "expected a task or --resume ID"),
+        (("--resume", "nothing"), "there is no run nothing"),
+    ],
+)
+def test_usage(tmp_path, arguments, said):
+    done = hadal("run", *arguments, "--model", tmp_path, "--runs", tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
