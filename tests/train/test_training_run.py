@@ -39,7 +39,7 @@ def encoding(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data(encoding):
     tasks = [task(f"f{n}.txt") for n in range(20)]
-    return Conversations(encoding, [BashTool(None).declaration], tasks, seed=1)
+    return Conversations(encoding, [BashTool.declare()], tasks, seed=1)
 
 
 def config(folder, **changes):

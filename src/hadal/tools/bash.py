@@ -75,6 +75,11 @@ class BashTool:
     @property
     def declaration(self) -> Tool:
         """Return name, description and schema."""
+        return self.declare()
+
+    @staticmethod
+    def declare() -> Tool:
+        """Return the same without a box."""
         return Tool.of(
             "bash",
             "Run a command in a shell. Directory and variables stay from call to call.",

@@ -32,6 +32,11 @@ class EditorTool:
     @property
     def declaration(self) -> Tool:
         """Return name, description and schema."""
+        return self.declare()
+
+    @staticmethod
+    def declare() -> Tool:
+        """Return the same without a box."""
         text, line = {"type": "string"}, {"type": "integer"}
         return Tool.of(
             "str_replace_editor",

@@ -1,0 +1,38 @@
+"""From the state of a run to a checkpoint in the official layout."""
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from hadal.checkpoint import save
+from hadal.errors import StorageError
+from hadal.model import ModelConfig, Transformer
+from hadal.train.trainer import STATE
+
+__all__ = ["export", "load_state"]
+
+
+def load_state(config: ModelConfig, run: Path) -> Transformer:
+    """Return the network of a run as it is now, in plain floats.
+
+    Raises:
+        StorageError: The run has no state, or one of another network.
+    """
+    model = Transformer(config.plain())
+    try:
+        model.load_state_dict(torch.load(run / STATE, weights_only=True)["model"])
+    except (OSError, RuntimeError, KeyError) as error:
+        raise StorageError(f"no state of this network in {run}: {str(error)[:500]}") from error
+    return model
+
+
+def export(config: ModelConfig, run: Path, tokenizer: Path, folder: Path) -> None:
+    """Write a checkpoint with FP4 experts and FP8 matrices, and its tokenizer.
+
+    Raises:
+        StorageError: The run has no state of this network.
+        CheckpointError: The folder exists and is not empty, or cannot be written.
+    """
+    save(load_state(config, run), folder, config=config.plain().quantized("instruct"))
+    shutil.copy(tokenizer, folder / "tokenizer.json")

@@ -1,0 +1,106 @@
+"""The processes of a training run."""
+
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from hadal.errors import HadalError
+from hadal.train.samples import Conversations
+from hadal.train.train_config import TrainConfig
+from hadal.train.trainer import Trainer
+
+__all__ = ["train"]
+
+_ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(4_000_000_000),
+    "MALLOC_TOP_PAD_": str(256 << 20),
+}
+"""Of glibc: otherwise the memory of every large tensor is given back and faulted in again, which doubles
+the time of a step."""
+
+Progress = Callable[[dict[str, float]], None]
+
+
+def train(
+    config: TrainConfig, data: Callable[[], Conversations], progress: Progress = lambda _: None
+) -> None:
+    """Run all workers until the last step; a run whose folder has a state goes on from there.
+
+    Args:
+        config: Of the run.
+        data: Makes what is trained on, in each worker; importable, as functions of modules and `partial` are.
+        progress: Told the metrics of every step.
+
+    Raises:
+        HadalError: A worker has ended early.
+    """
+    config.output.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    before = {name: os.environ.get(name) for name in _ALLOCATOR}
+    os.environ.update(_ALLOCATOR)
+    try:
+        with tempfile.TemporaryDirectory(prefix="hadal-train-") as meeting:
+            workers = [
+                context.Process(
+                    target=_work,
+                    args=(
+                        config,
+                        data,
+                        number,
+                        f"{meeting}/store",
+                        theirs if number == 0 else None,
+                    ),
+                    daemon=True,
+                )
+                for number in range(config.workers)
+            ]
+            for worker in workers:
+                worker.start()
+            theirs.close()
+            try:
+                _follow(ours, progress)
+                for worker in workers:
+                    worker.join()
+            finally:
+                for worker in workers:
+                    worker.terminate()
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+    codes = [worker.exitcode for worker in workers]
+    if any(codes):
+        raise HadalError(
+            f"workers of the training ended with {codes}",
+            hint="run the same command again to go on",
+        )
+
+
+def _follow(metrics: Any, progress: Progress) -> None:
+    while True:
+        try:
+            progress(metrics.recv())
+        except EOFError:
+            return
+
+
+def _work(
+    config: TrainConfig, data: Callable[[], Conversations], number: int, store: str,
+    metrics: Any,
+) -> None:  # fmt: skip
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.workers))
+    if config.workers > 1:
+        dist.init_process_group(
+            "gloo", init_method=f"file://{store}", rank=number, world_size=config.workers
+        )
+    trainer = Trainer(config, data(), number)
+    trainer.resume()
+    trainer.run((lambda m: metrics.send(m)) if metrics is not None else (lambda _: None))
+    if config.workers > 1:
+        dist.destroy_process_group()
