@@ -8,6 +8,7 @@ from hadal.chat import AssistantMessage, UserMessage
 from hadal.errors import ConfigError
 from hadal.sandbox import AsyncSandbox
 from hadal.tasks import FAMILIES, UNSEEN, check, demonstrate, make_task, prepare
+from hadal.tasks.draw import pairs
 
 
 async def in_box(task, function):
@@ -61,6 +62,19 @@ def test_splits_do_not_share_messages():
         trained = {m for seed in range(300) for m in make_task(family, "train", seed).messages}
         for seed in range(100):
             assert not trained & set(make_task(family, "test", seed).messages[:1])
+
+
+@pytest.mark.parametrize("cores", [4, 5, 6])
+def test_test_phrasings_are_kept_out_of_training(cores):
+    frames, cores = [f"f{n}" for n in range(12)], [f"c{n}" for n in range(cores)]
+    for family in FAMILIES:
+        train, test = (set(pairs(family, split, frames, cores)) for split in ("train", "test"))
+        assert not train & test
+        assert len(train | test) == len(frames) * len(cores)
+        assert len(test) == len(train) / 3
+        for kept in (train, test):
+            assert {f for f, _ in kept} == set(frames) or kept is test
+            assert {c for _, c in kept} == set(cores)
 
 
 def test_unseen_families_are_not_trained_on():

@@ -493,16 +493,19 @@ class Sandbox:
         """Return every path that differs from the image, sorted."""
         return call(self.wrapped.changes())
 
-    def replay(self, recorded: str) -> ReplayReport:
+    def replay(self, recorded: str, *, before: int | None = None) -> ReplayReport:
         """Do what is in the log of another box again in this one, and compare results and files.
+
+        With `before` this box becomes a branch: it has what was done until then, and goes on otherwise.
 
         Args:
             recorded: Id of a box of the same node, living or gone. While it lives, files are compared too.
+            before: Position of the first step that is left out; files are not compared then.
 
         Raises:
             HadalError: The log cannot be read, or this box fails; a failing step is a difference.
         """
-        return call(self.wrapped.replay(recorded))
+        return call(self.wrapped.replay(recorded, before=before))
 
     def blame(self, path: str) -> list[Event]:
         """Return which records may have changed a file last: those that were under way when it changed.

@@ -119,7 +119,7 @@ class Recorded:
             position=first.position,
             recorded=_describe(first.kind, first.request),
             asked=_describe(kind, request),
-            hint="go on in a branch (on_divergence='branch'), or use another trajectory",
+            hint=f"go on in a branch: a fresh box, and its replay(<id of this one>, before={first.position})",
         )
 
 

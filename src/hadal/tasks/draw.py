@@ -2,12 +2,13 @@
 
 import random
 import re
+import zlib
 from collections.abc import Sequence
 from typing import TypeVar
 
 from hadal.tasks.task import Split
 
-__all__ = ["Draw"]
+__all__ = ["Draw", "pairs"]
 
 _T = TypeVar("_T")
 
@@ -23,6 +24,35 @@ rain raven reed ridge river robin rose ruby sage salt sand shell silver snow spa
 sun swan tea thistle thyme tide tiger tulip valley velvet violet walnut water wave wheat willow wind wolf
 """.split()
 _EXTENSIONS = ["txt", "txt", "log", "csv", "md", "dat"]
+_WANTED = (
+    "write {core} (into|in|to) $b(.|)",
+    "put {core} (into|in) $b(.|)",
+    "save {core} (to|in) $b(.|)",
+    "I need {core} in $b(.|)",
+    "$b (must|should) contain {core}(.|)",
+    "please (write|store) {core} in $b(.|)",
+    "find {core} and (write|save) the result to $b(.|)",
+    "make a file $b with {core}(.|)",
+    "into $b, write {core}(.|)",
+    "(give me|I want) {core} in a file $b(.|)",
+    "store {core} as $b(.|)",
+    "get {core} and put that into $b(.|)",
+)
+_ORDERED = (
+    "{core}(.|)",
+    "please {core}(.|)",
+    "(can|could) you {core}?",
+    "I want you to {core}(.|)",
+    "{core}, please(.|)",
+    "your task: {core}(.|)",
+    "you (should|must) {core}(.|)",
+    "now {core}(.|)",
+    "I need you to {core}(.|)",
+    "next, {core}(.|)",
+    "would you {core}?",
+    "(go on and|do this:) {core}(.|)",
+)
+"""What a sentence is, around what it is about."""
 _ALTERNATIVES = re.compile(r"\(([^()]*\|[^()]*)\)")
 
 
@@ -97,22 +127,50 @@ class Draw:
         """Return the content of a file of so many lines."""
         return "".join(f"{line}\n" for line in self.lines(low, high))
 
-    def phrase(self, train: str, test: str, **names: object) -> str:
-        """Return a phrasing of this task's split.
+    def wanted(self, things: Sequence[str], **names: object) -> str:
+        """Return a sentence that wants something in the file `$b`.
 
         Args:
-            train: Alternatives as `(a|b)`, and names as `$name`.
-            test: The same, other words.
+            things: Names for what is wanted, with `(a|b)` for alternatives and names as `$name`.
             **names: What the names stand for.
         """
-        text = train if self.split == "train" else test
-        while "(" in text and (found := _ALTERNATIVES.search(text)):
-            choice = self.one_of(found.group(1).split("|"))
-            text = text[: found.start()] + choice + text[found.end() :]
+        return self._say(_WANTED, things, names)
+
+    def ordered(self, actions: Sequence[str], **names: object) -> str:
+        """Return a sentence that wants something done; arguments as those of `wanted`."""
+        return self._say(_ORDERED, actions, names)
+
+    def _say(self, frames: Sequence[str], cores: Sequence[str], names: dict[str, object]) -> str:
+        """Put a core into a frame."""
+        frame, core = self.one_of(pairs(self.family, self.split, frames, cores))
+        text = self._alternatives(frame).replace("{core}", self._alternatives(core))
+        text = text[0].upper() + text[1:]
         for name in sorted(names, key=len, reverse=True):
             text = text.replace(f"${name}", str(names[name]))
+        return text
+
+    def _alternatives(self, text: str) -> str:
+        while found := _ALTERNATIVES.search(text):
+            choice = self.one_of(found.group(1).split("|"))
+            text = text[: found.start()] + choice + text[found.end() :]
         return text
 
     def distractors(self) -> dict[str, str]:
         """Return files that have nothing to do with the task."""
         return {self.file(): self.text(1, 4) for _ in range(self.number(0, 2))}
+
+
+def pairs(
+    family: str, split: Split, frames: Sequence[str], cores: Sequence[str]
+) -> list[tuple[str, str]]:
+    """Return the pairs of a frame and a core that tasks of a split may have.
+
+    A quarter of a family's pairs is in no training task of it; every frame and every core is in some.
+    """
+    shift = zlib.crc32(family.encode())
+    return [
+        (frame, core)
+        for f, frame in enumerate(frames)
+        for c, core in enumerate(cores)
+        if ((f + 3 * c + shift) % 4 == 0) == (split == "test")
+    ]

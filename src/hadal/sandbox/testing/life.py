@@ -101,15 +101,21 @@ def coming_back(make: MakeBox) -> None:
 
 @check()
 def coming_back_with_something_else(make: MakeBox) -> None:
-    """A command that differs from the recorded one is an error, not a guess."""
+    """A command that differs from the recorded one is an error, not a guess; a branch goes on otherwise."""
     trajectory = f"check-{uuid.uuid4().hex}"
     first = make(trajectory=trajectory)
     first.detach()
-    first.run("echo a")
-    with make(trajectory=trajectory) as again:
+    first.run("echo 1 >> /tmp/steps")
+    first.run("echo 2 >> /tmp/steps")
+    with make(trajectory=trajectory) as again, make() as branch:
+        again.run("echo 1 >> /tmp/steps")
         with expect(ReplayDivergedError) as caught:
-            again.run("echo b")
-        equal(caught.error.position, 1)
+            again.run("echo other >> /tmp/steps")
+        equal(caught.error.position, 2)
+        report = branch.replay(again.id, before=2)
+        equal((report.steps, report.same, report.compared_files), (1, True, 0))
+        branch.run("echo other >> /tmp/steps")
+        equal(branch.run("cat /tmp/steps").stdout, "1\nother\n")
 
 
 @check(Capability.FORK)

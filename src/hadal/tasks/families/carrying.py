@@ -18,17 +18,22 @@ def carry_choice(draw: Draw) -> Task:
     best = max(zip(numbers, names, strict=True))[1]
     rows = "".join(f"{n},{v}\n" for n, v in zip(names, numbers, strict=True))
     chores = [draw.file() for _ in range(draw.number(4, 6))]
-    first = draw.phrase(
-        "(Read $t, then delete it. Keep in mind which name has the largest number, (but do not tell me|I will ask later)."
-        "|Find out which name in $t has the largest number and remember it(| for later). Then delete $t.)",
-        "(In $t, see which name has the largest number and keep it in mind; delete $t afterwards.)",
+    first = draw.ordered(
+        (
+            "read $t, keep in mind which name has the largest number, and delete $t",
+            "find out which name in $t has the largest number, remember it for later, and delete $t",
+            "look at $t, keep the name with the largest number in mind, then remove $t",
+            "remember which name of $t has the largest number, but do not tell me, and delete $t",
+        ),
         t=table,
     )
-    last = draw.phrase(
-        "(Write|Put|Save) the name (that you kept in mind|that you remember|with the largest number) (into|in|to) $o.",
-        "Now put the name that you kept in mind into $o.",
-        o=out,
-    )
+    last = draw.wanted(
+        (
+            "the name that you kept in mind", "the name that you remember", "the name with the largest number",
+            "that name from the beginning",
+        ),
+        b=out,
+    )  # fmt: skip
 
     def solve() -> Solution:
         yield Call.bash(f"I read {table}.", f"cat {table}")
@@ -40,10 +45,13 @@ def carry_choice(draw: Draw) -> Task:
         yield Call.bash(f"I kept {best} in mind.", f"echo {best} > {out}")
         yield DONE
 
-    asked = (
-        draw.phrase("(Make|Create) an empty file $c.", "There must be an empty file $c.", c=c)
-        for c in chores
+    empty = (
+        "make an empty file $c",
+        "create the empty file $c",
+        "make a new file $c with nothing in it",
+        "touch $c",
     )
+    asked = (draw.ordered(empty, c=c) for c in chores)
     return Task(
         family=draw.family, level=6, seed=draw.seed, split=draw.split, files={table: rows},
         messages=(first, *asked, last), after={table: None, out: best} | dict.fromkeys(chores, ""), solve=solve,
@@ -60,18 +68,17 @@ def recall_fact(draw: Draw, distance: int = 0) -> Task:
     key, value, out = draw.word(), str(draw.number(1000, 9999)), draw.file("txt")
     words = distance or draw.one_of((20, 60, 150, 400))
     filler = " ".join(draw.lines(words // 2, words // 2))
-    told = draw.phrase(
-        "The (code|number) of $k is $v. (Remember|Keep) it.",
-        "Keep in mind: the number of $k is $v.",
-        k=key,
-        v=value,
-    )
-    asked = draw.phrase(
-        "(Write|Put|Save) the (code|number) of $k (into|in|to) $o.",
-        "I need the number of $k in $o.",
-        k=key,
-        o=out,
-    )
+    told = draw.ordered(
+        (
+            "keep in mind that the number of $k is $v", "remember that the number of $k is $v",
+            "note this: the number of $k is $v", "remember $v, the number of $k",
+        ),
+        k=key, v=value,
+    )  # fmt: skip
+    asked = draw.wanted(
+        ("the number of $k", "the number that I told you for $k", "what the number of $k is", "the number $k has"),
+        k=key, b=out,
+    )  # fmt: skip
 
     def solve() -> Solution:
         yield Answer("I keep it in mind.", "I keep it in mind.")

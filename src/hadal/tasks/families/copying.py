@@ -13,11 +13,13 @@ def run_command(draw: Draw) -> Task:
     command = f"echo {words} > {name}"
     if draw.chance(0.3):
         command = f"printf '%s\\n' {words} > {name}"
-    message = draw.phrase(
-        "(Run|Execute|Please run|Do|Type) (this|this command|the command|exactly this|the following): $c",
-        "(Have the shell run|Now execute exactly) this (one|line): $c",
+    message = draw.ordered(
+        (
+            "run this command: $c", "execute this: $c", "run exactly this: $c", "type this into the shell: $c",
+            "run the following line: $c", "execute the command $c",
+        ),
         c=command,
-    )
+    ).rstrip("?.")  # fmt: skip
     content = words if "echo" in command else words.replace(" ", "\n")
     return Task(
         family=draw.family, level=0, seed=draw.seed, split=draw.split, files=draw.distractors(),
@@ -29,12 +31,14 @@ def run_command(draw: Draw) -> Task:
 def create_file(draw: Draw) -> Task:
     """A file with a given content, for which the editor is the right tool."""
     name, line = draw.file(), draw.lines(1, 1)[0]
-    message = draw.phrase(
-        "(Create|Make|Write|Please create|Please make) (a file|the file|a new file) (called $n|named $n|$n) "
-        "(with the editor|using the editor) (that says|with the text|with the content|containing): $t",
-        "(Use the editor to make|With the editor, create) $n (holding|with) (the text|this content): $t",
+    message = draw.ordered(
+        (
+            "use the editor to create $n with the text: $t", "create $n with the editor, containing: $t",
+            "make a file $n with the editor that says: $t", "write a new file $n with the editor. Its content: $t",
+            "create a file called $n using the editor, with this text: $t",
+        ),
         n=name, t=line,
-    )  # fmt: skip
+    ).rstrip("?.")  # fmt: skip
     step = Call.edit(f"I create {name} with the editor.", "create", name, file_text=line + "\n")
     return Task(
         family=draw.family, level=0, seed=draw.seed, split=draw.split, files=draw.distractors(),

@@ -40,9 +40,11 @@ _NAMES = {
 
 
 def _message(draw: Draw, module: str, test: str) -> str:
-    return draw.phrase(
-        "(The test $t fails. Fix $m|Fix (the bug in |)$m so that $t passes|There is a bug in $m: $t fails. Fix it)(.|)",
-        "(Make $t pass by fixing $m.|Something is wrong in $m, as $t shows. Repair it.)",
+    return draw.ordered(
+        (
+            "fix $m so that $t passes", "fix the bug in $m that $t shows", "make $t pass by fixing $m",
+            "repair $m: the test $t fails", "find and fix the error in $m, for which $t fails",
+        ),
         m=module, t=test,
     )  # fmt: skip
 

@@ -25,9 +25,6 @@ __all__ = [
     "unique_lines",
 ]
 
-_INTO = "(into|in|to) $b"
-_WRITE = "(Write|Put|Save|Store)"
-
 
 def _task(
     draw: Draw, message: str, thought: str, command: str, files: Mapping[str, str],
@@ -44,13 +41,8 @@ def _task(
 def count_lines(draw: Draw) -> Task:
     """`wc -l`."""
     a, b, lines = draw.file(), draw.file("txt"), draw.lines(2, 12)
-    message = draw.phrase(
-        "(Count the lines of $a and (write|put|save) the number "
-        + _INTO
-        + f"|How many lines does $a have? {_WRITE} the number {_INTO}"
-        + f"|{_WRITE} the number of lines (of|in) $a {_INTO})(.|)",
-        "(Find out how many lines $a has, and put the number in $b.|I need the number of lines in $a. Save it to $b.)",
-        a=a, b=b,
+    message = draw.wanted(
+        ("the number of lines (of|in) $a", "how many lines $a has", "the line count of $a", "the count of the lines in $a"), a=a, b=b
     )  # fmt: skip
     text = "\n".join(lines) + "\n"
     return _task(
@@ -66,13 +58,8 @@ def count_lines(draw: Draw) -> Task:
 def count_words(draw: Draw) -> Task:
     """`wc -w`."""
     a, b, text = draw.file(), draw.file("txt"), draw.text(1, 5)
-    message = draw.phrase(
-        "(Count the words of $a and (write|put|save) the number "
-        + _INTO
-        + f"|How many words does $a have? {_WRITE} the number {_INTO}"
-        + f"|{_WRITE} the number of words (of|in) $a {_INTO})(.|)",
-        "(Find out how many words $a has, and put the number in $b.|I need the number of words in $a. Save it to $b.)",
-        a=a, b=b,
+    message = draw.wanted(
+        ("the number of words (of|in) $a", "how many words $a has", "the word count of $a", "the count of the words in $a"), a=a, b=b
     )  # fmt: skip
     return _task(
         draw,
@@ -97,11 +84,11 @@ def count_matches(draw: Draw) -> Task:
     """`grep -c`."""
     a, b = draw.file(), draw.file("txt")
     word, lines, found = _with_word(draw)
-    message = draw.phrase(
-        f"(How many lines of $a contain $w? {_WRITE} the number {_INTO}"
-        + f"|Count the lines of $a (with|that contain|containing) $w and (write|put|save) the number {_INTO}"
-        + f"|{_WRITE} the number of lines (with|that contain|containing) $w in $a {_INTO})(.|)",
-        "(Find out how many lines of $a contain $w, and put the number in $b.|Save to $b how many lines in $a contain $w.)",
+    message = draw.wanted(
+        (
+            "the number of lines (with|containing) $w in $a", "how many lines of $a contain $w",
+            "the count of the lines in $a that contain $w", "the number of lines in $a with $w in them",
+        ),
         a=a, b=b, w=word,
     )  # fmt: skip
     return _task(
@@ -114,11 +101,11 @@ def matching_lines(draw: Draw) -> Task:
     """`grep`."""
     a, b = draw.file(), draw.file("txt")
     word, lines, found = _with_word(draw)
-    message = draw.phrase(
-        f"(Find the lines of $a (with|that contain|containing) $w and (write|put|save) them {_INTO}"
-        + f"|{_WRITE} the lines of $a (with|that contain|containing) $w {_INTO}"
-        + f"|Which lines of $a contain $w? {_WRITE} them {_INTO})(.|)",
-        "(Search $a for the lines that contain $w, and put them in $b.|Save to $b the lines in $a containing $w.)",
+    message = draw.wanted(
+        (
+            "the lines (with|containing) $w in $a", "the lines of $a that contain $w",
+            "all lines in $a that have $w", "every line of $a with $w in it",
+        ),
         a=a, b=b, w=word,
     )  # fmt: skip
     return _task(
@@ -130,11 +117,11 @@ def matching_lines(draw: Draw) -> Task:
 def _ends(draw: Draw, which: str, tool: str) -> Task:
     a, b, lines = draw.file(), draw.file("txt"), draw.lines(6, 12)
     n = draw.number(2, 5)
-    message = draw.phrase(
-        f"({_WRITE} the {which} $n lines of $a {_INTO}"
-        f"|Take the {which} $n lines of $a and (write|put|save) them {_INTO}"
-        f"|(Copy|Get) the {which} $n lines (of|from) $a {_INTO})(.|)",
-        f"(I need the {which} $n lines of $a in $b.|From $a, save only the {which} $n lines to $b.)",
+    message = draw.wanted(
+        (
+            f"the {which} $n lines of $a", f"the {which} $n lines in $a", f"only the {which} $n lines from $a",
+            f"$n lines of $a, the {which} ones",
+        ),
         a=a, b=b, n=n,
     )  # fmt: skip
     kept = lines[:n] if tool == "head" else lines[-n:]
@@ -155,18 +142,11 @@ def last_lines(draw: Draw) -> Task:
 
 
 def _rewritten(
-    draw: Draw, verb: str, done: str, tool: str, lines: list[str], result: list[str]
+    draw: Draw, things: tuple[str, ...], done: str, tool: str, lines: list[str], result: list[str]
 ) -> Task:
     a, b = draw.file(), draw.file("txt")
-    message = draw.phrase(
-        f"({verb} the lines of $a and (write|put|save) (them|the result) {_INTO}"
-        f"|{_WRITE} the lines of $a {_INTO}, {done}"
-        f"|{_WRITE} the {done} lines of $a {_INTO})(.|)",
-        f"({verb} $a and save the result to $b.|I need the lines of $a {done} in $b.)",
-        a=a, b=b,
-    )  # fmt: skip
     return _task(
-        draw, message, f"I write the lines of {a} {done}.", f"{tool} {a} > {b}",
+        draw, draw.wanted(things, a=a, b=b), f"I write the lines of {a} {done}.", f"{tool} {a} > {b}",
         {a: "\n".join(lines) + "\n"}, {b: "\n".join(result)},
     )  # fmt: skip
 
@@ -174,30 +154,46 @@ def _rewritten(
 def sort_lines(draw: Draw) -> Task:
     """`sort`."""
     lines = draw.words(draw.number(3, 8))
-    return _rewritten(draw, "Sort", "sorted", "sort", lines, sorted(lines))
+    things = (
+        "the sorted lines of $a",
+        "the lines of $a in order",
+        "the lines of $a, sorted",
+        "$a sorted by line",
+    )
+    return _rewritten(draw, things, "sorted", "sort", lines, sorted(lines))
 
 
 def unique_lines(draw: Draw) -> Task:
     """`sort -u`."""
     words = draw.words(draw.number(2, 4))
     lines = draw.shuffled([w for w in words for _ in range(draw.number(1, 3))])
-    return _rewritten(
-        draw, "Sort and deduplicate", "sorted without duplicates", "sort -u", lines, sorted(words)
-    )
+    things = (
+        "the lines of $a sorted without duplicates", "the different lines of $a, sorted",
+        "each line of $a once, sorted", "the unique lines of $a in order",
+    )  # fmt: skip
+    return _rewritten(draw, things, "sorted, each once", "sort -u", lines, sorted(words))
 
 
 def reverse_lines(draw: Draw) -> Task:
     """`tac`: kept out of training."""
     lines = draw.words(draw.number(3, 6))
-    return _rewritten(draw, "Reverse", "in reverse order", "tac", lines, lines[::-1])
+    things = (
+        "the lines of $a in reverse order",
+        "the lines of $a reversed",
+        "$a with its last line first",
+        "$a backwards by line",
+    )
+    return _rewritten(draw, things, "in reverse order", "tac", lines, lines[::-1])
 
 
 def copy_file(draw: Draw) -> Task:
     """`cp`."""
     a, b, text = draw.file(), draw.file(), draw.text(1, 4)
-    message = draw.phrase(
-        "((Copy|Please copy) $a to $b|(Make|Create) a copy of $a (called|named) $b|Duplicate $a as $b)(.|)",
-        "(I need a copy of $a with the name $b.|Copy the file $a; call the copy $b.)",
+    message = draw.ordered(
+        (
+            "copy $a to $b", "make a copy of $a called $b", "duplicate $a as $b", "copy the file $a to the new file $b",
+            "create $b as a copy of $a",
+        ),
         a=a, b=b,
     )  # fmt: skip
     return _task(draw, message, f"I copy {a}.", f"cp {a} {b}", {a: text}, {b: text})
@@ -206,9 +202,11 @@ def copy_file(draw: Draw) -> Task:
 def move_file(draw: Draw) -> Task:
     """`mv`."""
     a, b, text = draw.file(), draw.file(), draw.text(1, 4)
-    message = draw.phrase(
-        "((Rename|Please rename) $a to $b|(Move|Please move) $a to $b|Change the name of $a to $b)(.|)",
-        "(The file $a is to be renamed to $b.|Give $a another name: $b.)",
+    message = draw.ordered(
+        (
+            "rename $a to $b", "move $a to $b", "change the name of $a to $b", "give $a the new name $b",
+            "rename the file $a; its new name is $b",
+        ),
         a=a, b=b,
     )  # fmt: skip
     return _task(draw, message, f"I rename {a}.", f"mv {a} {b}", {a: text}, {a: None, b: text})
@@ -217,20 +215,20 @@ def move_file(draw: Draw) -> Task:
 def remove_file(draw: Draw) -> Task:
     """`rm`."""
     a, text = draw.file(), draw.text(1, 4)
-    message = draw.phrase(
-        "((Delete|Remove|Please delete|Please remove) (the file |)$a|$a is not needed(| any more), (delete|remove) it)(.|)",
-        "(Get rid of $a: remove it.|The file $a must be deleted.)",
-        a=a,
-    )
+    message = draw.ordered(
+        ("delete $a", "remove $a", "delete the file $a", "remove the file $a", "get rid of $a"), a=a
+    )  # fmt: skip
     return _task(draw, message, f"I remove {a}.", f"rm {a}", {a: text}, {a: None})
 
 
 def make_folder(draw: Draw) -> Task:
     """`mkdir -p`."""
     a, b = draw.words(2)
-    message = draw.phrase(
-        "((Make|Create|Please make|Please create) (a|the) (directory|folder) $a/$b)(.|)",
-        "(I need a (directory|folder) $a/$b.|There must be a (directory|folder) called $a/$b: make it.)",
+    message = draw.ordered(
+        (
+            "make the (directory|folder) $a/$b", "create a (directory|folder) $a/$b",
+            "make a new (directory|folder) called $a/$b", "create $a/$b, a (directory|folder)",
+        ),
         a=a, b=b,
     )  # fmt: skip
     return _task(
@@ -247,11 +245,13 @@ def make_folder(draw: Draw) -> Task:
 def make_executable(draw: Draw) -> Task:
     """`chmod +x`."""
     a = draw.file("sh")
-    message = draw.phrase(
-        "((Make|Please make) $a executable|Change the mode of $a so that it (is|becomes) executable)(.|)",
-        "(The file $a must be executable: change its mode.|$a is to become executable.)",
+    message = draw.ordered(
+        (
+            "make $a executable", "change the mode of $a so that it is executable", "set the executable bit of $a",
+            "turn $a into an executable file", "allow $a to be executed",
+        ),
         a=a,
-    )
+    )  # fmt: skip
     return _task(
         draw,
         message,
@@ -266,11 +266,13 @@ def make_executable(draw: Draw) -> Task:
 def append_line(draw: Draw) -> Task:
     """`echo >>`."""
     a, text, line = draw.file(), draw.text(1, 4), draw.lines(1, 1)[0]
-    message = draw.phrase(
-        "((Append|Add) (the line|a line|this line) (at the end of|to) $a: $t)",
-        "(At the end of $a, add this line: $t|$a needs one more line at its end: $t)",
+    message = draw.ordered(
+        (
+            "append this line to $a: $t", "add this line at the end of $a: $t", "add one more line to $a: $t",
+            "put this line at the end of $a: $t", "extend $a by this line: $t",
+        ),
         a=a, t=line,
-    )  # fmt: skip
+    ).rstrip("?.")  # fmt: skip
     return _task(
         draw,
         message,
@@ -285,11 +287,11 @@ def list_files(draw: Draw) -> Task:
     """`ls`."""
     folder, b = draw.word(), draw.file("txt")
     names = [draw.file() for _ in range(draw.number(2, 5))]
-    message = draw.phrase(
-        f"(List the files (in|of) $f and (write|put|save) (the names|the list) {_INTO}"
-        f"|{_WRITE} the names of the files in $f {_INTO}"
-        f"|Which files are in $f? {_WRITE} (the names|the list) {_INTO})(.|)",
-        "(I need the names of the files of $f in $b.|Save to $b a list of the files in $f.)",
+    message = draw.wanted(
+        (
+            "the names of the files in $f", "a list of the files in $f", "the file names of the folder $f",
+            "the list of what is in $f",
+        ),
         f=folder, b=b,
     )  # fmt: skip
     files = {f"{folder}/{name}": "x\n" for name in names}

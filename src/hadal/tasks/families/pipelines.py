@@ -23,11 +23,11 @@ def most_frequent(draw: Draw) -> Task:
     words = draw.words(draw.number(2, 4))
     counts = [draw.number(3, 4), *(draw.number(1, 2) for _ in words[1:])]
     lines = draw.shuffled([w for w, n in zip(words, counts, strict=True) for _ in range(n)])
-    message = draw.phrase(
-        "((Which line is most frequent in $a|Which line does $a have most often)? (Write|Put|Save) it (into|in|to) $b"
-        "|(Write|Put|Save) the most frequent line of $a (into|in|to) $b"
-        "|Find the most frequent line of $a and (write|put|save) it (into|in|to) $b)(.|)",
-        "(I need the most frequent line of $a in $b.|Save to $b the line that is most frequent in $a.)",
+    message = draw.wanted(
+        (
+            "the most frequent line of $a", "the line that $a has most often", "the line which is most frequent in $a",
+            "the most common line in $a",
+        ),
         a=a, b=b,
     )  # fmt: skip
     return _task(
@@ -51,10 +51,11 @@ def column_of(draw: Draw) -> Task:
     a, b = draw.file("csv"), draw.file("txt")
     lines, rows = _table(draw)
     n = draw.number(1, len(rows[0]))
-    message = draw.phrase(
-        "((Write|Put|Save) column $n of $a, sorted, (into|in|to) $b"
-        "|(Take|Cut) column $n of $a, sort it and (write|put|save) it (into|in|to) $b)(.|)",
-        "(I need column $n of $a sorted in $b.|Sort column $n of $a and save only that to $b.)",
+    message = draw.wanted(
+        (
+            "column $n of $a, sorted", "the sorted column $n of $a", "column $n of the table $a in order",
+            "the values of column $n in $a, sorted",
+        ),
         a=a, b=b, n=n,
     )  # fmt: skip
     return _task(
@@ -69,10 +70,11 @@ def largest(draw: Draw) -> Task:
     numbers = draw.some(range(1, 1000), draw.number(4, 7))
     rows = [f"{draw.word()},{n}" for n in numbers]
     n = draw.number(1, 3)
-    message = draw.phrase(
-        "((Write|Put|Save) the $n rows of $a with the largest numbers (into|in|to) $b"
-        "|Find the $n rows of $a with the largest numbers and (write|put|save) them (into|in|to) $b)(.|)",
-        "(I need the $n rows of $a with the largest numbers in $b.|Save to $b the $n rows with the largest numbers in $a.)",
+    message = draw.wanted(
+        (
+            "the $n rows of $a with the largest numbers", "the $n rows with the largest numbers in $a",
+            "the top $n rows of $a by number", "those $n rows of $a that have the largest numbers",
+        ),
         a=a, b=b, n=n,
     )  # fmt: skip
     best = sorted(rows, key=lambda row: -int(row.partition(",")[2]))[:n]
@@ -88,10 +90,11 @@ def rows_of_day(draw: Draw) -> Task:
     days = [f"2026-{draw.number(1, 12):02}-{d:02}" for d in draw.some(range(1, 29), 3)]
     rows = sorted(f"{draw.one_of(days)} {line}" for line in draw.lines(4, 8))
     day = rows[draw.number(0, len(rows) - 1)][:10]
-    message = draw.phrase(
-        "((Write|Put|Save) the messages of $d in $a, without the date, (into|in|to) $b"
-        "|Find the messages of $d in $a and (write|put|save) them without the date (into|in|to) $b)(.|)",
-        "(I need the messages of $d from $a in $b, without the date.|Save to $b the messages of $d in $a without the date.)",
+    message = draw.wanted(
+        (
+            "the messages of $d in $a without the date", "what $a says for $d, without the date",
+            "the messages that $a has for $d, date removed", "all messages of $d from $a without their date",
+        ),
         a=a, b=b, d=day,
     )  # fmt: skip
     found = [row[11:] for row in rows if row.startswith(day)]

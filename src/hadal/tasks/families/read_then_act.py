@@ -11,11 +11,12 @@ def follow_pointer(draw: Draw) -> Task:
     """A file names the file that is to be copied."""
     pointer, target, out = draw.file(), draw.file(), draw.file("txt")
     text = draw.text(1, 3)
-    message = draw.phrase(
-        "($p (names|holds the name of) a file. Copy that file to $o"
-        "|Copy the file that $p names to $o"
-        "|Read $p: it names a file. (Copy that file|Make a copy of that file) (to|as) $o)(.|)",
-        "(In $p there is the name of a file; copy that file to $o.|$o must become a copy of the file named in $p.)",
+    message = draw.ordered(
+        (
+            "copy the file that $p names to $o", "read $p, which names a file, and copy that file to $o",
+            "look into $p for a file name and copy that file to $o", "make $o a copy of the file named in $p",
+            "find out which file $p names, and copy it to $o",
+        ),
         p=pointer, o=out,
     )  # fmt: skip
 
@@ -36,11 +37,13 @@ def remove_named(draw: Draw) -> Task:
     pointer = draw.file()
     names = [draw.file() for _ in range(draw.number(2, 4))]
     target = draw.one_of(names)
-    message = draw.phrase(
-        "(Delete|Remove) (the file that $p names|the file whose name is in $p|what $p names)(.|)",
-        "(Read $p, and remove the file that it names.|The file named in $p must be deleted.)",
+    message = draw.ordered(
+        (
+            "delete the file that $p names", "remove the file whose name is in $p", "read $p and delete the file that it names",
+            "look into $p for a file name and remove that file", "delete what $p names",
+        ),
         p=pointer,
-    )
+    )  # fmt: skip
 
     def solve() -> Solution:
         name = (yield Call.bash(f"I read {pointer} first.", f"cat {pointer}")).strip()
@@ -58,9 +61,12 @@ def rename_to_content(draw: Draw) -> Task:
     """A file says under which name another one is to go on."""
     pointer, old, new = draw.file(), draw.file(), draw.file()
     text = draw.text(1, 3)
-    message = draw.phrase(
-        "(Rename $a to the name in $p|Rename $a to (what|the name that) $p says|$p holds a name. Rename $a to it)(.|)",
-        "(The new name for $a is in $p: rename it.|Read $p and give $a the name that it holds.)",
+    message = draw.ordered(
+        (
+            "rename $a to the name in $p", "read $p, which holds a name, and rename $a to it",
+            "give $a the name that $p says", "look into $p for the new name of $a and rename it",
+            "rename $a as $p says",
+        ),
         a=old, p=pointer,
     )  # fmt: skip
 
@@ -88,10 +94,12 @@ def set_key(draw: Draw) -> Task:
     """A number in one file becomes a setting in another, with sed."""
     config, source = draw.file("ini"), draw.file("txt")
     lines, key, old, new = _settings(draw)
-    message = draw.phrase(
-        "(Set $k in $c to the number in $s|In $c, set $k to the number (in|from) $s"
-        "|(Read the number in|Take the number from) $s and set $k in $c to it)(.|)",
-        "(The value of $k in $c must be the number in $s.|$s holds a number; make it the value of $k in $c.)",
+    message = draw.ordered(
+        (
+            "set $k in $c to the number in $s", "read the number in $s and set $k in $c to it",
+            "take the number from $s and make it the value of $k in $c", "change $k in $c to the number that $s holds",
+            "make $k in $c equal to the number from $s",
+        ),
         k=key, c=config, s=source,
     )  # fmt: skip
 
@@ -112,10 +120,12 @@ def set_key_with_editor(draw: Draw) -> Task:
     """A setting is looked at, then changed with the editor."""
     config = draw.file("ini")
     lines, key, old, new = _settings(draw)
-    message = draw.phrase(
-        "((Change|Set) $k in $c to $n with the editor|With the editor, (change|set) $k (in|of) $c to $n"
-        "|Use the editor to (change|set) $k in $c to $n)(.|)",
-        "(Edit $c with the editor: $k must be $n.|$k in $c is to be $n. Use the editor.)",
+    message = draw.ordered(
+        (
+            "use the editor to set $k in $c to $n", "change $k in $c to $n with the editor",
+            "edit $c with the editor so that $k is $n", "open $c in the editor and set $k to $n",
+            "with the editor, make $n the value of $k in $c",
+        ),
         k=key, c=config, n=new,
     )  # fmt: skip
 

@@ -10,10 +10,11 @@ __all__ = ["missing_flag", "missing_folder", "not_executable", "wrong_place"]
 def not_executable(draw: Draw) -> Task:
     """Permission denied."""
     script, out, word = draw.file("sh"), draw.file("txt"), draw.word()
-    message = draw.phrase(
-        "((Run|Execute|Start) ./$s and (write|put|save) its output (into|in|to) $o"
-        "|(Write|Put|Save) the output of ./$s (into|in|to) $o)(.|)",
-        "(I need the output of ./$s in $o.|Start ./$s; its output must go to $o.)",
+    message = draw.ordered(
+        (
+            "run ./$s and write its output to $o", "execute ./$s and save the output in $o",
+            "write the output of ./$s to $o", "start ./$s and put what it says into $o", "save what ./$s prints to $o",
+        ),
         s=script, o=out,
     )  # fmt: skip
     broken = draw.chance(0.7)
@@ -38,9 +39,11 @@ def missing_folder(draw: Draw) -> Task:
     """No such directory."""
     a, folder, text = draw.file(), draw.word(), draw.text(1, 3)
     there = draw.chance(0.3)
-    message = draw.phrase(
-        "((Copy|Put a copy of) $a (into|to) $f/|Put a copy of $a (in|into) the (directory|folder) $f)(.|)",
-        "(A copy of $a must be in the (directory|folder) $f.|Copy the file $a; the copy goes into $f/.)",
+    message = draw.ordered(
+        (
+            "copy $a into $f/", "put a copy of $a into $f/", "copy the file $a into the (directory|folder) $f",
+            "make a copy of $a in the (directory|folder) $f", "place a copy of $a in $f/",
+        ),
         a=a, f=folder,
     )  # fmt: skip
     files = {**draw.distractors(), a: text} | ({f"{folder}/{draw.file()}": "x\n"} if there else {})
@@ -64,9 +67,11 @@ def wrong_place(draw: Draw) -> Task:
     folder = draw.word()
     hidden = draw.chance(0.7)
     place = f"{folder}/{a}" if hidden else a
-    message = draw.phrase(
-        "((Copy|Find and copy) $a to $o|(Make|Create) a copy of $a (called|named) $o, wherever it is)(.|)",
-        "(Somewhere there is a file $a. Copy it to $o.|Copy $a, wherever it is, to $o.)",
+    message = draw.ordered(
+        (
+            "copy $a, wherever it is, to $o", "find $a and copy it to $o", "look for $a and make a copy of it called $o",
+            "search for $a and copy it to $o", "make $o a copy of $a, which is somewhere here",
+        ),
         a=a, o=out,
     )  # fmt: skip
 
@@ -93,9 +98,11 @@ def missing_flag(draw: Draw) -> Task:
         f'if [ "$1" != --{flag} ]; then echo "usage: {script} --{flag} {value}"; exit 2; fi\n'
         f'echo "$2" > {out}\n'
     )
-    message = draw.phrase(
-        "((Run|Execute|Start) ./$s; it (makes|writes) $o|Make $o with ./$s|Let ./$s (make|write) $o)(.|)",
-        "(The program ./$s is to make $o.|$o is written by ./$s: run it.)",
+    message = draw.ordered(
+        (
+            "run ./$s, which makes $o", "make $o with ./$s", "let ./$s write $o", "use ./$s to make $o",
+            "execute ./$s so that it writes $o",
+        ),
         s=script, o=out,
     )  # fmt: skip
 
