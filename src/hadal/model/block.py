@@ -36,7 +36,7 @@ class Block(nn.Module):
                 parameter = nn.Parameter(torch.zeros(shape, dtype=torch.float32))
                 self.register_parameter(f"hc_{site}_{name}", parameter)
 
-    def _mixture(self, site: str, streams_TMD: Tensor, *, fast: bool) -> mhc.Mixture:
+    def _mixture(self, site: str, streams_TMD: Tensor, *, fast: bool = False) -> mhc.Mixture:
         fn, base, scale = (getattr(self, f"hc_{site}_{n}") for n in ("fn", "base", "scale"))
         balance = training_sinkhorn if fast else mhc.sinkhorn
         return mhc.mixture(streams_TMD, fn, base, scale, self.config, balance)

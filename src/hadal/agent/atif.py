@@ -1,0 +1,140 @@
+"""A run as ATIF v1.8, the trajectory format of Harbor: for its viewer and for trainers (ecosystem 1.2).
+
+Prompt ids are those that the model saw in that turn, all of them; where the harness spoke for the user, the
+step says so.
+"""
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from hadal import __version__
+from hadal.agent.stop import Ending, StopReason
+
+__all__ = ["ATIF_VERSION", "to_atif"]
+
+ATIF_VERSION: Final = "ATIF-v1.8"
+
+
+def to_atif(
+    events: Sequence[dict[str, Any]], session_id: str, *, model_name: str | None = None
+) -> dict[str, Any]:
+    """Return a run as one JSON object.
+
+    Args:
+        events: Of its journal; it may still go on.
+        session_id: What it is called.
+        model_name: Of the model, if it is known.
+    """
+    writer = _Writer(model_name)
+    for event in events:
+        writer.take(event)
+    start = writer.start or {"system": "", "tools": []}
+    agent = {"name": "hadal", "version": __version__, "tool_definitions": start["tools"]}
+    if model_name is not None:
+        agent["model_name"] = model_name
+    return {
+        "schema_version": ATIF_VERSION,
+        "session_id": session_id,
+        "agent": agent,
+        "steps": writer.steps,
+        "final_metrics": writer.totals(),
+        "extra": writer.extra,
+    }
+
+
+class _Writer:
+    """Turns events into steps, one after the other."""
+
+    def __init__(self, model_name: str | None) -> None:
+        self.steps: list[dict[str, Any]] = []
+        self.start: dict[str, Any] | None = None
+        self.extra: dict[str, Any] = {}
+        self._model_name = model_name
+        self._ids: list[int] = []
+        self._reply: list[int] = []
+        self._open: dict[str, dict[str, Any]] = {}
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Take an event in."""
+        match event["kind"]:
+            case "start":
+                self.start = event
+                self._step(event, "system", event["system"])
+            case "user":
+                step = self._step(event, "user", event["text"])
+                if event.get("by", "user") != "user":
+                    step["extra"] = {"by": event["by"]}
+            case "prompt":
+                self._ids = list(event["ids"]) if event["anew"] else self._ids + event["ids"]
+                self._reply = []
+            case "tokens":
+                self._reply += event["ids"]
+            case "reply":
+                self._take_reply(event)
+            case "result":
+                self._take_result(event)
+            case "box":
+                self.extra["box"] = event["id"]
+            case "end":
+                ending = Ending(StopReason(event["reason"]), event["text"])
+                self.extra |= {"stop_reason": ending.reason, "outcome": ending.outcome}
+            case "score":
+                self.extra["score"] = event["score"]
+            case _:
+                pass
+
+    def _step(self, event: dict[str, Any], source: str, message: str) -> dict[str, Any]:
+        at = datetime.fromtimestamp(event["at"] / 1e9, UTC).isoformat().replace("+00:00", "Z")
+        step = {
+            "step_id": len(self.steps) + 1,
+            "timestamp": at,
+            "source": source,
+            "message": message,
+        }
+        self.steps.append(step)
+        return step
+
+    def _take_reply(self, event: dict[str, Any]) -> None:
+        said = event["message"]
+        step = self._step(event, "agent", said["content"])
+        if said["reasoning"]:
+            step["reasoning_content"] = said["reasoning"]
+        if said["calls"]:
+            step["tool_calls"] = [
+                {"tool_call_id": call, "function_name": name, "arguments": json.loads(arguments)}
+                for call, name, arguments in said["calls"]
+            ]
+            step["observation"] = {"results": []}
+            self._open = dict.fromkeys((call for call, _, _ in said["calls"]), step)
+        metrics: dict[str, Any] = {
+            "prompt_tokens": len(self._ids), "completion_tokens": len(self._reply),
+            "prompt_token_ids": self._ids, "completion_token_ids": self._reply,
+        }  # fmt: skip
+        if event["cached_tokens"] is not None:
+            metrics["cached_tokens"] = event["cached_tokens"]
+        step |= {"metrics": metrics, "llm_call_count": 1}
+        step["extra"] = {k: event[k] for k in ("termination", "problems", "seconds", "bad")}
+        self._ids = [*self._ids, *self._reply]
+
+    def _take_result(self, event: dict[str, Any]) -> None:
+        step = self._open[event["call"]]
+        fields = ("failed", "exit_code", "step", "full_text", "seconds")
+        step["observation"]["results"].append(
+            {
+                "source_call_id": event["call"],
+                "content": event["text"],
+                "extra": {key: event[key] for key in fields if event.get(key) is not None},
+            }
+        )
+
+    def totals(self) -> dict[str, Any]:
+        """Return the sums over all steps."""
+        metrics = [step["metrics"] for step in self.steps if "metrics" in step]
+        return {
+            "total_prompt_tokens": sum(m["prompt_tokens"] for m in metrics),
+            "total_completion_tokens": sum(m["completion_tokens"] for m in metrics),
+            "total_cached_tokens": sum(m.get("cached_tokens", 0) for m in metrics),
+            "total_steps": len(self.steps),
+        }
