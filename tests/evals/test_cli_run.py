@@ -63,3 +63,18 @@ def test_usage(tmp_path, arguments, said):
     done = hadal("run", *arguments, "--model", tmp_path, "--runs", tmp_path)
     assert done.returncode == 2
     assert said in done.stderr
+
+
+def test_runs(node, checkpoint, tmp_path):
+    model = ("--model", checkpoint, "--generation", "v4")
+    hadal("run", "Say hello.", *model, "--runs", tmp_path, "--window", 1500, "--seed", 1)
+    where = ("--runs", tmp_path)
+    [row] = [json.loads(line) for line in hadal("runs", "ls", *where, "--json").stdout.splitlines()]
+    assert row["task"] == "Say hello."
+    assert row["state"] in hadal("runs", "ls", *where).stdout
+    assert "user: Say hello." in hadal("runs", "show", row["id"], *where).stdout
+    exported = json.loads(hadal("runs", "export", row["id"], *where).stdout)
+    assert exported["schema_version"] == "ATIF-v1.8"
+    assert exported["extra"]["stop_reason"] == row["state"]
+    missing = hadal("runs", "show", "nothing", *where)
+    assert (missing.returncode, "there is no run nothing" in missing.stderr) == (2, True)

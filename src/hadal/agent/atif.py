@@ -18,16 +18,18 @@ ATIF_VERSION: Final = "ATIF-v1.8"
 
 
 def to_atif(
-    events: Sequence[dict[str, Any]], session_id: str, *, model_name: str | None = None
-) -> dict[str, Any]:
+    events: Sequence[dict[str, Any]], session_id: str, *, model_name: str | None = None,
+    token_ids: bool = True,
+) -> dict[str, Any]:  # fmt: skip
     """Return a run as one JSON object.
 
     Args:
         events: Of its journal; it may still go on.
         session_id: What it is called.
         model_name: Of the model, if it is known.
+        token_ids: Put in the ids of every prompt, which grow with the square of the turns.
     """
-    writer = _Writer(model_name)
+    writer = _Writer(token_ids=token_ids)
     for event in events:
         writer.take(event)
     start = writer.start or {"system": "", "tools": []}
@@ -47,11 +49,11 @@ def to_atif(
 class _Writer:
     """Turns events into steps, one after the other."""
 
-    def __init__(self, model_name: str | None) -> None:
+    def __init__(self, *, token_ids: bool) -> None:
         self.steps: list[dict[str, Any]] = []
         self.start: dict[str, Any] | None = None
         self.extra: dict[str, Any] = {}
-        self._model_name = model_name
+        self._token_ids = token_ids
         self._ids: list[int] = []
         self._reply: list[int] = []
         self._open: dict[str, dict[str, Any]] = {}
@@ -110,8 +112,9 @@ class _Writer:
             self._open = dict.fromkeys((call for call, _, _ in said["calls"]), step)
         metrics: dict[str, Any] = {
             "prompt_tokens": len(self._ids), "completion_tokens": len(self._reply),
-            "prompt_token_ids": self._ids, "completion_token_ids": self._reply,
         }  # fmt: skip
+        if self._token_ids:
+            metrics |= {"prompt_token_ids": self._ids, "completion_token_ids": self._reply}
         if event["cached_tokens"] is not None:
             metrics["cached_tokens"] = event["cached_tokens"]
         step |= {"metrics": metrics, "llm_call_count": 1}

@@ -23,7 +23,9 @@ from hadal.cli import (
     node,
     replay,
     run,
+    runs,
     serve,
+    view,
 )
 from hadal.errors import ConfigError, EncodingError, HadalError, InputError
 
@@ -49,6 +51,8 @@ app.command(encoding.encode)
 app.command(encoding.decode)
 app.command(demo.demo)
 app.command(run.run)
+app.command(runs.app)
+app.command(view.view)
 app.command(serve.serve)
 app.command(chat.chat)
 app.command(replay.replay)

@@ -1,0 +1,69 @@
+"""The page over HTTP, on this machine only unless told otherwise."""
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from hadal.errors import ConfigError, StorageError
+from hadal.view.run_files import RunFiles
+from hadal.view.single_page import page_file, single_page
+
+__all__ = ["build_app"]
+
+_KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
+_HEADERS = {
+    "content-security-policy": "default-src 'self'; style-src 'self'; script-src 'self'; base-uri 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
+
+
+def build_app(files: RunFiles) -> Starlette:
+    """Return the application.
+
+    Args:
+        files: The runs to show.
+    """
+
+    def page(request: Request) -> Response:
+        name = request.path_params.get("name") or "index.html"
+        kind = _KINDS.get(name.rpartition(".")[2])
+        if kind is None or "/" in name:
+            raise HTTPException(404)
+        try:
+            return Response(page_file(name), media_type=kind, headers=_HEADERS)
+        except FileNotFoundError:
+            raise HTTPException(404) from None
+
+    def list_runs(_: Request) -> Response:
+        return JSONResponse(files.rows(), headers=_HEADERS)
+
+    def one_run(request: Request) -> Response:
+        return JSONResponse(_whole(files, request), headers=_HEADERS)
+
+    def export(request: Request) -> Response:
+        return HTMLResponse(single_page(_whole(files, request)))
+
+    return Starlette(
+        routes=[
+            Route("/api/runs", list_runs),
+            Route("/api/runs/{run}", one_run),
+            Route("/export/{run}.html", export),
+            Route("/{name:path}", page),
+        ],
+        middleware=[Middleware(GZipMiddleware, minimum_size=1000)],
+    )
+
+
+def _whole(files: RunFiles, request: Request) -> "dict[str, object]":
+    try:
+        return files.whole(request.path_params["run"])
+    except ConfigError as error:
+        raise HTTPException(404, error.message) from error
+    except StorageError as error:
+        raise HTTPException(500, error.message) from error

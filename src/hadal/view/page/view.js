@@ -1,0 +1,255 @@
+// The page of runs. Everything that a run says is text, and is put into the page as text, never as markup.
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+const embedded = document.getElementById("embedded");
+let runs = [], current = null, run = null, place = 0, timer = null;
+
+function element(tag, className, text) {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+const number = (n) => n.toLocaleString("en");
+const seconds = (s) => (s < 10 ? s.toFixed(2) : s.toFixed(0)) + " s";
+
+// --- list ---
+
+function matches(row) {
+  const wanted = $("outcome").value, text = $("filter").value.toLowerCase();
+  const is = { solved: row.score === 1, unsolved: row.score === 0, running: row.outcome === null };
+  if (wanted && !(wanted in is ? is[wanted] : row.outcome === wanted)) return false;
+  return !text || `${row.id} ${row.task} ${row.state}`.toLowerCase().includes(text);
+}
+
+function colour(row) {
+  if (row.outcome === "void") return "void";
+  if (row.score === 1) return "good";
+  return row.outcome === "failed" || row.score === 0 ? "bad" : "dim";
+}
+
+function showList() {
+  const shown = runs.filter(matches);
+  $("count").textContent = `${number(shown.length)} of ${number(runs.length)}`;
+  $("runs").replaceChildren(...shown.map((row) => {
+    const item = element("li");
+    item.setAttribute("role", "option");
+    item.setAttribute("aria-selected", String(row.id === current));
+    item.append(element("div", "what", row.task || row.id));
+    const facts = element("div", "dim");
+    const score = row.score === null ? "" : row.score === 1 ? " · solved" : " · not solved";
+    facts.append(element("span", colour(row), row.state + score));
+    facts.append(` · ${row.turns} turns · ${number(row.tokens)} tokens · ${row.id}`);
+    item.append(facts);
+    item.onclick = () => { location.hash = `#/${row.id}`; };
+    return item;
+  }));
+}
+
+async function loadList() {
+  runs = await (await fetch("api/runs")).json();
+  showList();
+}
+
+// --- one run ---
+
+function title(steps) {
+  return (steps.find((s) => s.source === "user") || { message: "" }).message;
+}
+
+function showFacts() {
+  const { extra, final_metrics: sums, steps } = run;
+  $("title").textContent = title(steps) || current;
+  const turns = steps.filter((s) => s.source === "agent");
+  const model = turns.reduce((t, s) => t + s.extra.seconds, 0);
+  const results = turns.flatMap((s) => (s.observation || { results: [] }).results);
+  const tools = results.reduce((t, r) => t + (r.extra.seconds || 0), 0);
+  const score = extra.score === undefined ? "" : extra.score === null ? ", void" : extra.score ? ", solved" : ", not solved";
+  const facts = [
+    `${extra.stop_reason || "running"}${score}`, `${turns.length} turns`,
+    `${number(sums.total_prompt_tokens)} prompt tokens, ${number(sums.total_cached_tokens)} of them cached`,
+    `${number(sums.total_completion_tokens)} said`, `model ${seconds(model)}, tools ${seconds(tools)}`,
+  ];
+  if (extra.box) facts.push(`box ${extra.box}`);
+  $("facts").replaceChildren(...facts.map((f) => element("span", "", f)));
+  showContext(turns);
+}
+
+function showContext(turns) {
+  const most = Math.max(1, ...turns.map((s) => s.metrics.prompt_tokens + s.metrics.completion_tokens));
+  const picture = $("context"), make = (n) => document.createElementNS("http://www.w3.org/2000/svg", n);
+  picture.setAttribute("viewBox", `0 0 ${Math.max(1, turns.length)} 100`);
+  picture.setAttribute("preserveAspectRatio", "none");
+  picture.replaceChildren(...turns.flatMap((step, at) => {
+    const whole = 100 * (step.metrics.prompt_tokens + step.metrics.completion_tokens) / most;
+    const cached = 100 * (step.metrics.cached_tokens || 0) / most;
+    return [[whole, ""], [cached, "cached"]].map(([height, kind]) => {
+      const bar = make("rect");
+      for (const [k, v] of Object.entries({ x: at + 0.05, y: 100 - height, width: 0.9, height })) bar.setAttribute(k, v);
+      if (kind) bar.setAttribute("class", kind);
+      const tip = make("title");
+      tip.textContent = `turn ${at + 1}: ${number(step.metrics.prompt_tokens)} tokens, ${number(step.metrics.cached_tokens || 0)} cached`;
+      bar.append(tip);
+      return bar;
+    });
+  }));
+}
+
+function marked(text, into) {
+  const wanted = $("search").value;
+  if (!wanted) { into.append(text); return into; }
+  const low = text.toLowerCase(), key = wanted.toLowerCase();
+  let from = 0;
+  for (let at = low.indexOf(key); at >= 0; at = low.indexOf(key, from)) {
+    into.append(text.slice(from, at), element("mark", "", text.slice(at, at + key.length)));
+    from = at + key.length;
+  }
+  into.append(text.slice(from));
+  return into;
+}
+
+function showCall(call) {
+  const name = call.function_name, given = call.arguments;
+  if (name === "bash" && typeof given.command === "string") return marked(`$ ${given.command}`, element("pre"));
+  if (typeof given.old_str === "string") {
+    const shown = element("pre", "", `${given.command} ${given.path}\n`);
+    for (const line of given.old_str.split("\n")) shown.append(element("span", "drop", `- ${line}`));
+    for (const line of (given.new_str || "").split("\n")) shown.append(element("span", "add", `+ ${line}`));
+    return shown;
+  }
+  return marked(`${name} ${JSON.stringify(given, null, 1)}`, element("pre"));
+}
+
+function showResult(result) {
+  const shown = element("div"), extra = result.extra || {};
+  shown.append(marked(result.content || "", element("pre")));
+  const facts = [];
+  if (extra.exit_code !== undefined) facts.push(`exit code ${extra.exit_code}`);
+  if (extra.seconds !== undefined) facts.push(seconds(extra.seconds));
+  if (extra.full_text) facts.push(`cut; all of it: ${extra.full_text}`);
+  shown.append(element("div", extra.failed ? "bad" : "dim", facts.join(" · ")));
+  return shown;
+}
+
+function showStep(step) {
+  const failed = step.observation && step.observation.results.some((r) => r.extra.failed);
+  const shown = element("section", `step ${step.source}${failed ? " failed" : ""}`);
+  shown.id = `step-${step.step_id}`;
+  const head = element("div", "head");
+  const link = element("a", "", `#${step.step_id}`);
+  link.href = `#/${current}/${step.step_id}`;
+  const who = step.extra && step.extra.by ? step.extra.by : step.source;
+  head.append(link, element("span", "who", who), element("span", "", (step.timestamp || "").slice(11, 19)));
+  if (step.metrics) {
+    const m = step.metrics;
+    head.append(element("span", "", `${number(m.prompt_tokens)} in (${number(m.cached_tokens || 0)} cached), ${number(m.completion_tokens)} out`));
+    head.append(element("span", "", seconds(step.extra.seconds)));
+    if (step.extra.bad) head.append(element("span", "bad", step.extra.bad));
+  }
+  shown.append(head);
+  if (step.reasoning_content) shown.append(marked(step.reasoning_content, element("div", "thought")));
+  if (step.source === "system") {
+    const more = element("details");
+    more.append(element("summary", "", "instructions"), marked(step.message, element("pre")));
+    shown.append(more);
+  } else if (step.message) shown.append(marked(step.message, element("div", "said")));
+  for (const problem of (step.extra && step.extra.problems) || []) shown.append(element("div", "void", problem));
+  const results = new Map(((step.observation || {}).results || []).map((r) => [r.source_call_id, r]));
+  for (const call of step.tool_calls || []) {
+    shown.append(showCall(call));
+    const result = results.get(call.tool_call_id);
+    shown.append(result ? showResult(result) : element("div", "dim", "running"));
+  }
+  return shown;
+}
+
+function textOf(step) {
+  return [step.message, step.reasoning_content, ...(step.tool_calls || []).map((c) => JSON.stringify(c.arguments)),
+    ...((step.observation || {}).results || []).map((r) => r.content)].join("\n").toLowerCase();
+}
+
+function showSteps() {
+  const wanted = $("search").value.toLowerCase();
+  const steps = wanted ? run.steps.filter((s) => textOf(s).includes(wanted)) : run.steps;
+  $("found").textContent = wanted ? `${number(steps.length)} of ${number(run.steps.length)} steps` : `${number(run.steps.length)} steps`;
+  $("steps").replaceChildren(...steps.map(showStep));
+}
+
+/** Put what is new into the page; steps that were there stay, so that nobody loses their place. */
+function update(next) {
+  const same = run && !$("search").value ? Math.max(0, run.steps.length - 1) : 0;
+  const follows = $("steps").scrollTop + $("steps").clientHeight > $("steps").scrollHeight - 40;
+  run = next;
+  showFacts();
+  if (!same) showSteps();
+  else {
+    const last = $("steps").children[same];
+    if (last) last.remove();
+    $("steps").append(...run.steps.slice(same).map(showStep));
+    $("found").textContent = `${number(run.steps.length)} steps`;
+    if (follows) $("steps").scrollTop = $("steps").scrollHeight;
+  }
+}
+
+async function follow() {
+  const asked = current;
+  const reply = await fetch(`api/runs/${encodeURIComponent(asked)}`);
+  if (!reply.ok || asked !== current) return;
+  update(await reply.json());
+  if (!run.extra.stop_reason) timer = setTimeout(follow, 1000);
+}
+
+function go(to) {
+  const steps = [...$("steps").children];
+  if (!steps.length) return;
+  place = Math.min(Math.max(to, 0), steps.length - 1);
+  steps.forEach((s, at) => s.classList.toggle("current", at === place));
+  steps[place].scrollIntoView({ block: "nearest" });
+}
+
+async function open() {
+  const [, id, step] = decodeURIComponent(location.hash).split("/");
+  if (!id) return;
+  if (id !== current) {
+    clearTimeout(timer);
+    [current, run, place] = [id, null, 0];
+    $("search").value = "";
+    $("save").hidden = Boolean(embedded);
+    $("save").href = `export/${encodeURIComponent(id)}.html`;
+    if (embedded) update(JSON.parse(embedded.textContent));
+    else { showList(); await follow(); }
+    $("steps").scrollTop = 0;
+  }
+  if (step) go($("steps").querySelectorAll(".step").length ? [...$("steps").children].findIndex((s) => s.id === `step-${step}`) : 0);
+}
+
+// --- keys and start ---
+
+function changeTheme() {
+  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  const now = document.documentElement.dataset.theme || (dark ? "dark" : "light");
+  document.documentElement.dataset.theme = now === "dark" ? "light" : "dark";
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.target.matches("input, select")) {
+    if (event.key === "Escape") event.target.blur();
+    return;
+  }
+  const keys = { j: () => go(place + 1), k: () => go(place - 1), "/": () => $("search").focus(), t: changeTheme };
+  if (keys[event.key] && !event.ctrlKey && !event.metaKey) { event.preventDefault(); keys[event.key](); }
+});
+$("theme").onclick = changeTheme;
+$("filter").oninput = $("outcome").onchange = showList;
+$("search").oninput = () => run && showSteps();
+addEventListener("hashchange", open);
+if (embedded) {
+  document.body.classList.add("single");
+  if (!location.hash) location.hash = `#/${embedded.dataset.run}`;
+  open();
+} else {
+  loadList().then(open);
+  setInterval(loadList, 3000);
+}

@@ -1,0 +1,95 @@
+"""Runs in a folder: what the list says of each, and one of them whole."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hadal.agent import Trajectory, read_events
+from hadal.agent.atif import to_atif
+from hadal.errors import ConfigError, StorageError
+
+__all__ = ["RunFiles"]
+
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+
+
+class RunFiles:
+    """The journals of a folder. A row is read again only when its file has changed.
+
+    Args:
+        folder: With `*.jsonl` in it.
+
+    Raises:
+        ConfigError: There is no such folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise ConfigError(
+                f"there is no folder {folder}",
+                hint="hadal run makes one; or name another with its path",
+            )
+        self._folder = folder
+        self._rows: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return what the list says, the newest first; a journal that cannot be read says why."""
+        found: list[tuple[int, dict[str, Any]]] = []
+        for path in self._folder.glob("*.jsonl"):
+            try:
+                stat = path.stat()
+            except FileNotFoundError:
+                continue  # it went while we looked
+            version = (stat.st_mtime_ns, stat.st_size)
+            known = self._rows.get(path.stem)
+            if known is None or known[0] != version:
+                known = self._rows[path.stem] = (version, _row(path))
+            found.append((stat.st_mtime_ns, known[1]))
+        return [row for _, row in sorted(found, key=lambda pair: -pair[0])]
+
+    def whole(self, run: str) -> dict[str, Any]:
+        """Return a run as ATIF, without token ids: they grow with the square of the turns.
+
+        Raises:
+            ConfigError: There is no such run.
+            StorageError: It cannot be read.
+        """
+        path = self._folder / f"{run}.jsonl"
+        if not _NAME.fullmatch(run) or not path.is_file():
+            raise ConfigError(f"there is no run {run!r}")
+        return to_atif(read_events(path), run, token_ids=False)
+
+
+def _row(path: Path) -> dict[str, Any]:
+    try:
+        events = read_events(path)
+    except StorageError as error:
+        return _fields(path.stem, error.message, "void", None, 0, 0, path.stem)
+    trajectory = Trajectory.of(events)
+    ending = trajectory.ending
+    score = next((e["score"] for e in reversed(events) if e["kind"] == "score"), None)
+    return _fields(
+        path.stem, "running" if ending is None else str(ending.reason),
+        None if ending is None else str(ending.outcome), score, trajectory.turns, len(trajectory.ids),
+        _task(events),
+    )  # fmt: skip
+
+
+def _fields(
+    name: str,
+    state: str,
+    outcome: str | None,
+    score: int | None,
+    turns: int,
+    tokens: int,
+    task: str,
+) -> dict[str, Any]:
+    return {
+        "id": name, "state": state, "outcome": outcome, "score": score, "turns": turns, "tokens": tokens,
+        "task": task[:500],
+    }  # fmt: skip
+
+
+def _task(events: Sequence[dict[str, Any]]) -> str:
+    return next((e["text"] for e in events if e["kind"] == "user"), "")

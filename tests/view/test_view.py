@@ -1,0 +1,127 @@
+"""The page: what it lists and shows, and that nothing a run says becomes markup or a path."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from hadal.agent import Journal
+from hadal.errors import ConfigError
+from hadal.view import RunFiles, build_app, single_page
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+
+
+def write_run(path, *, turns=1, text="Do it.", ends=True, result="ok"):
+    with Journal(path) as journal:
+        journal.append("start", version=1, system="System.", mode="thinking", tools=[])
+        journal.append("user", text=text)
+        for turn in range(turns):
+            journal.append("prompt", ids=list(range(10)), anew=False)
+            journal.append("tokens", ids=[1, 2, 3])
+            call = [f"call_{turn}", "bash", json.dumps({"command": f"echo {turn}"})]
+            message = {"content": "", "reasoning": f"thought {turn}", "calls": [call]}
+            journal.append("reply", message=message, bad=None, problem="", termination="tool_calls",
+                           problems=[], seconds=0.5, cached_tokens=4)  # fmt: skip
+            journal.append("call", call=call[0], name="bash")
+            journal.append("result", call=call[0], text=result, failed=False, exit_code=0, step=turn + 1,
+                           full_text=None, seconds=0.1)  # fmt: skip
+        if ends:
+            journal.append("end", reason="done", text="done")
+            journal.append("score", score=1, detail="")
+
+
+@pytest.fixture
+def client(tmp_path):
+    write_run(tmp_path / "one.jsonl", turns=3, text=HOSTILE, result=HOSTILE)
+    write_run(tmp_path / "two.jsonl", ends=False)
+    (tmp_path / "broken.jsonl").write_bytes(b"nonsense\n")
+    return TestClient(build_app(RunFiles(tmp_path)))
+
+
+def test_list(client):
+    rows = {row["id"]: row for row in client.get("/api/runs").json()}
+    assert rows["one"] | {"task": ""} == {
+        "id": "one", "state": "done", "outcome": "scored", "score": 1, "turns": 3, "tokens": 39, "task": "",
+    }  # fmt: skip
+    assert (rows["two"]["state"], rows["two"]["outcome"]) == ("running", None)
+    assert (rows["broken"]["outcome"], "damaged at line 1" in rows["broken"]["state"]) == (
+        "void",
+        True,
+    )
+
+
+def test_a_row_follows_its_file(tmp_path):
+    write_run(tmp_path / "a.jsonl", ends=False)
+    files = RunFiles(tmp_path)
+    assert files.rows()[0]["state"] == "running"
+    with Journal(tmp_path / "a.jsonl") as journal:
+        journal.append("end", reason="max_turns", text="")
+    assert files.rows()[0]["state"] == "max_turns"
+    (tmp_path / "a.jsonl").unlink()
+    assert files.rows() == []
+
+
+def test_one_run(client):
+    found = client.get("/api/runs/one").json()
+    assert [s["source"] for s in found["steps"]] == ["system", "user", "agent", "agent", "agent"]
+    assert "prompt_token_ids" not in found["steps"][2]["metrics"]
+    assert found["steps"][2]["observation"]["results"][0]["content"] == HOSTILE
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/runs/nothing", "/api/runs/..%2Fone", "/api/runs/.hidden", "/export/nothing.html",
+             "/../app.py", "/page/view.js", "/view.py", "/nothing.js"],
+)  # fmt: skip
+def test_nothing_else_is_served(client, path):
+    assert client.get(path).status_code == 404
+
+
+def test_a_broken_journal_is_an_error_with_its_reason(client):
+    reply = client.get("/api/runs/broken")
+    assert (reply.status_code, "damaged" in reply.text) == (500, True)
+
+
+def test_the_page_loads_nothing_from_elsewhere(client):
+    for path in ("/", "/view.css", "/view.js"):
+        reply = client.get(path)
+        assert reply.status_code == 200
+        assert "default-src 'self'" in reply.headers["content-security-policy"]
+        assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", reply.text)
+    assert "innerHTML" not in client.get("/view.js").text
+
+
+def test_one_file_holds_it_all(client, tmp_path):
+    page = client.get("/export/one.html").text
+    assert "view.css" not in page
+    assert page.count("<script") == 2
+    assert HOSTILE not in page
+    data = re.search(r'id="embedded" data-run="one">(.*?)</script>', page, re.DOTALL).group(1)
+    assert json.loads(data) == client.get("/api/runs/one").json()
+    assert single_page({"session_id": '"><b>', "steps": []}).count("<b>") == 0
+
+
+def test_command_line(tmp_path):
+    program = Path(sys.executable).with_name("hadal")
+
+    def hadal(*arguments):
+        return subprocess.run(
+            [program, *map(str, arguments)], capture_output=True, text=True, check=False
+        )
+
+    write_run(tmp_path / "one.jsonl")
+    done = hadal("view", tmp_path, "--export", "one", "--output", tmp_path / "one.html")
+    assert done.returncode == 0, done.stderr
+    assert "thought 0" in (tmp_path / "one.html").read_text()
+    assert hadal("view", tmp_path / "nothing").returncode == 2
+    refused = hadal("view", tmp_path, "--host", "0.0.0.0")
+    assert (refused.returncode, "can be reached by others" in refused.stderr) == (2, True)
+
+
+def test_no_folder(tmp_path):
+    with pytest.raises(ConfigError, match="there is no folder"):
+        RunFiles(tmp_path / "nothing")
