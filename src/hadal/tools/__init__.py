@@ -8,6 +8,7 @@ DeepSeek's own harness gives its agents; `PythonTool` runs Python in a box; `too
 from hadal.tools.bash import BashTool
 from hadal.tools.editor import EditorTool
 from hadal.tools.function_tool import FunctionTool, tool
+from hadal.tools.python import PythonTool
 from hadal.tools.tool import RunningTool, ToolOutput, ToolUseError
 from hadal.tools.toolbox import Toolbox
 
@@ -15,6 +16,7 @@ __all__ = [
     "BashTool",
     "EditorTool",
     "FunctionTool",
+    "PythonTool",
     "RunningTool",
     "ToolOutput",
     "ToolUseError",

@@ -10,14 +10,11 @@ from typing import Any
 
 from hadal.chat import Tool
 from hadal.errors import CommandRefusedError
-from hadal.sandbox import AsyncSandbox, ExecResult
-from hadal.tools.cut import OUTPUT_BYTES, OUTPUT_FOLDER, cut_output
+from hadal.sandbox import AsyncSandbox
+from hadal.tools.cut import KEPT_BYTES, OUTPUT_BYTES, OUTPUT_FOLDER, command_output
 from hadal.tools.tool import ToolOutput, ToolUseError
 
 __all__ = ["BashTool"]
-
-_KEPT_BYTES = 32 << 20
-"""Of an output that leaves the box."""
 
 _LINE = 'eval "$1"; eval "$__hadal_command"'
 """One line, so that messages of the shell name the lines of the model's command."""
@@ -97,29 +94,9 @@ class BashTool:
         argv = ("bash", "-c", _LINE, "bash", prepare, str(arguments["command"]))
         try:
             result = await self.box.run(
-                argv, timeout_s=self.timeout_s, output_limit=_KEPT_BYTES, request_id=request_id
+                argv, timeout_s=self.timeout_s, output_limit=KEPT_BYTES, request_id=request_id
             )
         except CommandRefusedError as error:
             raise ToolUseError(f"the command was not started: {error.message}") from error
-        name = f"output-{result.id}.txt"
-        text, path = await cut_output(self.box, result.stdout_bytes, name, self.shown_bytes)
-        notes = self._notes(result)
-        if notes and text and not text.endswith("\n"):
-            text += "\n"
-        return ToolOutput(
-            text=text + notes or "(no output)", failed=not result.ok, exit_code=result.exit_code,
-            step=result.id, full_text=path,
-        )  # fmt: skip
-
-    def _notes(self, result: ExecResult) -> str:
-        notes: list[str] = []
-        if result.truncated:
-            notes.append(f"[only parts of {result.stdout_total:,} bytes were kept]")
-        if result.timed_out:
-            after = f"{self.timeout_s:g} s"
-            notes.append(f"[killed after {after}; the shell is as it was before this command]")
-        elif result.oom_killed:
-            notes.append("[a process was killed: the box has no memory left]")
-        elif result.exit_code:
-            notes.append(f"[exit code {result.exit_code}]")
-        return "\n".join(notes)
+        late = f"killed after {self.timeout_s:g} s; the shell is as it was before this command"
+        return await command_output(self.box, result, self.shown_bytes, late=late)

@@ -1,8 +1,12 @@
-"""Long outputs: beginning and end for the model, all of it in a file of the box."""
+"""What a model is told of a command: long outputs as beginning and end, all of it in a file of the box."""
 
-from hadal.sandbox import AsyncSandbox
+from hadal.sandbox import AsyncSandbox, ExecResult
+from hadal.tools.tool import ToolOutput
 
-__all__ = ["OUTPUT_BYTES", "OUTPUT_FOLDER", "cut_output"]
+__all__ = ["KEPT_BYTES", "OUTPUT_BYTES", "OUTPUT_FOLDER", "command_output", "cut_output"]
+
+KEPT_BYTES = 32 << 20
+"""Of an output that leaves the box."""
 
 OUTPUT_BYTES = 16_000
 """Bytes of an output that a model is shown: some 4,000 tokens."""
@@ -32,3 +36,35 @@ async def cut_output(
     left_out = len(data) - len(head) - len(tail)
     note = f"\n[{left_out:,} bytes left out here; all {len(data):,} are in {path}]\n"
     return head.decode(errors="replace") + note + tail.decode(errors="replace"), path
+
+
+async def command_output(
+    box: AsyncSandbox, result: ExecResult, limit: int, *, late: str
+) -> ToolOutput:
+    """Return what a model is told of a command whose streams are one.
+
+    Args:
+        box: Where it ran.
+        result: How it ended.
+        limit: Bytes to show.
+        late: What to say where it was killed because of its time.
+
+    Raises:
+        SandboxError: The box failed.
+    """
+    text, path = await cut_output(box, result.stdout_bytes, f"output-{result.id}.txt", limit)
+    notes: list[str] = []
+    if result.truncated:
+        notes.append(f"[only parts of {result.stdout_total:,} bytes were kept]")
+    if result.timed_out:
+        notes.append(f"[{late}]")
+    elif result.oom_killed:
+        notes.append("[a process was killed: the box has no memory left]")
+    elif result.exit_code:
+        notes.append(f"[exit code {result.exit_code}]")
+    if notes and text and not text.endswith("\n"):
+        text += "\n"
+    return ToolOutput(
+        text=text + "\n".join(notes) or "(no output)", failed=not result.ok,
+        exit_code=result.exit_code, step=result.id, full_text=path,
+    )  # fmt: skip
