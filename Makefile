@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard guest/*.[ch])
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(MAKE) --no-print-directory system-packages
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --editable '.[engine,serve,node,plot,parity,dev]'
+		--constraint constraints.txt --editable '.[engine,serve,node,mcp,plot,parity,dev]'
 	@$(MAKE) --no-print-directory box-packages
 	@touch $@
 

@@ -86,6 +86,7 @@ def test_every_import_is_declared():
         *extras["serve"],
         *extras["sandbox"],
         *extras["node"],
+        *extras["mcp"],
         *extras["plot"],
         *extras["parity"],
     ]

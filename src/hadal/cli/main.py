@@ -36,6 +36,7 @@ _EXTRA_OF = {
     **dict.fromkeys(("torch", "safetensors", "numpy", "jaxtyping"), "engine"),
     **dict.fromkeys(("starlette", "uvicorn", "httpx", "prometheus_client", "xgrammar"), "serve"),
     **dict.fromkeys(("aiohttp", "backports", "yarl"), "node"),
+    "mcp": "mcp",
     "pyfuse3": "fuse",
 }
 """Modules that only some commands need, and the extra that installs each."""
