@@ -12,6 +12,7 @@ import pytest
 from hadal.agent import read_events
 from hadal.checkpoint import make_random
 from hadal.config import ModelConfig
+from tests.tools.test_mcp import SERVER
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,24 @@ def test_usage(tmp_path, arguments, said):
     done = hadal("run", *arguments, "--model", tmp_path, "--runs", tmp_path)
     assert done.returncode == 2
     assert said in done.stderr
+
+
+def test_tools_of_an_mcp_server(node, checkpoint, tmp_path):
+    server = tmp_path / "server.py"
+    server.write_text(SERVER)
+    model = ("--model", checkpoint, "--generation", "v4", "--window", 2500, "--seed", 1, "--json")
+    tools = ("--python", "--mcp", f"n={sys.executable} {server}")
+    done = hadal("run", "Say hello.", *model, *tools, "--runs", tmp_path / "runs")
+    start = next(e for e in map(json.loads, done.stdout.splitlines()) if e["kind"] == "start")
+    assert [t["name"] for t in start["tools"]] == [
+        "bash",
+        "str_replace_editor",
+        "python",
+        "n_add",
+        "n_fail",
+    ]
+    broken = hadal("run", "Say hello.", *model, "--mcp", "n=/nothing", "--runs", tmp_path / "other")
+    assert (broken.returncode, "cannot be used" in broken.stderr) == (2, True)
 
 
 def test_runs(node, checkpoint, tmp_path):

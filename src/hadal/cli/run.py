@@ -3,8 +3,11 @@
 import asyncio
 import json
 import os
+import shlex
 import sys
 import uuid
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,12 +16,15 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from hadal.cli.box_options import BoxOptions
+from hadal.cli.quantities import read_pairs
 from hadal.cli.serve import EngineOptions, UpstreamOptions, open_front
 from hadal.errors import ConfigError
 
 if TYPE_CHECKING:
     from hadal.agent import AgentConfig, Ending
+    from hadal.sandbox import AsyncSandbox
     from hadal.serve import Front
+    from hadal.tools import Toolbox
 
 __all__ = ["run", "runs_folder"]
 
@@ -37,6 +43,9 @@ class AgentOptions:
         seed: Of the sampling.
         max_turns: Replies of the model, at most.
         window: Tokens of prompt and reply together, at most.
+        python: Let it run Python programs, too.
+        mcp: NAME=COMMAND or NAME=URL of an MCP server whose tools it may use; can be repeated. A command
+            runs on this machine, outside of the box.
     """
 
     mode: Literal["thinking", "chat"] = "thinking"
@@ -45,6 +54,28 @@ class AgentOptions:
     seed: int | None = None
     max_turns: int = 500
     window: int = 512 * 1024
+    python: Annotated[bool, _Flag] = False
+    mcp: Annotated[tuple[str, ...], Parameter(negative="")] = ()
+
+    @asynccontextmanager
+    async def toolbox(self, box: "AsyncSandbox") -> AsyncGenerator["Toolbox"]:
+        """Give the tools of a run; MCP servers end with the block.
+
+        Raises:
+            ConfigError: A server cannot be used, or two tools have the same name.
+        """
+        from hadal.tools import BashTool, EditorTool, PythonTool, Toolbox
+
+        tools: list[Any] = [BashTool(box), EditorTool(box)]
+        tools += [PythonTool(box)] if self.python else []
+        async with AsyncExitStack() as stack:
+            for name, where in read_pairs("--mcp", self.mcp).items():
+                from hadal.tools.mcp_tools import mcp_tools
+
+                is_url = where.startswith(("http://", "https://"))
+                server = where if is_url else shlex.split(where)
+                tools += await stack.enter_async_context(mcp_tools(server, prefix=f"{name}_"))
+            yield Toolbox(tools)
 
     def config(self) -> "AgentConfig":
         """Return settings of the agent."""
@@ -115,13 +146,21 @@ def run(
         raise ConfigError(
             f"there is no run {resume} in {path.parent}", hint="name its folder with --runs"
         )
-    config = (agent or AgentOptions()).config()
     front = _front(model, tokenizer, generation, engine or EngineOptions())
     spec = (box or BoxOptions()).spec(image)
     console = Console(stderr=json_output, highlight=False)
     console.print(f"run {path.stem} ({path})", markup=False)
     ending = asyncio.run(
-        _run(front, path, task, spec, config, console, json_output=json_output, keep_box=keep_box)
+        _run(
+            front,
+            path,
+            task,
+            spec,
+            agent or AgentOptions(),
+            console,
+            json_output=json_output,
+            keep_box=keep_box,
+        )
     )
     if ending.outcome == "void":
         console.print(f"hint: go on with hadal run --resume {path.stem}", markup=False)
@@ -137,13 +176,12 @@ def _front(
 
 
 async def _run(
-    front: "Front", path: Path, task: str | None, spec: Any, config: "AgentConfig", console: Console,
+    front: "Front", path: Path, task: str | None, spec: Any, options: AgentOptions, console: Console,
     *, json_output: bool, keep_box: bool,
 ) -> "Ending":  # fmt: skip
     from hadal.agent import Agent, Journal
     from hadal.agent.boxed import note_box, open_box
     from hadal.agent.terminal import show_event
-    from hadal.tools import BashTool, EditorTool, Toolbox
 
     def watch(event: dict[str, Any]) -> None:
         if json_output:
@@ -160,9 +198,16 @@ async def _run(
             async with box:
                 if is_new:
                     note_box(journal, box, watch)
-                toolbox = Toolbox([BashTool(box), EditorTool(box)])
-                agent = Agent(front.backend, front.encoding, toolbox, journal, config, watch=watch)
-                ending = await agent.run([asked["text"]])
+                async with options.toolbox(box) as toolbox:
+                    agent = Agent(
+                        front.backend,
+                        front.encoding,
+                        toolbox,
+                        journal,
+                        options.config(),
+                        watch=watch,
+                    )
+                    ending = await agent.run([asked["text"]])
                 if not keep_box and ending.outcome != "void":
                     await box.kill()
             return ending
