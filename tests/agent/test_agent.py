@@ -4,12 +4,13 @@ import asyncio
 
 import pytest
 
-from hadal.agent import Limits, Outcome, StopReason
+from hadal.agent import Agent, AgentConfig, Journal, Limits, Outcome, StopReason
+from hadal.backends.scripted_backend import ScriptedBackend
 from hadal.chat import AssistantMessage, ToolMessage, UserMessage
 from hadal.encoding.tokens import DSML, EOS, THINK_END
-from hadal.errors import NodeError
-from hadal.tools import tool
-from tests.agent.conftest import answer, calls
+from hadal.errors import ConfigError, NodeError
+from hadal.tools import Toolbox, tool
+from tests.agent.conftest import add, answer, calls
 
 
 def texts(trajectory, kind):
@@ -149,3 +150,35 @@ def test_our_failures_are_void(run):
 def test_reasoning_of_earlier_turns_can_be_dropped(run):
     run([answer("1", "SECRET"), answer("2")], ["One.", "Two."], keep_reasoning=False)
     assert "SECRET" not in run.encoding.decode(run.backend.prompts[1])
+
+
+def test_calls_are_held_to_their_grammar_where_that_can_be(run, encoding, tmp_path):
+    class Following(ScriptedBackend):
+        """Notes what it should follow."""
+
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.follows_grammars = True
+            self.grammars = []
+
+        def generate(self, generation):
+            self.grammars.append(generation.grammar)
+            return super().generate(generation)
+
+    def agent(backend, journal, **settings):
+        return Agent(
+            backend, encoding, Toolbox([add]), journal, AgentConfig(hold_calls=True, **settings)
+        )
+
+    script = [calls({"a": 1, "b": 2}), answer("3")]
+    for mode, after in (("thinking", encoding.tokenizer.control_id(THINK_END)), ("chat", None)):
+        backend = Following(encoding.tokenizer, script if mode == "thinking" else [["3", EOS]])
+        with Journal(tmp_path / f"{mode}.jsonl") as journal:
+            asyncio.run(agent(backend, journal, mode=mode).run(["Add."]))
+        assert {g.after for g in backend.grammars} == {after}
+        assert all(g.structural_tag for g in backend.grammars)
+    with (
+        Journal(tmp_path / "not.jsonl") as journal,
+        pytest.raises(ConfigError, match="cannot hold"),
+    ):
+        agent(ScriptedBackend(encoding.tokenizer, script), journal)

@@ -11,10 +11,11 @@ from hadal.agent.journal import Journal
 from hadal.agent.prompt import SYSTEM_PROMPT
 from hadal.agent.stop import Ending, Limits, StopReason
 from hadal.agent.trajectory import Trajectory, message_fields
-from hadal.backends import Backend, Chunk, Ended, Generation
+from hadal.backends import Backend, CallGrammar, Chunk, Ended, Generation
 from hadal.chat import AssistantMessage, Message, SystemMessage, Termination, UserMessage
 from hadal.encoding import Encoding, Prompt
-from hadal.errors import HadalError, SandboxError
+from hadal.encoding.tokens import EOS, THINK_END
+from hadal.errors import ConfigError, HadalError, SandboxError
 from hadal.tools import Toolbox
 
 __all__ = ["Agent", "AgentConfig"]
@@ -39,6 +40,7 @@ class AgentConfig:
         effort: How hard to think, by the generation's table.
         sampling: Fields of `SamplingParams`.
         limits: What it may take.
+        hold_calls: Hold calls to their grammar, so that none can be malformed; needs a backend that can.
         keep_reasoning: Whether the reasoning of earlier user turns stays; only to show what it is good for.
     """
 
@@ -47,6 +49,7 @@ class AgentConfig:
     effort: str | int | None = None
     sampling: dict[str, Any] = field(default_factory=dict[str, Any])
     limits: Limits = field(default_factory=Limits)
+    hold_calls: bool = False
     keep_reasoning: bool = True
 
 
@@ -60,6 +63,9 @@ class Agent:
         journal: Of this run; where it has events, the run goes on from there.
         config: Settings.
         watch: Told every event as it is written.
+
+    Raises:
+        ConfigError: Calls are to be held to a grammar, and the backend cannot.
     """
 
     def __init__(
@@ -74,6 +80,11 @@ class Agent:
         self._journal = journal
         self._watch = watch
         self._system = SystemMessage(self.config.system, tools=toolbox.declarations)
+        if self.config.hold_calls and not backend.follows_grammars:
+            raise ConfigError(
+                "this backend cannot hold calls to their grammar",
+                hint="use a checkpoint with hadal[serve] installed, or do without hold_calls",
+            )
 
     def note(self, kind: str, **fields: Any) -> None:
         """Write an event and take it in.
@@ -223,11 +234,12 @@ class Agent:
             if room <= 0:
                 yield Ended(reason="length")
                 return
-            if reply and reply[-1] == self._encoding.tokenizer.control_id("<｜end▁of▁sentence｜>"):
+            if reply and reply[-1] == self._encoding.tokenizer.control_id(EOS):
                 return
             generation = Generation(
                 prompt_ids=[*trajectory.ids, *reply],
                 sampling={**self.config.sampling, "max_tokens": room},
+                grammar=self._grammar(reply),
             )
             try:
                 async with self._backend.generate(generation) as events, aclosing(events):
@@ -241,6 +253,17 @@ class Agent:
                 if not error.retryable or attempt == _TRIES:
                     raise
                 await asyncio.sleep(0.5 * 2**attempt)
+
+    def _grammar(self, reply: list[int]) -> CallGrammar | None:
+        """Return what a reply must follow; nothing once an interrupted one may be within a call."""
+        if not self.config.hold_calls:
+            return None
+        thinks = self._rendered().start == "reasoning"
+        close = self._encoding.tokenizer.control_id(THINK_END)
+        if reply and (not thinks or close in reply):
+            return None
+        grammar = self._encoding.grammar(self._toolbox.declarations)
+        return CallGrammar(grammar.structural_tag, close if thinks else None)
 
     def _excuse(self, bad: tuple[StopReason, str]) -> None:
         """Tell the model what was wrong with its reply, or end where it does not listen."""

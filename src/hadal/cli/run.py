@@ -43,6 +43,7 @@ class AgentOptions:
         seed: Of the sampling.
         max_turns: Replies of the model, at most.
         window: Tokens of prompt and reply together, at most.
+        hold_calls: Hold its calls to their grammar, so that none can be malformed; checkpoints only.
         python: Let it run Python programs, too.
         mcp: NAME=COMMAND or NAME=URL of an MCP server whose tools it may use; can be repeated. A command
             runs on this machine, outside of the box.
@@ -54,6 +55,7 @@ class AgentOptions:
     seed: int | None = None
     max_turns: int = 500
     window: int = 512 * 1024
+    hold_calls: Annotated[bool, _Flag] = False
     python: Annotated[bool, _Flag] = False
     mcp: Annotated[tuple[str, ...], Parameter(negative="")] = ()
 
@@ -84,7 +86,10 @@ class AgentOptions:
         sampling: dict[str, Any] = {"temperature": self.temperature}
         sampling |= {} if self.seed is None else {"seed": self.seed}
         limits = Limits(turns=self.max_turns, window=self.window)
-        return AgentConfig(mode=self.mode, effort=self.effort, sampling=sampling, limits=limits)
+        return AgentConfig(
+            mode=self.mode, effort=self.effort, sampling=sampling, limits=limits,
+            hold_calls=self.hold_calls,
+        )  # fmt: skip
 
 
 def runs_folder() -> Path:
