@@ -174,7 +174,12 @@ static _Noreturn void run_child(struct order *o, int report)
         child_failed(report, o->directory);
     if (!o->applet)
         setpriority(PRIO_PROCESS, 0, guest.priority);
-    signal(SIGPIPE, o->applet ? SIG_IGN : SIG_DFL);
+    // A daemon that was started in the background ignores interrupts; its boxes' commands must not.
+    for (int number = 1; number < NSIG; number++)
+        if (number != SIGKILL && number != SIGSTOP)
+            signal(number, SIG_DFL);
+    if (o->applet)
+        signal(SIGPIPE, SIG_IGN);
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);

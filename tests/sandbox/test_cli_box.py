@@ -9,6 +9,7 @@ import select
 import signal
 import struct
 import subprocess
+import sys
 import tarfile
 import termios
 import time
@@ -362,3 +363,18 @@ def test_list(hadal, box):
     assert box in table
     assert "work" in table
     assert "running" in table
+
+
+def test_a_node_that_ignores_interrupts_has_boxes_that_do_not(tmp_path):
+    """As one started in the background of a script does."""
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "from hadal.sandbox import ContainerSpec, Sandbox\n"
+        "with Sandbox.create(ContainerSpec(memory_mb=64)) as box:\n"
+        "    print(box.run('kill -INT $$; echo lives').exit_code)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False,
+        env={**os.environ, "HADAL_HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.stdout == "130\n", done.stderr

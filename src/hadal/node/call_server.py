@@ -157,6 +157,22 @@ def kill_callers() -> None:
         os.setresuid(0, 0, 0)
 
 
+def end_callers() -> None:
+    """Return when nothing of the user of calls runs any more: what was killed takes a moment to go."""
+    while callers_left():
+        kill_callers()
+        time.sleep(0.0005)
+
+
+def callers_left() -> bool:
+    """Return whether a process of the user of calls is there."""
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError):
+            if name.isdigit() and os.stat(f"/proc/{name}").st_uid == CALLER:
+                return True
+    return False
+
+
 def collect(pid: int, pipes: list[int], deadline: float) -> tuple[list[bytes], int, bool]:
     """Read result and output until the child has told its result or ended, or its time is over.
 
@@ -273,7 +289,7 @@ def main() -> None:
         os.makedirs(folder, exist_ok=True)
     os.chown("/home/call", CALLER, CALLER)
     if again == "again":  # an interpreter before this one has died in the middle
-        kill_callers()
+        end_callers()
         clean()
     for module in preload:
         importlib.import_module(module)
@@ -283,6 +299,7 @@ def main() -> None:
         run(child, body)
         with contextlib.suppress(ChildProcessError):  # waited for already
             os.waitpid(child.pid, 0)
+        end_callers()
         clean()
         child = Child()
 
