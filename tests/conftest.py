@@ -15,3 +15,17 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def node(tmp_path_factory):
+    """A node of these tests, started by the first box; ends by itself when they are over."""
+    if os.geteuid() != 0:
+        pytest.skip("boxes are made by root")
+    home = tmp_path_factory.mktemp("hadal")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HADAL_HOME", str(home))
+        yield home
+    log = home / "node" / "node.log"
+    said = log.read_text() if log.exists() else ""
+    assert "Traceback" not in said, said[-5000:]

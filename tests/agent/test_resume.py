@@ -84,44 +84,14 @@ def resumed(run, events, add):
             under_way += event["ids"]
         elif event["kind"] == "reply":
             under_way = []
-    tokenizer = run.encoding.tokenizer
     if under_way:
-        rest = tokenizer.encode_items(left[0])
-        assert rest[: len(under_way)] == under_way
-        rest = rest[len(under_way) :]
-        left = [[Ids(rest)], *left[1:]] if rest else left[1:]
-    with run_with_ids(run, left) as completions:
-        ending, trajectory = run(completions, MESSAGES, tools=[add])
+        whole = run.encoding.tokenizer.encode_items(left[0])
+        assert whole[: len(under_way)] == under_way
+        rest = whole[len(under_way) :]
+        left = [rest, *left[1:]] if rest else left[1:]
+    ending, trajectory = run(left, MESSAGES, tools=[add])
     assert ending.reason is StopReason.DONE
     return trajectory
-
-
-class Ids(str):
-    """Ids that a script says as they are."""
-
-    def __new__(cls, ids):
-        made = super().__new__(cls, "")
-        made.ids = ids
-        return made
-
-
-class run_with_ids:
-    """Let a script hold ids: control tokens in the middle of a reply have no other spelling."""
-
-    def __init__(self, run, completions):
-        self.run = run
-        self.completions = completions
-
-    def __enter__(self):
-        self.tokenizer = self.run.encoding.tokenizer
-        original = type(self.tokenizer).encode_items
-        self.tokenizer.encode_items = lambda items: (
-            items[0].ids if items and isinstance(items[0], Ids) else original(self.tokenizer, items)
-        )
-        return self.completions
-
-    def __exit__(self, *_):
-        del self.tokenizer.encode_items
 
 
 def test_half_a_line_is_dropped(tmp_path):
@@ -165,3 +135,22 @@ def test_a_void_run_can_go_on(run):
     second, trajectory = run([answer("3")], ["Add."])
     assert (second.reason, second.text) == (StopReason.DONE, "3")
     assert trajectory.turns == 2
+
+
+def test_a_run_goes_on_as_it_was_begun(run):
+    run([calls({"a": 1, "b": 2})])
+
+    @tool
+    def other(a: int) -> int:
+        """Do something else."""
+        return a
+
+    for settings, said in (
+        ({"tools": [other]}, "tools"),
+        ({"mode": "chat"}, "mode"),
+        ({"system": "x"}, "system"),
+    ):
+        with pytest.raises(ConfigError, match=f"begun with another {said}"):
+            run([answer("3")], ["Add."], **settings)
+    ending, _ = run([answer("3")], ["Add."])
+    assert ending.reason is StopReason.DONE

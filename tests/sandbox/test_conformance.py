@@ -1,7 +1,5 @@
 """The conformance suite against every backend of this machine, through an embedded node."""
 
-from pathlib import Path
-
 import pytest
 
 from hadal.sandbox import ContainerSpec, FunctionSpec, Sandbox
@@ -10,17 +8,6 @@ from tests.sandbox.conftest import needs_root
 
 pytestmark = needs_root
 BACKENDS = {"container": ContainerSpec, "function": FunctionSpec}
-
-
-@pytest.fixture(scope="session")
-def node(tmp_path_factory):
-    """A node of these tests, started by the first box; ends by itself when they are over."""
-    home = tmp_path_factory.mktemp("hadal")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HADAL_HOME", str(home))
-        yield home
-    log = Path(home, "node/node.log")
-    assert "Traceback" not in log.read_text(), log.read_text()[-5000:]
 
 
 def cases():

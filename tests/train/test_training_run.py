@@ -132,6 +132,13 @@ def test_a_crash_while_saving_leaves_the_old_state(data, tmp_path):
     assert (tmp_path / STATE).exists()
 
 
+def test_a_run_goes_on_with_its_settings(data, tmp_path):
+    Trainer(config(tmp_path), data).save()
+    with pytest.raises(ConfigError, match="begun with other settings: seed: 1, now 2"):
+        Trainer(config(tmp_path, seed=2), data).resume()
+    assert Trainer(config(tmp_path, save_every_s=1.0), data).resume()
+
+
 def test_settings_that_do_not_fit(tmp_path):
     for changes, said in (
         ({"optimizer": "sgd"}, "expected 'muon' or 'adamw'"),

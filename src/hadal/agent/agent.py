@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,7 +13,8 @@ from hadal.agent.stop import Ending, Limits, StopReason
 from hadal.agent.trajectory import Trajectory, message_fields
 from hadal.backends import Backend, CallGrammar, Chunk, Ended, Generation
 from hadal.chat import AssistantMessage, Message, SystemMessage, Termination, UserMessage
-from hadal.encoding import Encoding, Prompt
+from hadal.encoding import Encoding
+from hadal.encoding.deltas import Section
 from hadal.encoding.tokens import EOS, THINK_END
 from hadal.errors import ConfigError, HadalError, SandboxError
 from hadal.tools import Toolbox
@@ -105,11 +106,16 @@ class Agent:
 
         Raises:
             StorageError: The journal cannot be written.
+            ConfigError: The run was begun with other tools, another mode or system text.
         """
         trajectory = self.trajectory
+        settings = {
+            "system": self.config.system, "mode": self.config.mode,
+            "tools": [dict(t.function) for t in self._toolbox.declarations],
+        }  # fmt: skip
         if trajectory.start is None:
-            self.note("start", version=1, system=self.config.system, mode=self.config.mode,
-                      tools=[dict(t.function) for t in self._toolbox.declarations])  # fmt: skip
+            self.note("start", version=1, **settings)
+        self._check_settings(settings)
         if trajectory.ending is not None and trajectory.ending.reason.is_ours:
             self.note("again")  # what failed was ours: it may work now
         while trajectory.ending is None:
@@ -122,6 +128,16 @@ class Agent:
                     raise
                 self._end(StopReason.MODEL_FAILED, str(error))
         return trajectory.ending
+
+    def _check_settings(self, settings: dict[str, Any]) -> None:
+        """See that a run goes on as it was begun: its ids stand for what was said then."""
+        begun = self.trajectory.start or {}
+        other = [name for name, value in settings.items() if begun.get(name) != value]
+        if other:
+            raise ConfigError(
+                f"the run {self._journal.path.stem} was begun with another {', another '.join(other)}",
+                hint="go on with the same, or begin another run",
+            )
 
     async def _advance(self, messages: Sequence[str]) -> None:
         """Do the next thing."""
@@ -196,25 +212,24 @@ class Agent:
         config = self.config
         return {"mode": config.mode, "effort": config.effort, "drop_thinking": False}
 
-    def _rendered(self) -> Prompt:
-        return self._encoding.prompt(self._conversation(), **self._settings())
-
     async def _reply(self) -> None:
         """Generate a reply, or the rest of one, and write down what it comes to."""
         trajectory = self.trajectory
         assert trajectory.reply is not None
+        start = self._encoding.prompt(self._conversation(), **self._settings()).start
         parser = self._encoding.stream(
-            self.config.mode, start=self._rendered().start, tools=self._toolbox.declarations,
+            self.config.mode, start=start, tools=self._toolbox.declarations,
             new_id=_call_ids(trajectory.turns),
         )  # fmt: skip
         parser.feed_ids(trajectory.reply)
         began, ended = time.monotonic(), None
-        async for event in self._generated(trajectory):
-            if isinstance(event, Chunk):
-                self.note("tokens", ids=list(event.token_ids))
-                parser.feed(event.data)
-            else:
-                ended = event
+        async with aclosing(self._generated(trajectory, start)) as events:
+            async for event in events:
+                if isinstance(event, Chunk):
+                    self.note("tokens", ids=list(event.token_ids))
+                    parser.feed(event.data)
+                else:
+                    ended = event
         reason = "stop" if ended is None else ended.reason
         message = parser.finish("length" if reason == "length" else "stop")
         self.note(
@@ -224,7 +239,9 @@ class Agent:
             cached_tokens=ended.cached_tokens if ended else None,
         )  # fmt: skip
 
-    async def _generated(self, trajectory: Trajectory) -> AsyncIterator[Chunk | Ended]:
+    async def _generated(
+        self, trajectory: Trajectory, start: Section
+    ) -> AsyncGenerator[Chunk | Ended]:
         """Yield pieces of a reply; a backend that fails for a moment is asked for the rest."""
         limits = self.config.limits
         window = min(limits.window, self._backend.max_model_len)
@@ -239,7 +256,7 @@ class Agent:
             generation = Generation(
                 prompt_ids=[*trajectory.ids, *reply],
                 sampling={**self.config.sampling, "max_tokens": room},
-                grammar=self._grammar(reply),
+                grammar=self._grammar(reply, start),
             )
             try:
                 async with self._backend.generate(generation) as events, aclosing(events):
@@ -254,11 +271,11 @@ class Agent:
                     raise
                 await asyncio.sleep(0.5 * 2**attempt)
 
-    def _grammar(self, reply: list[int]) -> CallGrammar | None:
+    def _grammar(self, reply: list[int], start: Section) -> CallGrammar | None:
         """Return what a reply must follow; nothing once an interrupted one may be within a call."""
         if not self.config.hold_calls:
             return None
-        thinks = self._rendered().start == "reasoning"
+        thinks = start == "reasoning"
         close = self._encoding.tokenizer.control_id(THINK_END)
         if reply and (not thinks or close in reply):
             return None

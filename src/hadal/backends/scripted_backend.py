@@ -16,7 +16,7 @@ class ScriptedBackend:
 
     Args:
         tokenizer: Of the format.
-        completions: Items as `Tokenizer.encode_items` takes them: control tokens and texts.
+        completions: Items as `Tokenizer.encode_items` takes them, control tokens and texts; or ids.
         max_model_len: Longest prompt and completion together.
         delay_s: Seconds between two tokens.
 
@@ -28,7 +28,7 @@ class ScriptedBackend:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        completions: Sequence[Sequence[str]],
+        completions: Sequence[Sequence[str] | Sequence[int]],
         *,
         max_model_len: int = 1 << 20,
         delay_s: float = 0.0,
@@ -38,7 +38,11 @@ class ScriptedBackend:
         self.prompts: list[list[int]] = []
         self.open = 0
         self._tokenizer = tokenizer
-        self._left = [tokenizer.encode_items(items) for items in completions]
+        self._left = [
+            [i for i in items if isinstance(i, int)]
+            or tokenizer.encode_items(i for i in items if isinstance(i, str))
+            for items in completions
+        ]
         self._delay_s = delay_s
 
     @asynccontextmanager

@@ -136,7 +136,7 @@ def run(
         tokenizer: Folder or tokenizer.json, where the model is a URL.
         generation: Of the message format. Default: read from the checkpoint.
         image: Of the box.
-        resume: Id of a run to go on with; its task is known then.
+        resume: Id of a run to go on with; it has its task and its box already.
         runs: Folder of the runs. Default: under $HADAL_HOME, or the user's state.
         keep_box: Do not end the box with the run.
         json_output: Print every event as a line of JSON, and nothing else.
@@ -146,11 +146,11 @@ def run(
     """
     if (task is None) == (resume is None):
         raise ConfigError("expected a task or --resume ID", hint="see --help for examples")
+    from hadal.agent.run_files import RunFiles
+
     path = (runs or runs_folder()) / f"{resume or uuid.uuid4().hex[:12]}.jsonl"
-    if resume is not None and not path.exists():
-        raise ConfigError(
-            f"there is no run {resume} in {path.parent}", hint="name its folder with --runs"
-        )
+    if resume is not None:
+        path = RunFiles(path.parent).path(resume)
     front = _front(model, tokenizer, generation, engine or EngineOptions())
     spec = (box or BoxOptions()).spec(image)
     console = Console(stderr=json_output, highlight=False)
@@ -184,7 +184,7 @@ async def _run(
     front: "Front", path: Path, task: str | None, spec: Any, options: AgentOptions, console: Console,
     *, json_output: bool, keep_box: bool,
 ) -> "Ending":  # fmt: skip
-    from hadal.agent import Agent, Journal
+    from hadal.agent import Agent, Journal, Trajectory
     from hadal.agent.boxed import note_box, open_box
     from hadal.agent.terminal import show_event
 
@@ -196,6 +196,10 @@ async def _run(
 
     try:
         with Journal(path) as journal:
+            known = Trajectory.of(journal.events).ending
+            if known is not None and not known.reason.is_ours:
+                console.print(f"it has ended: {known.reason}", markup=False)
+                return known
             asked = next((e for e in journal.events if e["kind"] == "task"), None)
             if asked is None:
                 asked = journal.append("task", text=task)

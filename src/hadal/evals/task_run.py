@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hadal.agent import Agent, AgentConfig, Journal, Outcome, StopReason, read_events
+from hadal.agent.atif import to_atif
 from hadal.agent.boxed import note_box, open_box
 from hadal.backends import Backend
 from hadal.encoding import Encoding
@@ -114,20 +115,14 @@ def _result(task: Task, path: Path, seconds: float) -> TaskResult:
     if score["score"] is None:
         outcome = Outcome.VOID
     replies = [e for e in events if e["kind"] == "reply"]
-    prompt, seen = 0, 0
-    for event in events:
-        if event["kind"] == "prompt":
-            seen = len(event["ids"]) + (0 if event["anew"] else seen)
-            prompt += seen
-        elif event["kind"] == "tokens":
-            seen += len(event["ids"])
+    totals = to_atif(events, task.name, token_ids=False)["final_metrics"]
     return TaskResult(
         task=task.name, family=task.family, level=task.level, outcome=outcome, score=score["score"],
         reason=reason, detail=score["detail"], turns=len(replies),
         calls=sum(len(e["message"]["calls"]) for e in replies),
         bad_replies=sum(e["bad"] is not None for e in replies),
-        prompt_tokens=prompt, cached_tokens=sum(e["cached_tokens"] or 0 for e in replies),
-        reply_tokens=sum(len(e["ids"]) for e in events if e["kind"] == "tokens"), seconds=seconds,
+        prompt_tokens=totals["total_prompt_tokens"], cached_tokens=totals["total_cached_tokens"],
+        reply_tokens=totals["total_completion_tokens"], seconds=seconds,
     )  # fmt: skip
 
 

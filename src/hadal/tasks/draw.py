@@ -4,9 +4,9 @@ import random
 import re
 import zlib
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from hadal.tasks.task import Split
+from hadal.tasks.task import Split, Task
 
 __all__ = ["Draw", "pairs"]
 
@@ -71,6 +71,10 @@ class Draw:
         self.seed = seed
         self._random = random.Random(f"{family}/{split}/{seed}")
         self._used: set[str] = set()
+
+    def task(self, level: int, **fields: Any) -> Task:
+        """Return a task of this family, seed and split; fields are those of `Task`."""
+        return Task(family=self.family, level=level, seed=self.seed, split=self.split, **fields)
 
     def number(self, low: int, high: int) -> int:
         """Return a whole number, both ends included."""

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError, create_model
+from pydantic import BaseModel, TypeAdapter, ValidationError, create_model
 
 from hadal.chat import Tool
 from hadal.errors import ConfigError
@@ -23,15 +23,18 @@ class FunctionTool:
     Attributes:
         function: Plain or async. What it raises is told to the model.
         declaration: Made of its name, docstring and annotations.
+        arguments: What reads its arguments.
     """
 
     function: Function
     declaration: Tool
+    arguments: type[BaseModel]
 
     async def call(self, arguments: dict[str, Any], request_id: str) -> ToolOutput:
         """Call it; see `RunningTool.call`."""
         try:
-            found = self.function(**_converted(self.function, arguments))
+            read = self.arguments.model_validate(arguments)
+            found = self.function(**{name: getattr(read, name) for name in arguments})
             if inspect.isawaitable(found):
                 found = await found
         except ValidationError as error:
@@ -63,13 +66,14 @@ def tool(function: Function) -> FunctionTool:
         raise ConfigError(
             f"tool {name}: no docstring", hint="say in it what the tool does: the model reads it"
         )
-    schema = _arguments_model(function).model_json_schema()
+    model = _arguments_model(function)
+    schema = model.model_json_schema()
     for value in (schema, *schema.get("properties", {}).values()):
         value.pop("title", None)
-    return FunctionTool(function, Tool.of(name, about, schema))
+    return FunctionTool(function, Tool.of(name, about, schema), model)
 
 
-def _arguments_model(function: Function) -> Any:
+def _arguments_model(function: Function) -> type[BaseModel]:
     hints = get_type_hints(function)
     fields: dict[str, Any] = {}
     for name, parameter in inspect.signature(function).parameters.items():
@@ -81,8 +85,3 @@ def _arguments_model(function: Function) -> Any:
         default = ... if parameter.default is parameter.empty else parameter.default
         fields[name] = (hints[name], default)
     return create_model(function.__name__, **fields)
-
-
-def _converted(function: Function, arguments: dict[str, Any]) -> dict[str, Any]:
-    model = _arguments_model(function).model_validate(arguments)
-    return {name: getattr(model, name) for name in arguments}

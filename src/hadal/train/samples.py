@@ -75,14 +75,6 @@ class Conversations:
         self._prefix = self._encode([])
         self._tasks = [self._tokens(self._encode(task)[len(self._prefix) :]) for task in tasks]
 
-    def __len__(self) -> int:
-        return len(self._tasks)
-
-    @property
-    def num_tokens(self) -> int:
-        """Return the tokens of all tasks."""
-        return sum(len(task.ids) for task in self._tasks)
-
     def _encode(self, task: Sequence[Message]) -> list[int]:
         return self._encoding.encode(
             [self._system, *task], mode="thinking", drop_thinking=False, generation_prompt=False

@@ -1,7 +1,7 @@
 """Settings of a training run."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from hadal.config import ModelConfig
@@ -75,6 +75,11 @@ class TrainConfig:
                 f"samples of {longest} tokens do not fit into {self.tokens_per_worker} of a worker's step",
                 hint="raise tokens_per_worker, or shorten lengths",
             )
+
+    def lasting(self) -> dict[str, str]:
+        """Return what a run cannot change on its way, as texts."""
+        free = ("output", "save_every_s")
+        return {f.name: repr(getattr(self, f.name)) for f in fields(self) if f.name not in free}
 
     def length(self, step: int) -> int:
         """Return the tokens of a sample in a step."""

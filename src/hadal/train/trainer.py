@@ -4,15 +4,14 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, TextIO
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hadal.errors import StorageError
+from hadal.errors import ConfigError, StorageError
 from hadal.model import Precision, Transformer
 from hadal.model.training import TrainingOutput, training_forward
 from hadal.train.muon import Muon, split_parameters
@@ -68,6 +67,7 @@ class Trainer:
         path = self.config.output / STATE
         state = {
             "step": self.step,
+            "settings": self.config.lasting(),
             "model": self.model.state_dict(),
             "optimizers": [o.state_dict() for o in self._optimizers],
         }
@@ -82,11 +82,24 @@ class Trainer:
             raise StorageError(f"cannot write the state of training to {path}: {error}") from error
 
     def resume(self) -> bool:
-        """Go on from the state in the folder of the run, if there is one."""
+        """Go on from the state in the folder of the run, if there is one.
+
+        Raises:
+            ConfigError: It was begun with other settings.
+        """
         path = self.config.output / STATE
         if not path.exists():
             return False
         state = torch.load(path, weights_only=True)
+        begun, now = state["settings"], self.config.lasting()
+        other = [
+            f"{key}: {begun[key]}, now {value}" for key, value in now.items() if begun[key] != value
+        ]
+        if other:
+            raise ConfigError(
+                f"the run in {path.parent} was begun with other settings: {'; '.join(other)}",
+                hint="go on with those, or give it another folder",
+            )
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -181,14 +194,11 @@ class Trainer:
     def _choose_precision(self, step: int) -> None:
         """Round as the stored checkpoint does, towards the end."""
         if step >= self.config.quantize_from * self.config.steps:
-            published = Precision.published()
-            set_precision(
-                self.model,
-                Precision(
-                    activations_fp8=published.activations_fp8, kv_fp8=True, index_hadamard=True,
-                    index_fp4=True, expert_weights_fp4=True, linear_weights_fp8=True,
-                ),
+            rounded = replace(
+                Precision.published(), index_scores_bf16=False, expert_weights_fp4=True,
+                linear_weights_fp8=True,
             )  # fmt: skip
+            set_precision(self.model, rounded)
 
     @torch.no_grad()
     def _move_biases(self, loads_LE: Tensor, names: list[str]) -> None:
@@ -214,15 +224,3 @@ def _flat_grads(parameters: list[nn.Parameter]) -> Tensor:
         parameter.grad = flat[at : at + parameter.numel()].view_as(parameter)
         at += parameter.numel()
     return flat
-
-
-def metrics_of(folder: Path) -> list[dict[str, float]]:
-    """Return the metrics of a run, one for each step.
-
-    Raises:
-        StorageError: There are none.
-    """
-    try:
-        return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise StorageError(f"no metrics of a training run in {folder}: {error}") from error

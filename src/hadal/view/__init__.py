@@ -3,8 +3,8 @@
 `build_app` serves a folder of journals; `single_page` puts one run into one HTML file.
 """
 
+from hadal.agent.run_files import RunFiles
 from hadal.view.app import build_app
-from hadal.view.run_files import RunFiles
 from hadal.view.single_page import single_page
 
 __all__ = ["RunFiles", "build_app", "single_page"]

@@ -8,8 +8,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from hadal.agent.run_files import RunFiles
 from hadal.errors import ConfigError, StorageError
-from hadal.view.run_files import RunFiles
 from hadal.view.single_page import page_file, single_page
 
 __all__ = ["build_app"]

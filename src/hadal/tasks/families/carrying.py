@@ -52,8 +52,8 @@ def carry_choice(draw: Draw) -> Task:
         "touch $c",
     )
     asked = (draw.ordered(empty, c=c) for c in chores)
-    return Task(
-        family=draw.family, level=6, seed=draw.seed, split=draw.split, files={table: rows},
+    return draw.task(
+        6, files={table: rows},
         messages=(first, *asked, last), after={table: None, out: best} | dict.fromkeys(chores, ""), solve=solve,
     )  # fmt: skip
 
@@ -86,7 +86,7 @@ def recall_fact(draw: Draw, distance: int = 0) -> Task:
         yield Call.bash(f"The number of {key} is {value}.", f"echo {value} > {out}")
         yield DONE
 
-    return Task(
-        family=draw.family, level=6, seed=draw.seed, split=draw.split, files={},
+    return draw.task(
+        6, files={},
         messages=(told, f"Some notes: {filler}", asked), after={out: value}, solve=solve,
     )  # fmt: skip

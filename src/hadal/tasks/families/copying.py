@@ -21,8 +21,8 @@ def run_command(draw: Draw) -> Task:
         c=command,
     ).rstrip("?.")  # fmt: skip
     content = words if "echo" in command else words.replace(" ", "\n")
-    return Task(
-        family=draw.family, level=0, seed=draw.seed, split=draw.split, files=draw.distractors(),
+    return draw.task(
+        0, files=draw.distractors(),
         messages=(message,), after={name: content},
         solve=fixed(Call.bash("I run the command as it is.", command)),
     )  # fmt: skip
@@ -40,7 +40,7 @@ def create_file(draw: Draw) -> Task:
         n=name, t=line,
     ).rstrip("?.")  # fmt: skip
     step = Call.edit(f"I create {name} with the editor.", "create", name, file_text=line + "\n")
-    return Task(
-        family=draw.family, level=0, seed=draw.seed, split=draw.split, files=draw.distractors(),
+    return draw.task(
+        0, files=draw.distractors(),
         messages=(message,), after={name: line}, solve=fixed(step),
     )  # fmt: skip

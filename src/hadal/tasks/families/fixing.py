@@ -73,9 +73,8 @@ def fix_function(draw: Draw) -> Task:
         yield Call.bash("I run the test again.", f"python3 -B {script}")
         yield DONE
 
-    return Task(
-        family=draw.family, level=5, seed=draw.seed, split=draw.split,
-        files={**draw.distractors(), f"{module}.py": code, script: test},
+    return draw.task(
+        5, files={**draw.distractors(), f"{module}.py": code, script: test},
         messages=(_message(draw, f"{module}.py", script),),
         after={f"{module}.py": code.replace(bug.bad, bug.good)}, solve=solve,
     )  # fmt: skip
@@ -99,9 +98,8 @@ def fix_name(draw: Draw) -> Task:
         yield Call.bash("I run the test again.", f"python3 -B {script}")
         yield DONE
 
-    return Task(
-        family=draw.family, level=5, seed=draw.seed, split=draw.split,
-        files={**draw.distractors(), f"{module}.py": code, script: test},
+    return draw.task(
+        5, files={**draw.distractors(), f"{module}.py": code, script: test},
         messages=(_message(draw, f"{module}.py", script),),
         after={f"{module}.py": code.replace(wrong, right)}, solve=solve,
     )  # fmt: skip

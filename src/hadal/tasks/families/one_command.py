@@ -31,9 +31,8 @@ def _task(
     after: Mapping[str, str | None], *, modes: Mapping[str, int] | None = None,
     folders: frozenset[str] = frozenset(),
 ) -> Task:  # fmt: skip
-    return Task(
-        family=draw.family, level=1, seed=draw.seed, split=draw.split,
-        files={**draw.distractors(), **files}, messages=(message,), after=after, modes=modes or {},
+    return draw.task(
+        1, files={**draw.distractors(), **files}, messages=(message,), after=after, modes=modes or {},
         folders=folders, solve=fixed(Call.bash(thought, command)),
     )  # fmt: skip
 

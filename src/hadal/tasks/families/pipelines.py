@@ -10,9 +10,8 @@ __all__ = ["column_of", "largest", "most_frequent", "rows_of_day"]
 def _task(
     draw: Draw, message: str, thought: str, command: str, files: dict[str, str], out: dict[str, str]
 ) -> Task:
-    return Task(
-        family=draw.family, level=4, seed=draw.seed, split=draw.split,
-        files={**draw.distractors(), **files}, messages=(message,), after=out,
+    return draw.task(
+        4, files={**draw.distractors(), **files}, messages=(message,), after=out,
         solve=fixed(Call.bash(thought, command)),
     )  # fmt: skip
 

@@ -25,9 +25,8 @@ def follow_pointer(draw: Draw) -> Task:
         yield Call.bash(f"It names {name}, so I copy that.", f"cp {name} {out}")
         yield DONE
 
-    return Task(
-        family=draw.family, level=2, seed=draw.seed, split=draw.split,
-        files={**draw.distractors(), pointer: f"{target}\n", target: text}, messages=(message,),
+    return draw.task(
+        2, files={**draw.distractors(), pointer: f"{target}\n", target: text}, messages=(message,),
         after={out: text}, solve=solve,
     )  # fmt: skip
 
@@ -51,8 +50,8 @@ def remove_named(draw: Draw) -> Task:
         yield DONE
 
     files = {pointer: f"{target}\n"} | {name: draw.text(1, 2) for name in names}
-    return Task(
-        family=draw.family, level=2, seed=draw.seed, split=draw.split, files=files,
+    return draw.task(
+        2, files=files,
         messages=(message,), after={target: None}, solve=solve,
     )  # fmt: skip
 
@@ -75,9 +74,8 @@ def rename_to_content(draw: Draw) -> Task:
         yield Call.bash(f"The new name is {name}.", f"mv {old} {name}")
         yield DONE
 
-    return Task(
-        family=draw.family, level=2, seed=draw.seed, split=draw.split,
-        files={**draw.distractors(), pointer: f"{new}\n", old: text}, messages=(message,),
+    return draw.task(
+        2, files={**draw.distractors(), pointer: f"{new}\n", old: text}, messages=(message,),
         after={old: None, new: text}, solve=solve,
     )  # fmt: skip
 
@@ -109,9 +107,8 @@ def set_key(draw: Draw) -> Task:
         yield DONE
 
     text = "\n".join(lines) + "\n"
-    return Task(
-        family=draw.family, level=2, seed=draw.seed, split=draw.split,
-        files={**draw.distractors(), config: text, source: f"{new}\n"}, messages=(message,),
+    return draw.task(
+        2, files={**draw.distractors(), config: text, source: f"{new}\n"}, messages=(message,),
         after={config: text.replace(f"{key}={old}\n", f"{key}={new}\n")}, solve=solve,
     )  # fmt: skip
 
@@ -140,8 +137,7 @@ def set_key_with_editor(draw: Draw) -> Task:
         yield DONE
 
     text = "\n".join(lines) + "\n"
-    return Task(
-        family=draw.family, level=2, seed=draw.seed, split=draw.split,
-        files={**draw.distractors(), config: text}, messages=(message,),
+    return draw.task(
+        2, files={**draw.distractors(), config: text}, messages=(message,),
         after={config: text.replace(f"{key}={old}\n", f"{key}={new}\n")}, solve=solve,
     )  # fmt: skip

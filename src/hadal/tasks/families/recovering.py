@@ -27,9 +27,8 @@ def not_executable(draw: Draw) -> Task:
             yield Call.bash("I run it again.", command)
         yield DONE
 
-    return Task(
-        family=draw.family, level=3, seed=draw.seed, split=draw.split,
-        files={**draw.distractors(), script: f"#!/bin/sh\necho {word}\n"},
+    return draw.task(
+        3, files={**draw.distractors(), script: f"#!/bin/sh\necho {word}\n"},
         executable=frozenset() if broken else frozenset({script}), messages=(message,),
         after={out: word}, solve=solve,
     )  # fmt: skip
@@ -55,8 +54,8 @@ def missing_folder(draw: Draw) -> Task:
             yield Call.bash("I copy it again.", f"cp {a} {folder}/")
         yield DONE
 
-    return Task(
-        family=draw.family, level=3, seed=draw.seed, split=draw.split, files=files,
+    return draw.task(
+        3, files=files,
         messages=(message,), after={f"{folder}/{a}": text}, solve=solve,
     )  # fmt: skip
 
@@ -84,9 +83,8 @@ def wrong_place(draw: Draw) -> Task:
             yield Call.bash(f"It is {found}.", f"cp {found} {out}")
         yield DONE
 
-    return Task(
-        family=draw.family, level=3, seed=draw.seed, split=draw.split,
-        files={**draw.distractors(), place: text}, messages=(message,), after={out: text}, solve=solve,
+    return draw.task(
+        3, files={**draw.distractors(), place: text}, messages=(message,), after={out: text}, solve=solve,
     )  # fmt: skip
 
 
@@ -112,8 +110,7 @@ def missing_flag(draw: Draw) -> Task:
         yield Call.bash(f"It wants {options}.", f"./{script} {options}")
         yield DONE
 
-    return Task(
-        family=draw.family, level=3, seed=draw.seed, split=draw.split,
-        files={**draw.distractors(), script: program}, executable=frozenset({script}),
+    return draw.task(
+        3, files={**draw.distractors(), script: program}, executable=frozenset({script}),
         messages=(message,), after={out: value}, solve=solve,
     )  # fmt: skip

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hadal.agent import Trajectory, read_events
 from hadal.agent.atif import to_atif
+from hadal.agent.journal import read_events
+from hadal.agent.trajectory import Trajectory
 from hadal.errors import ConfigError, StorageError
 
 __all__ = ["RunFiles"]
@@ -48,17 +49,35 @@ class RunFiles:
             found.append((stat.st_mtime_ns, known[1]))
         return [row for _, row in sorted(found, key=lambda pair: -pair[0])]
 
-    def whole(self, run: str) -> dict[str, Any]:
-        """Return a run as ATIF, without token ids: they grow with the square of the turns.
+    def path(self, run: str) -> Path:
+        """Return the journal of a run.
+
+        Raises:
+            ConfigError: There is no such run.
+        """
+        path = self._folder / f"{run}.jsonl"
+        if not _NAME.fullmatch(run) or not path.is_file():
+            raise ConfigError(
+                f"there is no run {run} in {self._folder}", hint="`hadal runs ls` lists them"
+            )
+        return path
+
+    def events(self, run: str) -> list[dict[str, Any]]:
+        """Return the events of a run.
 
         Raises:
             ConfigError: There is no such run.
             StorageError: It cannot be read.
         """
-        path = self._folder / f"{run}.jsonl"
-        if not _NAME.fullmatch(run) or not path.is_file():
-            raise ConfigError(f"there is no run {run!r}")
-        return to_atif(read_events(path), run, token_ids=False)
+        return read_events(self.path(run))
+
+    def whole(self, run: str) -> dict[str, Any]:
+        """Return a run as ATIF, without token ids: they grow with the square of the turns.
+
+        Raises:
+            ConfigError, StorageError: As `events`.
+        """
+        return to_atif(self.events(run), run, token_ids=False)
 
 
 def _row(path: Path) -> dict[str, Any]:
