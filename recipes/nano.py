@@ -41,8 +41,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--work", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--tasks", type=int, default=700, help="demonstrations of each family")
-    parser.add_argument("--steps", type=int, default=3000, help="optimiser steps")
+    parser.add_argument("--tasks", type=int, default=350, help="demonstrations of each family")
+    parser.add_argument("--steps", type=int, default=1500, help="optimiser steps")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     options = parser.parse_args()
     work: Path = options.work
