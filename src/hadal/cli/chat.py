@@ -41,7 +41,7 @@ def chat(
         hadal chat --upstream http://gpu-box:8000 --tokenizer path/to/checkpoint --effort high
 
     Args:
-        checkpoint: Folder with weights and tokenizer.json.
+        checkpoint: Folder with weights and tokenizer.json; or nano, which comes with hadal.
         tokenizer: Folder or tokenizer.json, if not the checkpoint's.
         generation: Of the message format. Default: read from the checkpoint.
         system: First message.

@@ -19,6 +19,7 @@ from hadal.cli import (
     demo,
     doctor,
     encoding,
+    eval,
     image,
     node,
     replay,
@@ -54,6 +55,7 @@ app.command(demo.demo)
 app.command(run.run)
 app.command(runs.app)
 app.command(view.view)
+app.command(eval.evaluate, name="eval")
 app.command(serve.serve)
 app.command(chat.chat)
 app.command(replay.replay)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hadal.serve import Front
     from hadal.tools import Toolbox
 
-__all__ = ["run", "runs_folder"]
+__all__ = ["open_model", "run", "runs_folder"]
 
 _Flag = Parameter(negative="")
 
@@ -104,7 +104,7 @@ def runs_folder() -> Path:
 def run(
     task: str | None = None,
     *,
-    model: str,
+    model: str = "nano",
     tokenizer: Path | None = None,
     generation: Literal["v4", "v4-0731", "v4.1"] | None = None,
     image: str = "host",
@@ -118,21 +118,24 @@ def run(
 ) -> None:
     """Let an agent work in a box until it has an answer.
 
-    It has a shell and an editor there, and nothing of this machine but what --mount names. Everything
-    is written down as it happens: a run that was killed goes on with --resume. Exit codes: 0 it answered, 1
-    it did not get to an answer, 2 wrong usage, 3 the model or the box failed.
+    It has a shell and an editor there, and nothing of this machine but what --mount names. A run that was
+    killed goes on with --resume. Exit codes: 0 it answered, 1 it got to no answer, 2 wrong usage, 3 the model or
+    the box failed.
 
     Examples:
+        hadal run "Count the lines of notes.txt and write the number to n.txt" --mount ./notes:/work:rw
+
         hadal run "Which files are in /usr/share/doc?" --model path/to/checkpoint
 
         hadal run "Fix the failing test" --model http://gpu-box:8000 --tokenizer path/to/checkpoint
         --mount ./project:/project:rw
 
-        hadal run --resume 3f2a91c04d7b --model path/to/checkpoint
+        hadal run --resume 3f2a91c04d7b
 
     Args:
         task: What it is asked to do.
-        model: A checkpoint's folder, or the URL of a server with a completions endpoint.
+        model: A checkpoint's folder, or the URL of a server with a completions endpoint; or nano, the small
+            network that comes with hadal.
         tokenizer: Folder or tokenizer.json, where the model is a URL.
         generation: Of the message format. Default: read from the checkpoint.
         image: Of the box.
@@ -151,7 +154,7 @@ def run(
     path = (runs or runs_folder()) / f"{resume or uuid.uuid4().hex[:12]}.jsonl"
     if resume is not None:
         path = RunFiles(path.parent).path(resume)
-    front = _front(model, tokenizer, generation, engine or EngineOptions())
+    front = open_model(model, tokenizer, generation, engine or EngineOptions())
     spec = (box or BoxOptions()).spec(image)
     console = Console(stderr=json_output, highlight=False)
     console.print(f"run {path.stem} ({path})", markup=False)
@@ -172,9 +175,14 @@ def run(
     sys.exit({"scored": 0, "failed": 1, "void": 3}[ending.outcome])
 
 
-def _front(
+def open_model(
     model: str, tokenizer: Path | None, generation: str | None, engine: EngineOptions
 ) -> "Front":
+    """Return encoding and backend of a checkpoint, or of the server at a URL.
+
+    Raises:
+        ConfigError: A URL without a tokenizer.
+    """
     if model.startswith(("http://", "https://")):
         return open_front(None, tokenizer, generation, engine, UpstreamOptions(upstream=model))
     return open_front(Path(model), tokenizer, generation, engine, UpstreamOptions())

@@ -172,6 +172,8 @@ def serve(
     HADAL_UPSTREAM_KEY: a command line can be read by every user of a machine.
 
     Examples:
+        hadal serve nano
+
         hadal serve path/to/checkpoint
 
         hadal serve path/to/checkpoint --disk /var/cache/hadal --drafts 1
@@ -179,7 +181,7 @@ def serve(
         hadal serve --upstream http://gpu-box:8000 --tokenizer path/to/checkpoint
 
     Args:
-        checkpoint: Folder with weights and tokenizer.json.
+        checkpoint: Folder with weights and tokenizer.json; or nano, which comes with hadal.
         tokenizer: Folder or tokenizer.json, if not the checkpoint's.
         generation: Of the message format. Default: read from the checkpoint.
         engine: How the model runs.
@@ -230,6 +232,7 @@ def open_front(
 
     if (checkpoint is None) == (upstream.upstream is None):
         raise ConfigError("expected a checkpoint or --upstream", hint="see --help for examples")
+    checkpoint, tokenizer = _find(checkpoint), _find(tokenizer)
     source = tokenizer or checkpoint
     if source is None:
         raise ConfigError("--upstream needs --tokenizer", hint="the checkpoint's tokenizer.json")
@@ -238,6 +241,12 @@ def open_front(
         return Front(checkpoint.name, encoding, engine.backend(checkpoint, encoding.tokenizer))
     backend = upstream.backend(encoding.tokenizer, engine.max_model_len)
     return Front(upstream.upstream_model or "upstream", encoding, backend)
+
+
+def _find(path: Path | None) -> Path | None:
+    from hadal.nano import named_checkpoint
+
+    return None if path is None else named_checkpoint(path)
 
 
 def is_loopback(host: str) -> bool:

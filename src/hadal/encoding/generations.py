@@ -6,16 +6,27 @@ the name of a model.
 """
 
 import ast
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from hadal.encoding.tags import V4_TAGS, V41_TAGS, Tags
 from hadal.errors import CheckpointError, ConfigError
 
-__all__ = ["GENERATIONS", "Effort", "Generation", "detect_generation", "generation_named"]
+__all__ = [
+    "GENERATIONS",
+    "Effort",
+    "Generation",
+    "detect_generation",
+    "generation_named",
+    "note_generation",
+]
+
+_TOKENIZER_CONFIG: Final = "tokenizer_config.json"
+_NOTE: Final = "hadal_generation"
 
 Effort = str | int | None
 """How hard to think: a name of the generation's table; for V4.1 also 1 to 100; None: its default."""
@@ -126,12 +137,16 @@ def detect_generation(folder: str | Path) -> str:
     """Read the generation from the encoder file that a checkpoint carries (it is never run).
 
     `encoding/encoding.py` is V4.1; `encoding/encoding_dsv4.py` is V4-0731 if it assigns
-    REASONING_EFFORT_PROMPTS and the original V4 if it assigns REASONING_EFFORT_MAX.
+    REASONING_EFFORT_PROMPTS and the original V4 if it assigns REASONING_EFFORT_MAX. Checkpoints that we
+    made name it in tokenizer_config.json instead (`note_generation`).
 
     Raises:
         CheckpointError: There is no such file, or it defines neither.
     """
     folder = Path(folder)
+    noted = _noted_generation(folder)
+    if noted is not None:
+        return noted
     if (folder / "encoding" / "encoding.py").is_file():
         return "v4.1"
     path = folder / "encoding" / "encoding_dsv4.py"
@@ -155,6 +170,33 @@ def detect_generation(folder: str | Path) -> str:
         "REASONING_EFFORT_PROMPTS or REASONING_EFFORT_MAX, found neither",
         hint=hint,
     )
+
+
+def note_generation(folder: Path, name: str) -> None:
+    """Write the generation into a checkpoint of our own.
+
+    Raises:
+        ConfigError: There is no such generation.
+        OSError: It cannot be written.
+    """
+    generation_named(name)
+    (folder / _TOKENIZER_CONFIG).write_text(json.dumps({_NOTE: name}) + "\n")
+
+
+def _noted_generation(folder: Path) -> str | None:
+    path = folder / _TOKENIZER_CONFIG
+    try:
+        fields: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as err:
+        raise CheckpointError(f"cannot read {path}: {err}") from err
+    name = fields.get(_NOTE) if isinstance(fields, dict) else None
+    if name is not None and name not in GENERATIONS:
+        raise CheckpointError(
+            f"{path}: {_NOTE} is {name!r}", hint=f"there are {', '.join(GENERATIONS)}"
+        )
+    return name
 
 
 def _assigned_names(tree: ast.Module) -> set[str]:

@@ -1,8 +1,11 @@
 """One task: a box, an agent in it, and a look at the box afterwards."""
 
 import asyncio
+import json
+import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +14,14 @@ from hadal.agent import Agent, AgentConfig, Journal, Outcome, StopReason, read_e
 from hadal.agent.atif import to_atif
 from hadal.agent.boxed import note_box, open_box
 from hadal.backends import Backend
-from hadal.encoding import Encoding
-from hadal.errors import SandboxError
+from hadal.chat import Termination, Tool, ToolCall
+from hadal.encoding import Encoding, check_call
+from hadal.errors import ConfigError, SandboxError, SandboxGoneError, StorageError
+from hadal.sandbox import AsyncSandbox
 from hadal.tasks import Task, check, prepare
 from hadal.tools import BashTool, EditorTool, Toolbox
 
-__all__ = ["TaskResult", "run_task", "run_tasks"]
+__all__ = ["TaskResult", "keep_settings", "run_task", "run_tasks"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +36,9 @@ class TaskResult:
         reason: Why the agent stopped.
         detail: What the check found, or what went wrong.
         turns: Replies of the model.
-        calls, bad_replies: Calls that it made, and replies that could not be used.
+        calls, malformed_calls: Calls that it tried to make, and those of them that were not right in form or
+            did not fit a tool that is there.
+        bad_replies: Replies that could not be used.
         prompt_tokens, cached_tokens, reply_tokens: In all turns.
         seconds: From the first event to the last, as far as this process ran it.
     """
@@ -45,6 +52,7 @@ class TaskResult:
     detail: str
     turns: int
     calls: int
+    malformed_calls: int
     bad_replies: int
     prompt_tokens: int
     cached_tokens: int
@@ -78,7 +86,9 @@ async def run_task(
     began = time.monotonic()
     with Journal(path) as journal:
         scored = any(e["kind"] == "score" and e["score"] is not None for e in journal.events)
-        if not scored:  # or void: what failed was ours, and may work now
+        if scored:
+            await _end_box(journal)  # unless that is done
+        else:  # or void: what failed was ours, and may work now
             try:
                 await _work(task, backend, encoding, journal, config, watch)
             except SandboxError as error:  # outside of the loop: making the box, or looking at it
@@ -104,6 +114,18 @@ async def _work(
         found = await check(task, box)
         watch(journal.append("score", score=int(found.solved), detail=found.reason))
         await box.kill()
+        journal.append("box_ended")
+
+
+async def _end_box(journal: Journal) -> None:
+    """End the box of a task that was scored by a process that died before it could do that."""
+    if any(e["kind"] == "box_ended" for e in journal.events):
+        return
+    known = next(e["id"] for e in journal.events if e["kind"] == "box")
+    with suppress(SandboxGoneError):
+        async with await AsyncSandbox.connect(known) as box:
+            await box.kill()
+    journal.append("box_ended")
 
 
 def _result(task: Task, path: Path, seconds: float) -> TaskResult:
@@ -115,15 +137,33 @@ def _result(task: Task, path: Path, seconds: float) -> TaskResult:
     if score["score"] is None:
         outcome = Outcome.VOID
     replies = [e for e in events if e["kind"] == "reply"]
+    calls, malformed = _count_calls(events)
     totals = to_atif(events, task.name, token_ids=False)["final_metrics"]
     return TaskResult(
         task=task.name, family=task.family, level=task.level, outcome=outcome, score=score["score"],
         reason=reason, detail=score["detail"], turns=len(replies),
-        calls=sum(len(e["message"]["calls"]) for e in replies),
+        calls=calls, malformed_calls=malformed,
         bad_replies=sum(e["bad"] is not None for e in replies),
         prompt_tokens=totals["total_prompt_tokens"], cached_tokens=totals["total_cached_tokens"],
         reply_tokens=totals["total_completion_tokens"], seconds=seconds,
     )  # fmt: skip
+
+
+def _count_calls(events: list[dict[str, Any]]) -> tuple[int, int]:
+    """Return how many calls were tried, and how many of them were malformed."""
+    tools = [Tool(f) for e in events if e["kind"] == "start" for f in e["tools"]]
+    tried = malformed = 0
+    for event in events:
+        if event["kind"] != "reply":
+            continue
+        calls = [
+            ToolCall(name, arguments, id=i) for i, name, arguments in event["message"]["calls"]
+        ]
+        broken = event["termination"] in (Termination.MALFORMED, Termination.LENGTH_IN_CALL)
+        tried += len(calls) + broken
+        unfit = sum(check_call(call, tools) is not None for call in calls)
+        malformed += max(unfit + broken, bool(event["problems"]))
+    return tried, malformed
 
 
 async def run_tasks(
@@ -146,3 +186,31 @@ async def run_tasks(
         return result
 
     return list(await asyncio.gather(*map(one, tasks)))
+
+
+def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Write down how the runs of a folder are made, so that no other ones come among them.
+
+    Raises:
+        ConfigError: They were begun otherwise.
+        StorageError: It cannot be written or read.
+    """
+    path, made = folder / "settings.json", folder / f".settings.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        made.write_text(json.dumps(settings))
+        try:
+            path.hardlink_to(made)  # whole, and once, whoever else does the same
+        except FileExistsError:
+            pass
+        finally:
+            made.unlink()
+        begun: Any = json.loads(path.read_text())
+        other = [name for name, value in settings.items() if begun[name] != value]
+    except (OSError, ValueError, KeyError) as error:
+        raise StorageError(f"cannot use {path}: {type(error).__name__}: {error}") from error
+    if other:
+        raise ConfigError(
+            f"the runs in {folder} were begun with another {', another '.join(other)}",
+            hint="go on with the same, or name another folder",
+        )

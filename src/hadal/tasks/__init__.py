@@ -4,7 +4,7 @@ Every family is a generator of tasks, each with files, messages, a solution, and
 afterwards. The check looks at the box, never at what was said.
 """
 
-from hadal.tasks.curriculum import FAMILIES, UNSEEN, make_task
+from hadal.tasks.curriculum import FAMILIES, UNSEEN, make_task, named_task
 from hadal.tasks.demonstration import Demonstration, demonstrate
 from hadal.tasks.task import Answer, Call, Outcome, Solution, Split, Task, check, prepare
 
@@ -21,5 +21,6 @@ __all__ = [
     "check",
     "demonstrate",
     "make_task",
+    "named_task",
     "prepare",
 ]

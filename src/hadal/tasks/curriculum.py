@@ -15,7 +15,7 @@ from hadal.tasks.families import (
 )
 from hadal.tasks.task import Split, Task
 
-__all__ = ["FAMILIES", "UNSEEN", "make_task"]
+__all__ = ["FAMILIES", "UNSEEN", "make_task", "named_task"]
 
 FAMILIES: dict[str, Callable[[Draw], Task]] = {
     make.__name__: make
@@ -76,3 +76,18 @@ def make_task(family: str, split: Split, seed: int) -> Task:
             hint=f"there are {', '.join(FAMILIES)}; and for tests {', '.join(UNSEEN)}",
         )
     return make(Draw(family, split, seed))
+
+
+def named_task(name: str) -> Task:
+    """Return a task by its name, FAMILY/SPLIT/SEED.
+
+    Raises:
+        ConfigError: It is no such name, or there is no such family.
+    """
+    family, _, rest = name.partition("/")
+    split, _, seed = rest.partition("/")
+    if split not in ("train", "test") or not seed.isdecimal():
+        raise ConfigError(
+            f"expected a task as FAMILY/SPLIT/SEED, got {name!r}", hint="as count_lines/test/7"
+        )
+    return make_task(family, split, int(seed))

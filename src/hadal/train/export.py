@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from hadal.checkpoint import save
+from hadal.encoding import note_generation
 from hadal.errors import StorageError
 from hadal.model import ModelConfig, Transformer
 from hadal.train.trainer import STATE
@@ -28,7 +29,7 @@ def load_state(config: ModelConfig, run: Path) -> Transformer:
 
 
 def export(config: ModelConfig, run: Path, tokenizer: Path, folder: Path) -> None:
-    """Write a checkpoint with FP4 experts and FP8 matrices, and its tokenizer.
+    """Write a checkpoint with FP4 experts and FP8 matrices, its tokenizer, and the generation of its format.
 
     Raises:
         StorageError: The run has no state of this network.
@@ -36,3 +37,4 @@ def export(config: ModelConfig, run: Path, tokenizer: Path, folder: Path) -> Non
     """
     save(load_state(config, run), folder, config=config.plain().quantized("instruct"))
     shutil.copy(tokenizer, folder / "tokenizer.json")
+    note_generation(folder, "v4")
