@@ -158,18 +158,11 @@ def run(
     spec = (box or BoxOptions()).spec(image)
     console = Console(stderr=json_output, highlight=False)
     console.print(f"run {path.stem} ({path})", markup=False)
-    ending = asyncio.run(
-        _run(
-            front,
-            path,
-            task,
-            spec,
-            agent or AgentOptions(),
-            console,
-            json_output=json_output,
-            keep_box=keep_box,
-        )
-    )
+    working = _run(
+        front, path, task, spec, agent or AgentOptions(), console, json_output=json_output,
+        keep_box=keep_box,
+    )  # fmt: skip
+    ending = asyncio.run(working)
     if ending.outcome == "void":
         console.print(f"hint: go on with hadal run --resume {path.stem}", markup=False)
     sys.exit({"scored": 0, "failed": 1, "void": 3}[ending.outcome])
