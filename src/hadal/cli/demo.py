@@ -1,133 +1,157 @@
-"""`hadal demo`: what works today, end to end, in under a minute on a CPU."""
+"""`hadal demo`: agents at work, on the network that comes with the package."""
 
+import asyncio
 import json
-import tempfile
+import signal
+import sys
 import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from hadal.cli.run import runs_folder
+from hadal.errors import ConfigError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from hadal.demo import DemoReport
+    from hadal.demo.processes import Worker
+    from hadal.demo.progress import Progress
+    from hadal.tasks import Task
 
 __all__ = ["demo"]
 
+_FIRST_SEED = 20_000
+"""Of the tasks, apart from those that docs/nano.md reports on."""
 
-def demo(*, json_output: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
-    """Write, convert, load and run a V4 network, plan a large one, and parse a broken tool call.
+
+def demo(
+    *,
+    model: str = "nano",
+    tasks: int = 16,
+    workers: int = 4,
+    seed: int = 0,
+    into: Path | None = None,
+    json_output: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Let several agents solve tasks in real boxes, kill one of them on the way, and go on with it.
+
+    The network is one of V4's architecture that this project trained; its server, the agents and the boxes
+    are started for the demonstration and end with it. Nothing but the folder of the runs is left.
 
     Examples:
         hadal demo
 
+        hadal demo --tasks 35 --workers 8 --seed 7
+
     Args:
-        json_output: Print the figures as JSON.
+        model: A checkpoint's folder.
+        tasks: How many, each of another family; none was seen in training.
+        workers: Agents at a time, each a process.
+        seed: For other tasks.
+        into: Folder of the runs; a new one. Default: beside those of `hadal run`.
+        json_output: Print the outcome as JSON.
     """
+    from hadal.demo import run_demo
+
+    if tasks < 1 or workers < 1:
+        raise ConfigError(f"expected at least one task and one worker, got {tasks} and {workers}")
+    folder = into or runs_folder().parent / "demo" / time.strftime("%Y%m%d-%H%M%S")
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty", hint="name another folder with --into")
+    folder.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=json_output, highlight=False)
-    with tempfile.TemporaryDirectory(prefix="hadal-demo-") as folder:
-        figures = _checkpoints(console, Path(folder)) | _arithmetic(console, Path(folder))
-    figures |= _plan(console) | _format(console)
+    chosen = _choose(tasks, _FIRST_SEED + seed)
+    console.print(f"{len(chosen)} tasks that {model} has not seen, {workers} agents, one of which will be killed")  # fmt: skip
+    # A request to end is an interrupt: what was started is ended first.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with Live(console=console, refresh_per_second=8, transient=True) as live:
+        board = _Board(live, console)
+        report = asyncio.run(run_demo(chosen, folder, model=model, workers=workers, board=board))
+    _show(console, report)
     if json_output:
-        print(json.dumps(figures))  # noqa: T201 - data goes to stdout
-    console.print("\nNext: `hadal cost --help`, `hadal checkpoint --help`, README.md")
+        found = {
+            "results": [asdict(r) for r in report.results], "killed": report.kill and report.kill.task,
+            "kept": report.kept, "load_s": report.load_s, "seconds": report.seconds, "runs": str(folder),
+        }  # fmt: skip
+        print(json.dumps(found))  # noqa: T201 - data goes to stdout
+    sys.exit(3 if any(r.outcome == "void" for r in report.results) else 0)
 
 
-def _checkpoints(console: Console, folder: Path) -> dict[str, Any]:
-    from hadal.checkpoint import CheckpointSource, convert, make_random
-    from hadal.config import ModelConfig
+def _choose(count: int, seed: int) -> list["Task"]:
+    """Return tasks of as many families as there is room for, from all levels."""
+    from hadal.tasks import FAMILIES, UNSEEN, make_task
 
-    config = ModelConfig.nano().quantized("instruct")
-    make_random(config, folder / "official", seed=1)
-    convert(folder / "official", folder / "huggingface", layout="huggingface")
-    convert(folder / "huggingface", folder / "back", layout="official")
-    with (
-        CheckpointSource.open(folder / "official") as first,
-        CheckpointSource.open(folder / "back") as second,
-    ):
-        same = all(_same_bits(first.read(n), second.read(n)) for n in first.specs)
-        count = len(first.specs)
-    console.print(
-        f"1. nano, random weights, FP4 experts and FP8: {count} tensors; official -> Hugging Face "
-        f"-> official: {'identical' if same else 'DIFFERENT'}"
-    )
-    return {"tensors": count, "layouts_identical": same}
+    families = [*FAMILIES, *UNSEEN]
+    step = max(1.0, len(families) / count)
+    spread = [families[int(n * step) % len(families)] for n in range(count)]
+    return [make_task(family, "test", seed + n) for n, family in enumerate(spread)]
 
 
-def _same_bits(a: "Tensor", b: "Tensor") -> bool:
-    import torch
+class _Board:
+    """Shows how things stand: live on a terminal, else a line for everything that happens."""
 
-    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+    def __init__(self, live: Live, console: Console) -> None:
+        self._live = live
+        self._console = console
 
-
-def _arithmetic(console: Console, folder: Path) -> dict[str, Any]:
-    import torch
-
-    from hadal.checkpoint import load
-    from hadal.model import Precision
-
-    model = load(folder / "official", storage="plain", dtype=torch.float32)
-    exact = load(
-        folder / "official", storage="plain", dtype=torch.float32, precision=Precision.exact()
-    )
-    ids = torch.randint(0, model.config.vocab_size, (600,), generator=torch.manual_seed(0))
-    with torch.no_grad():
-        whole = exact(ids, [600])
-        cache = exact.new_cache()
-        start = time.monotonic()
-        parts = [exact(ids[:400], [400], [cache])]
-        prefill_s = time.monotonic() - start
-        start = time.monotonic()
-        parts += [exact(ids[i : i + 1], [1], [cache]) for i in range(400, 440)]
-        decode_s = (time.monotonic() - start) / 40
-        parts.append(exact(ids[440:], [160], [cache]))
-        worst = (torch.cat(parts) - whole).abs().max().item()
-        rounded = (model(ids, [600]) - whole).square().mean().sqrt().item()
-    console.print(
-        f"2. 600 tokens whole, against prefill + 40 decodes + a chunk: logits differ by {worst:.1e}"
-    )
-    console.print(
-        f"   (eager reference code: prefill {400 / prefill_s:,.0f} tokens/s, decode "
-        f"{decode_s * 1e3:.0f} ms a token)"
-    )
-    console.print(
-        f"3. the published roundings (FP8 activations and KV, FP4 index) move its logits by "
-        f"{rounded:.3f} rms, of {whole.square().mean().sqrt():.3f}"
-    )
-    return {"max_difference": worst, "rounding_rms": rounded}
+    def __call__(self, crew: Sequence["Worker"], progress: "Progress", said: str) -> None:
+        if said:
+            self._console.print(Text(said.rstrip("\n")))
+        table = Table("agent", "task", "turn", "is doing", box=None)
+        for worker in crew:
+            left = [t for t in worker.tasks if not progress.states[t.name].over]
+            name = left[0].family if left else "through"
+            state = progress.states[left[0].name] if left else None
+            doing = state.shown if state else ""
+            table.add_row(
+                str(worker.number), name, str(state.turns + 1) if state else "", Text(doing)
+            )
+        over = [state for state in progress.states.values() if state.over]
+        solved = sum(state.score == 1 for state in over)
+        summary = Text(f"solved {solved} of {len(over)}, {len(progress.states) - len(over)} to go")
+        self._live.update(Group(table, summary))
 
 
-def _plan(console: Console) -> dict[str, Any]:
-    from hadal.cost import estimate
+def _show(console: Console, report: "DemoReport") -> None:
+    from hadal.tasks import UNSEEN
 
-    reports = {name: estimate(name, 1024**2) for name in ("v4-flash", "v4-pro")}
-    for name, report in reports.items():
-        console.print(
-            f"4. {name} at a million tokens: {report.ratios['flops_of_v3.2']:.0%} of V3.2's FLOPs "
-            f"and {report.ratios['kv_of_v3.2']:.1%} of its KV ({report.kv_bytes / 1e9:.1f} GB)"
+    table = Table("level", "family", "solved", "turns", "tokens", "seconds", "prompt", "from the cache", box=None)  # fmt: skip
+    for result in sorted(report.results, key=lambda r: (r.level, r.family)):
+        name = f"{result.family} (not trained on)" if result.family in UNSEEN else result.family
+        solved = {1: "yes", 0: "no", None: "void"}[result.score]
+        share = (
+            f"{result.cached_tokens:,} ({result.cached_tokens / max(1, result.prompt_tokens):.0%})"
         )
-    return {name: report.ratios for name, report in reports.items()}
-
-
-def _format(console: Console) -> dict[str, Any]:
-    from hadal.encoding import Encoding
-
-    encoding = Encoding.load("v4")
-    arguments = {"path": "a.py", "text": 'print("<b>")', "count": 2}
-    call = {"id": "1", "function": {"name": "edit", "arguments": arguments}}
-    asked: dict[str, Any] = {"role": "user", "content": "Edit a.py."}
-    called: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [call]}
-    text = encoding.render([asked, called], mode="chat")
-    completion = text[len(encoding.render([asked], mode="chat")) :]
-    stream = encoding.stream(start="content")
-    for char in completion:
-        stream.feed(char)
-    result = stream.finish()
-    same = json.loads(result.tool_calls[0].arguments) == arguments
+        table.add_row(
+            str(result.level), name, solved, str(result.turns), f"{result.reply_tokens:,}",
+            f"{result.seconds:.1f}", f"{result.prompt_tokens:,}", share,
+        )  # fmt: skip
+    console.print(table)
+    solved = sum(r.solved for r in report.results)
+    tokens = sum(r.reply_tokens for r in report.results)
+    saved = sum(r.cached_tokens for r in report.results) / sum(r.prompt_tokens for r in report.results)  # fmt: skip
     console.print(
-        f"5. a tool call in {len(completion)} characters of DSML, streamed one at a time: "
-        f"arguments {'identical' if same else 'DIFFERENT'}"
+        f"solved {solved} of {len(report.results)} in {report.seconds:.0f} s (and {report.load_s:.0f} s to load); "
+        f"{tokens:,} tokens said; {saved:.0%} of all prompt tokens came from the prefix cache"
     )
-    broken = encoding.parse(completion[:150], start="content")
-    console.print(f"   cut at character 150: {broken.termination}, nothing lost")
-    return {"call_identical": same, "cut_call": str(broken.termination)}
+    kill = report.kill
+    if kill is None:
+        console.print("no agent was killed: the tasks were over too soon")
+    else:
+        kept = "everything written down was kept" if report.kept else "ITS JOURNAL HAS CHANGED"
+        console.print(
+            f"agent {kill.worker} was killed in the middle of {kill.task}, after {kill.results} commands and "
+            f"{kill.tokens} tokens of a reply, and went on from there: {kept}"
+        )
+    console.print("\nlook at all of it:      ", Text(f"hadal view {report.folder}", style="bold"), soft_wrap=True)  # fmt: skip
+    console.print("give it a task:         ", Text('hadal run "Write the number of lines of notes.txt to n.txt" --mount DIR:/work:rw', style="bold"), soft_wrap=True)  # fmt: skip
+    console.print(
+        "serve it to any client: ", Text("hadal serve nano", style="bold"), soft_wrap=True
+    )

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, Parameter
 from rich.console import Console
 
+from hadal.cli.listening import is_loopback
 from hadal.cli.node_options import NodeOptions
 from hadal.cli.quantities import human_seconds, parse_seconds
-from hadal.cli.serve import is_loopback
 from hadal.errors import ConfigError, InputError, NodeAuthError, NodeError
 
 if TYPE_CHECKING:

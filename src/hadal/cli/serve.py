@@ -1,6 +1,5 @@
 """`hadal serve`: the server, over a checkpoint or another server."""
 
-import ipaddress
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 from rich.console import Console
 
+from hadal.cli.listening import is_loopback, listen, run_app
 from hadal.cli.quantities import parse_bytes
 from hadal.errors import ConfigError
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hadal.encoding import Tokenizer
     from hadal.serve import Backend, Front, ServerConfig
 
-__all__ = ["EngineOptions", "UpstreamOptions", "is_loopback", "open_front", "serve"]
+__all__ = ["EngineOptions", "UpstreamOptions", "open_front", "serve"]
 
 _Flag = Parameter(negative="")
 _Bytes = Annotated[int, Parameter(converter=parse_bytes)]
@@ -121,7 +121,7 @@ class FrontOptions:
 
     Attributes:
         host: Address to listen on. One that others can reach needs a key.
-        port: Port to listen on.
+        port: Port to listen on; 0 takes one that is free.
         name: Name that the model goes by. Default: that of the folder, or the upstream's.
         api_key: Keys that are let in; also from HADAL_API_KEYS.
         constrain_calls: Hold every call to its tool's grammar, not only where `strict` asks for it.
@@ -188,8 +188,6 @@ def serve(
         upstream: Another server that runs it.
         front: What clients may do.
     """
-    import uvicorn
-
     from hadal.serve import build_app
 
     options = front or FrontOptions()
@@ -202,17 +200,9 @@ def serve(
     served.constrain_calls = options.constrain_calls
     served.allow_small_window = options.allow_small_window
     app = build_app(served, options.limits(keys))
-    where = f"http://{options.host}:{options.port}/v1"
-    Console(stderr=True).print(f"serving {served.model} at {where}", markup=False)
-    uvicorn.run(
-        app,
-        host=options.host,
-        port=options.port,
-        ws="none",
-        server_header=False,
-        log_level="warning",
-        timeout_graceful_shutdown=_GRACE_S,
-    )
+    taken, url = listen(options.host, options.port)
+    Console(stderr=True).print(f"serving {served.model} at {url}/v1", markup=False, soft_wrap=True)
+    run_app(app, taken, ws="none", timeout_graceful_shutdown=_GRACE_S)
 
 
 def open_front(
@@ -247,14 +237,6 @@ def _find(path: Path | None) -> Path | None:
     from hadal.nano import named_checkpoint
 
     return None if path is None else named_checkpoint(path)
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _check_address(host: str, keys: tuple[str, ...]) -> None:

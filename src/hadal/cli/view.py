@@ -6,8 +6,8 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.console import Console
 
+from hadal.cli.listening import is_loopback, listen, run_app
 from hadal.cli.run import runs_folder
-from hadal.cli.serve import is_loopback
 from hadal.errors import ConfigError
 
 __all__ = ["view"]
@@ -34,7 +34,7 @@ def view(
     Args:
         folder: Of the runs. Default: where `hadal run` keeps them.
         host: Address to listen on.
-        port: Port to listen on.
+        port: Port to listen on; 0 takes one that is free.
         public: Listen on an address that others can reach, all the same: they can read every run.
         export: Write this run into one HTML file instead.
         output: That file. Default: the run's id with .html.
@@ -53,7 +53,6 @@ def view(
             f"{host} can be reached by others, and the page has no keys",
             hint="listen on 127.0.0.1, or say --public",
         )
-    import uvicorn
-
-    console.print(f"http://{host}:{port}", markup=False)
-    uvicorn.run(build_app(files), host=host, port=port, log_level="warning", server_header=False)
+    taken, url = listen(host, port)
+    console.print(url, markup=False)
+    run_app(build_app(files), taken)

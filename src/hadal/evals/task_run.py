@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +20,14 @@ from hadal.sandbox import AsyncSandbox
 from hadal.tasks import Task, check, prepare
 from hadal.tools import BashTool, EditorTool, Toolbox
 
-__all__ = ["TaskResult", "keep_settings", "run_task", "run_tasks"]
+__all__ = [
+    "TaskResult",
+    "journal_path",
+    "keep_settings",
+    "read_result",
+    "run_task",
+    "run_tasks",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +46,7 @@ class TaskResult:
             did not fit a tool that is there.
         bad_replies: Replies that could not be used.
         prompt_tokens, cached_tokens, reply_tokens: In all turns.
-        seconds: From the first event to the last, as far as this process ran it.
+        seconds: From the first event to the last.
     """
 
     task: str
@@ -83,7 +89,6 @@ async def run_task(
         StorageError: The journal cannot be written.
         ConfigError: Another process runs it.
     """
-    began = time.monotonic()
     with Journal(path) as journal:
         scored = any(e["kind"] == "score" and e["score"] is not None for e in journal.events)
         if scored:
@@ -93,7 +98,7 @@ async def run_task(
                 await _work(task, backend, encoding, journal, config, watch)
             except SandboxError as error:  # outside of the loop: making the box, or looking at it
                 journal.append("score", score=None, detail=str(error))
-    return _result(task, path, time.monotonic() - began)
+    return read_result(task, path)
 
 
 async def _work(
@@ -128,9 +133,21 @@ async def _end_box(journal: Journal) -> None:
     journal.append("box_ended")
 
 
-def _result(task: Task, path: Path, seconds: float) -> TaskResult:
+def journal_path(folder: Path, task: Task) -> Path:
+    """Return where the journal of a task is, in a folder of runs."""
+    return folder / f"{task.name.replace('/', '-')}.jsonl"
+
+
+def read_result(task: Task, path: Path) -> TaskResult:
+    """Return what came of a task, as its journal says.
+
+    Raises:
+        StorageError: It cannot be read, or the task is not over.
+    """
     events = read_events(path)
-    score = next(e for e in reversed(events) if e["kind"] == "score")
+    score = next((e for e in reversed(events) if e["kind"] == "score"), None)
+    if score is None:
+        raise StorageError(f"{path} has no outcome yet", hint="the task has to be run to its end")
     ending = next((e for e in reversed(events) if e["kind"] == "end"), None)
     reason = StopReason(ending["reason"]) if ending else StopReason.SANDBOX_FAILED
     outcome = Outcome.SCORED if reason is StopReason.DONE else Outcome.FAILED
@@ -145,7 +162,8 @@ def _result(task: Task, path: Path, seconds: float) -> TaskResult:
         calls=calls, malformed_calls=malformed,
         bad_replies=sum(e["bad"] is not None for e in replies),
         prompt_tokens=totals["total_prompt_tokens"], cached_tokens=totals["total_cached_tokens"],
-        reply_tokens=totals["total_completion_tokens"], seconds=seconds,
+        reply_tokens=totals["total_completion_tokens"],
+        seconds=(score["at"] - events[0]["at"]) / 1e9,
     )  # fmt: skip
 
 
@@ -180,7 +198,7 @@ async def run_tasks(
 
     async def one(task: Task) -> TaskResult:
         async with limit:
-            path = folder / f"{task.name.replace('/', '-')}.jsonl"
+            path = journal_path(folder, task)
             result = await run_task(task, backend, encoding, path, config)
         progress(result)
         return result

@@ -14,7 +14,7 @@ from hadal.view.single_page import page_file, single_page
 
 __all__ = ["build_app"]
 
-_KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
+_KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 _HEADERS = {
     "content-security-policy": "default-src 'self'; style-src 'self'; script-src 'self'; base-uri 'none'",
     "x-content-type-options": "nosniff",

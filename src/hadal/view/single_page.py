@@ -20,7 +20,7 @@ def single_page(trajectory: dict[str, Any]) -> str:
     """
     data = json.dumps(trajectory).replace("<", "\\u003c")
     run = html.escape(str(trajectory["session_id"]), quote=True)
-    page = page_file("index.html")
+    page = page_file("index.html").replace('<link rel="icon" href="icon.svg">\n', "")
     page = page.replace(
         '<link rel="stylesheet" href="view.css">', f"<style>\n{page_file('view.css')}</style>"
     )

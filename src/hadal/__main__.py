@@ -1,0 +1,6 @@
+"""`python -m hadal` is `hadal`."""
+
+from hadal.cli.main import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""The page in a real Chromium: what people see and press."""
+
+import shutil
+import threading
+
+import pytest
+
+from hadal.agent import Journal
+from hadal.cli.listening import listen
+from hadal.view import RunFiles, build_app, single_page
+from tests.view.test_view import HOSTILE, write_run
+
+pytestmark = pytest.mark.browser
+uvicorn = pytest.importorskip("uvicorn")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("there is no chromium (make browser)")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_run(tmp_path / "solved.jsonl", turns=3, text="Count the lines.", result="42")
+    write_run(tmp_path / "hostile.jsonl", turns=2, text=HOSTILE, result=HOSTILE)
+    write_run(tmp_path / "open.jsonl", turns=1, text="Not over yet.", ends=False)
+    return tmp_path
+
+
+@pytest.fixture
+def url(folder):
+    taken, address = listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(build_app(RunFiles(folder)), log_level="error"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]})
+    thread.start()
+    yield address
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def page(browser, url):
+    """A page that has said nothing on its console, asked no other host, and raised nothing."""
+    context = browser.new_context()
+    opened = context.new_page()
+    said, asked = [], []
+    opened.on("console", lambda message: said.append(message.text))
+    opened.on("pageerror", lambda error: said.append(str(error)))
+    opened.on("request", lambda request: asked.append(request.url))
+    opened.goto(url)
+    opened.wait_for_selector("#runs li")
+    yield opened
+    context.close()
+    assert said == []
+    assert all(address.startswith(url) for address in asked)
+
+
+def rows(page):
+    return page.locator("#runs li .what").all_text_contents()
+
+
+def steps(page):
+    return page.locator("#steps .step")
+
+
+def test_list_and_filters(page):
+    assert sorted(rows(page)) == sorted(["Count the lines.", HOSTILE, "Not over yet."])
+    page.fill("#filter", "count")
+    assert rows(page) == ["Count the lines."]
+    page.fill("#filter", "")
+    page.select_option("#outcome", "running")
+    assert rows(page) == ["Not over yet."]
+    page.select_option("#outcome", "solved")
+    assert len(rows(page)) == 2
+    assert page.locator("#count").text_content() == "2 of 3"
+
+
+def test_a_run_its_search_and_its_keys(page):
+    page.click("text=Count the lines.")
+    page.wait_for_selector("#step-5")
+    assert steps(page).count() == 5
+    assert "$ echo 1" in steps(page).nth(3).text_content()
+    assert "thought 1" in steps(page).nth(3).text_content()
+    assert page.locator("#context rect.cached").count() == 3
+    page.keyboard.press("/")
+    page.keyboard.type("echo 2")
+    page.wait_for_function("document.querySelectorAll('#steps .step').length == 1")
+    assert page.locator("mark").all_text_contents() == ["echo 2"]
+    page.fill("#search", "")
+    page.keyboard.press("Escape")
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    assert page.locator(".step.current").get_attribute("id") == "step-3"
+
+
+def test_a_link_to_a_step(page, url):
+    page.goto(f"{url}/#/solved/4")
+    page.wait_for_selector("#step-4.current")
+
+
+def test_light_and_dark(page):
+    seen = set()
+    for _ in range(2):
+        page.keyboard.press("t")
+        seen.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert len(seen) == 2
+
+
+def test_what_a_run_says_stays_text(page):
+    page.goto(page.url.split("#")[0] + "#/hostile")
+    page.wait_for_selector("#step-4")
+    assert page.locator("#steps img, #steps script").count() == 0
+    assert HOSTILE in steps(page).nth(1).text_content()
+
+
+def test_a_running_one_is_followed(page, folder):
+    page.click("text=Not over yet.")
+    page.wait_for_selector("#step-3")
+    page.locator("#step-3").evaluate("s => { s.dataset.seen = 'yes'; }")
+    page.locator("#step-2").evaluate("s => { s.dataset.seen = 'yes'; }")
+    with Journal(folder / "open.jsonl") as journal:
+        journal.append("prompt", ids=[1], anew=False)
+        journal.append("tokens", ids=[1, 2, 3])
+        message = {"content": "That is all.", "reasoning": "", "calls": []}
+        journal.append("reply", message=message, bad=None, problem="", termination="stop",
+                       problems=[], seconds=0.5, cached_tokens=4)  # fmt: skip
+        journal.append("end", reason="done", text="That is all.")
+    page.wait_for_selector("text=That is all.", timeout=5000)
+    assert page.locator("#step-2").get_attribute("data-seen") == "yes"  # what was there stays
+    assert "done" in page.locator("#facts").text_content()
+
+
+def test_a_file_that_needs_no_server(browser, folder, tmp_path):
+    path = tmp_path / "run.html"
+    path.write_text(single_page(RunFiles(folder).whole("hostile")))
+    context = browser.new_context(offline=True)
+    opened, said = context.new_page(), []
+    opened.on("console", lambda message: said.append(message.text))
+    opened.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+    opened.goto(path.as_uri())
+    opened.wait_for_selector("#step-4")
+    assert HOSTILE in steps(opened).nth(1).text_content()
+    assert said == []
+    context.close()
