@@ -75,8 +75,9 @@ def main() -> None:
             bar.update(shown, completed=int(metrics["step"]), description=about)
 
         train(config, partial(conversations, demonstrations, tokenizer), progress)
-    if not (work / "nano").exists():
-        export(config.model, config.output, tokenizer, work / "nano")
+    for name in ("nano", "nano-fp32"):
+        if not (work / name).exists():
+            export(config.model, config.output, tokenizer, work / name, plain=name != "nano")
     console.print(f"the checkpoint is {work / 'nano'}", markup=False)
 
 

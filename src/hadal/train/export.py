@@ -28,13 +28,23 @@ def load_state(config: ModelConfig, run: Path) -> Transformer:
     return model
 
 
-def export(config: ModelConfig, run: Path, tokenizer: Path, folder: Path) -> None:
-    """Write a checkpoint with FP4 experts and FP8 matrices, its tokenizer, and the generation of its format.
+def export(
+    config: ModelConfig, run: Path, tokenizer: Path, folder: Path, *, plain: bool = False
+) -> None:
+    """Write a checkpoint, its tokenizer, and the generation of its format.
+
+    Args:
+        config: Sizes of the network.
+        run: Folder of the run.
+        tokenizer: Its file.
+        folder: Of the checkpoint.
+        plain: Keep all weights as they are, instead of FP4 experts and FP8 matrices.
 
     Raises:
         StorageError: The run has no state of this network.
         CheckpointError: The folder exists and is not empty, or cannot be written.
     """
-    save(load_state(config, run), folder, config=config.plain().quantized("instruct"))
+    stored = config.plain() if plain else config.plain().quantized("instruct")
+    save(load_state(config, run), folder, config=stored)
     shutil.copy(tokenizer, folder / "tokenizer.json")
     note_generation(folder, "v4")

@@ -1,0 +1,148 @@
+"""What nano solves of tasks that no training has seen, beside what can be had without it.
+
+    python benchmarks/nano_tasks.py --work DIR --count 20
+
+DIR is the folder of `recipes/nano.py`: demonstrations for the baselines, and the network before it was
+rounded to FP4 and FP8. Every row has the same tasks; runs are kept in DIR/results, and the same command goes on with
+them. The table goes to standard output as Markdown.
+"""
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from hadal.agent import AgentConfig, Limits
+from hadal.backends import Backend
+from hadal.checkpoint import make_random
+from hadal.cli.run import open_model
+from hadal.cli.serve import EngineOptions
+from hadal.config import ModelConfig
+from hadal.encoding import Encoding, note_generation
+from hadal.evals import TaskResult, interval, run_tasks, scores
+from hadal.evals.baselines import Heuristic, NearestDemonstration, RandomCommand
+from hadal.evals.policy_backend import Policy, PolicyBackend
+from hadal.nano import nano_checkpoint
+from hadal.tasks import FAMILIES, UNSEEN, make_task
+from hadal.train.demonstrations import read
+
+ROWS = ("nano", "held", "fp32", "untrained", "nearest", "rules", "random")
+TITLES = {
+    "nano": "nano", "held": "calls held", "fp32": "fp32", "untrained": "untrained",
+    "nearest": "nearest", "rules": "rules", "random": "random",
+}  # fmt: skip
+
+
+def main() -> None:
+    """Run what has not been run, and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, required=True, help="folder of recipes/nano.py")
+    parser.add_argument("--count", type=int, default=20, help="tasks of each family")
+    parser.add_argument("--rows", nargs="*", default=ROWS, choices=ROWS)
+    parser.add_argument("--at-once", type=int, default=8)
+    options = parser.parse_args()
+    console = Console(stderr=True)
+    tasks = [
+        make_task(family, "test", seed)
+        for seed in range(options.count)
+        for family in (*FAMILIES, *UNSEEN)
+    ]
+    found: dict[str, list[TaskResult]] = {}
+    for row in options.rows:
+        backend, encoding = open_row(row, options.work)
+        config = AgentConfig(
+            sampling={"temperature": 0.0}, limits=Limits(turns=24, reply=512, window=32 << 10),
+            hold_calls=row == "held",
+        )  # fmt: skip
+        folder = options.work / "results" / row
+        found[row] = asyncio.run(run_row(tasks, backend, encoding, folder, config, options.at_once))
+        solved = sum(r.solved for r in found[row])
+        console.print(f"{row}: {solved} of {len(tasks)}")
+        path = options.work / "results" / f"{row}.json"
+        path.write_text(json.dumps([dataclasses.asdict(r) for r in found[row]]))
+    print(table(found))
+
+
+async def run_row(
+    tasks: list, backend: Backend, encoding: Encoding, folder: Path, config: AgentConfig, at_once: int
+) -> list[TaskResult]:  # fmt: skip
+    """Run the tasks with one backend."""
+    try:
+        return await run_tasks(tasks, backend, encoding, folder, config, at_once=at_once)
+    finally:
+        await backend.close()
+
+
+def open_row(row: str, work: Path) -> tuple[Backend, Encoding]:
+    """Return what makes the replies of a row."""
+    policies: dict[str, Callable[[], Policy]] = {
+        "nearest": lambda: NearestDemonstration(shown(work)),
+        "rules": Heuristic,
+        "random": lambda: RandomCommand(shown(work)),
+    }
+    if row in policies:
+        encoding = Encoding.load("v4", tokenizer=nano_checkpoint())
+        return PolicyBackend(policies[row](), encoding), encoding
+    folders = {"fp32": work / "nano-fp32", "untrained": work / "untrained"}
+    if row == "untrained" and not folders[row].exists():
+        make_untrained(folders[row])
+    front = open_model(str(folders.get(row, "nano")), None, None, EngineOptions())
+    return front.backend, front.encoding
+
+
+def shown(work: Path) -> list:
+    """Return the training demonstrations."""
+    return [recorded.messages for recorded in read(work / "demonstrations.jsonl.gz")]
+
+
+def make_untrained(folder: Path) -> None:
+    """Write nano as it was before the first step."""
+    nano = nano_checkpoint()
+    vocabulary = ModelConfig.from_upstream(nano).vocab_size
+    config = dataclasses.replace(ModelConfig.nano(), vocab_size=vocabulary)
+    make_random(config.quantized("instruct"), folder, seed=1)
+    shutil.copy(nano / "tokenizer.json", folder)
+    note_generation(folder, "v4")
+
+
+def table(found: dict[str, list[TaskResult]]) -> str:
+    """Return the shares by family, and the sums, as Markdown."""
+    lines = ["| level | family | " + " | ".join(TITLES[r] for r in found) + " |"]
+    lines.append("|---|---|" + "---|" * len(found))
+    by_row = {row: scores(results) for row, results in found.items()}
+    for at, first in enumerate(next(iter(by_row.values()))):
+        cells = [f"{s[at].solved}/{s[at].count}" for s in by_row.values()]
+        name = f"*{first.family}*" if first.family in UNSEEN else first.family
+        lines.append(f"| {first.level} | {name} | " + " | ".join(cells) + " |")
+    for title, unseen in (("**trained families**", False), ("*families not trained on*", True)):
+        cells = [share([r for r in rs if (r.family in UNSEEN) == unseen]) for rs in found.values()]
+        lines.append(f"| | {title} | " + " | ".join(cells) + " |")
+    cells = [well_formed(results) for results in found.values()]
+    lines.append("| | calls well-formed | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def share(results: list[TaskResult]) -> str:
+    """Return a share with its interval."""
+    counted = [r for r in results if r.outcome != "void"]
+    solved = sum(r.solved for r in counted)
+    low, high = interval(solved, len(counted))
+    return f"{solved / max(1, len(counted)):.1%} ({low:.1%} to {high:.1%})"
+
+
+def well_formed(results: list[TaskResult]) -> str:
+    """Return the share of calls that were well-formed, and how many there were."""
+    calls = sum(r.calls for r in results)
+    malformed = sum(r.malformed_calls for r in results)
+    return f"{1 - malformed / calls:.2%} of {calls:,}" if calls else "none made"
+
+
+if __name__ == "__main__":
+    main()
