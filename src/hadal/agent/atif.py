@@ -56,6 +56,7 @@ class _Writer:
         self._token_ids = token_ids
         self._ids: list[int] = []
         self._reply: list[int] = []
+        self._counts = [0, 0]  # of both: where ids are not asked for, none are kept
         self._open: dict[str, dict[str, Any]] = {}
 
     def take(self, event: dict[str, Any]) -> None:
@@ -69,10 +70,12 @@ class _Writer:
                 if event.get("by", "user") != "user":
                     step["extra"] = {"by": event["by"]}
             case "prompt":
-                self._ids = list(event["ids"]) if event["anew"] else self._ids + event["ids"]
-                self._reply = []
+                self._take_prompt(event)
             case "tokens":
-                self._reply += event["ids"]
+                self._counts[1] += len(event["ids"])
+                self.extra["pending_tokens"] = self._counts[1]
+                if self._token_ids:
+                    self._reply += event["ids"]
             case "reply":
                 self._take_reply(event)
             case "result":
@@ -83,7 +86,7 @@ class _Writer:
                 ending = Ending(StopReason(event["reason"]), event["text"])
                 self.extra |= {"stop_reason": ending.reason, "outcome": ending.outcome}
             case "score":
-                self.extra["score"] = event["score"]
+                self.extra |= {"score": event["score"], "score_detail": event["detail"]}
             case _:
                 pass
 
@@ -98,6 +101,13 @@ class _Writer:
         self.steps.append(step)
         return step
 
+    def _take_prompt(self, event: dict[str, Any]) -> None:
+        known = 0 if event["anew"] else self._counts[0]
+        self._counts = [known + len(event["ids"]), 0]
+        if self._token_ids:
+            self._ids = list(event["ids"]) if event["anew"] else self._ids + event["ids"]
+            self._reply = []
+
     def _take_reply(self, event: dict[str, Any]) -> None:
         said = event["message"]
         step = self._step(event, "agent", said["content"])
@@ -111,7 +121,7 @@ class _Writer:
             step["observation"] = {"results": []}
             self._open = dict.fromkeys((call for call, _, _ in said["calls"]), step)
         metrics: dict[str, Any] = {
-            "prompt_tokens": len(self._ids), "completion_tokens": len(self._reply),
+            "prompt_tokens": self._counts[0], "completion_tokens": self._counts[1],
         }  # fmt: skip
         if self._token_ids:
             metrics |= {"prompt_token_ids": self._ids, "completion_token_ids": self._reply}
@@ -119,7 +129,10 @@ class _Writer:
             metrics["cached_tokens"] = event["cached_tokens"]
         step |= {"metrics": metrics, "llm_call_count": 1}
         step["extra"] = {k: event[k] for k in ("termination", "problems", "seconds", "bad")}
-        self._ids = [*self._ids, *self._reply]
+        self.extra.pop("pending_tokens", None)
+        self._counts = [sum(self._counts), 0]
+        if self._token_ids:
+            self._ids = [*self._ids, *self._reply]
 
     def _take_result(self, event: dict[str, Any]) -> None:
         step = self._open[event["call"]]

@@ -55,4 +55,6 @@ def view(
         )
     taken, url = listen(host, port)
     console.print(url, markup=False)
-    run_app(build_app(files), taken)
+    # The middleware cannot read IPv6 addresses.
+    named = ("127.0.0.1", "localhost")
+    run_app(build_app(files, ("*",) if public or ":" in host else named), taken)

@@ -1,9 +1,12 @@
 """The page over HTTP, on this machine only unless told otherwise."""
 
+from collections.abc import Sequence
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -23,11 +26,13 @@ _HEADERS = {
 }
 
 
-def build_app(files: RunFiles) -> Starlette:
+def build_app(files: RunFiles, hosts: Sequence[str] = ("*",)) -> Starlette:
     """Return the application.
 
     Args:
         files: The runs to show.
+        hosts: Names that it may be asked by. A page of somebody else's can give its own name our address,
+            and would read every run through the browser of whoever looks at it (DNS rebinding).
     """
 
     def page(request: Request) -> Response:
@@ -56,7 +61,10 @@ def build_app(files: RunFiles) -> Starlette:
             Route("/export/{run}.html", export),
             Route("/{name:path}", page),
         ],
-        middleware=[Middleware(GZipMiddleware, minimum_size=1000)],
+        middleware=[
+            Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False),
+            Middleware(GZipMiddleware, minimum_size=1000),
+        ],
     )
 
 

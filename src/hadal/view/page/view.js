@@ -66,12 +66,13 @@ function showFacts() {
   const model = turns.reduce((t, s) => t + s.extra.seconds, 0);
   const results = turns.flatMap((s) => (s.observation || { results: [] }).results);
   const tools = results.reduce((t, r) => t + (r.extra.seconds || 0), 0);
-  const score = extra.score === undefined ? "" : extra.score === null ? ", void" : extra.score ? ", solved" : ", not solved";
+  const score = extra.score === undefined ? "" : extra.score === null ? ", void" : extra.score ? ", solved" : `, not solved: ${extra.score_detail}`;
   const facts = [
     `${extra.stop_reason || "running"}${score}`, `${turns.length} turns`,
     `${number(sums.total_prompt_tokens)} prompt tokens, ${number(sums.total_cached_tokens)} of them cached`,
     `${number(sums.total_completion_tokens)} said`, `model ${seconds(model)}, tools ${seconds(tools)}`,
   ];
+  if (extra.pending_tokens !== undefined && !extra.stop_reason) facts.push(`writing a reply, ${number(extra.pending_tokens)} tokens so far`);
   if (extra.box) facts.push(`box ${extra.box}`);
   $("facts").replaceChildren(...facts.map((f) => element("span", "", f)));
   showContext(turns);
@@ -80,7 +81,7 @@ function showFacts() {
 function showContext(turns) {
   const most = Math.max(1, ...turns.map((s) => s.metrics.prompt_tokens + s.metrics.completion_tokens));
   const picture = $("context"), make = (n) => document.createElementNS("http://www.w3.org/2000/svg", n);
-  picture.setAttribute("viewBox", `0 0 ${Math.max(1, turns.length)} 100`);
+  picture.setAttribute("viewBox", `0 0 ${Math.max(24, turns.length)} 100`);
   picture.setAttribute("preserveAspectRatio", "none");
   picture.replaceChildren(...turns.flatMap((step, at) => {
     const whole = 100 * (step.metrics.prompt_tokens + step.metrics.completion_tokens) / most;
