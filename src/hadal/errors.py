@@ -10,6 +10,7 @@
     │   └── CheckpointMismatchError     its tensors are not the model's; all of them are listed
     ├── StorageError                    a store on disk that cannot be read or written
     ├── UpstreamError                   another server failed, or cannot be reached
+    │   └── UpstreamRefusedError        it does not let us in, or has no such model
     ├── EngineError                     running the model
     │   ├── ContextLengthError          more tokens than the model or the window holds
     │   └── CapacityError               more than the cache or the queue holds; may work later
@@ -71,6 +72,7 @@ __all__ = [
     "UnsafeFileError",
     "UnsupportedError",
     "UpstreamError",
+    "UpstreamRefusedError",
 ]
 
 
@@ -211,6 +213,12 @@ class UpstreamError(HadalError):
 
     code = "upstream"
     retryable = True
+
+
+class UpstreamRefusedError(UpstreamError):
+    """Another server does not let us in, or does not have what we ask for; asking again does not help."""
+
+    retryable = False
 
 
 class EngineError(HadalError):

@@ -67,6 +67,7 @@ class Run:
         tools=(add,),
         limits=None,
         watch=lambda e: None,
+        wrap=lambda backend: backend,
         **settings,
     ):
         self.backend = ScriptedBackend(
@@ -84,7 +85,7 @@ class Run:
         async def whole():
             with Journal(self.path) as journal:
                 agent = Agent(
-                    self.backend, self.encoding, Toolbox(tools), journal, config, watch=seen
+                    wrap(self.backend), self.encoding, Toolbox(tools), journal, config, watch=seen
                 )
                 return await agent.run(messages), agent.trajectory
 

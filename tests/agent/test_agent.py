@@ -1,6 +1,7 @@
 """The loop against models that behave, and against models that do not: always a reason, or a recovery."""
 
 import asyncio
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -8,7 +9,7 @@ from hadal.agent import Agent, AgentConfig, Journal, Limits, Outcome, StopReason
 from hadal.backends.scripted_backend import ScriptedBackend
 from hadal.chat import AssistantMessage, ToolMessage, UserMessage
 from hadal.encoding.tokens import DSML, EOS, THINK_END
-from hadal.errors import ConfigError, NodeError
+from hadal.errors import ConfigError, NodeError, UpstreamError, UpstreamRefusedError
 from hadal.tools import Toolbox, tool
 from tests.agent.conftest import add, answer, calls
 
@@ -182,3 +183,38 @@ def test_calls_are_held_to_their_grammar_where_that_can_be(run, encoding, tmp_pa
         pytest.raises(ConfigError, match="cannot hold"),
     ):
         agent(ScriptedBackend(encoding.tokenizer, script), journal)
+
+
+class Gone:
+    """A backend that cannot be reached for some tries, and then is one that can."""
+
+    def __init__(self, backend, failures, error):
+        self._backend, self.left, self._error = backend, failures, error
+        self.max_model_len, self.follows_grammars = backend.max_model_len, False
+
+    @asynccontextmanager
+    async def generate(self, generation):
+        if self.left:
+            self.left -= 1
+            raise self._error
+        async with self._backend.generate(generation) as events:
+            yield events
+
+
+def test_a_model_that_is_gone_for_a_while_is_waited_for(run, monkeypatch):
+    monkeypatch.setattr("hadal.agent.agent._PAUSES_S", (0.01, 0.02))
+    limits = Limits(patience_s=0.2)
+    gone = UpstreamError("nobody answers")
+    ending, _ = run([answer("1")], wrap=lambda b: Gone(b, 5, gone), limits=limits)
+    assert ending.reason is StopReason.DONE
+    assert [e["kind"] for e in run.events].count("retry") == 5
+
+    run.path.unlink()
+    ending, _ = run([answer("1")], wrap=lambda b: Gone(b, 1000, gone), limits=limits)
+    assert (ending.reason, ending.outcome) == (StopReason.MODEL_FAILED, Outcome.VOID)
+
+    run.path.unlink()
+    refused = UpstreamRefusedError("wrong key")
+    ending, _ = run([answer("1")], wrap=lambda b: Gone(b, 1, refused), limits=limits)
+    assert "wrong key" in ending.text
+    assert "retry" not in [e["kind"] for e in run.events]

@@ -21,7 +21,8 @@ from hadal.tools import Toolbox
 
 __all__ = ["Agent", "AgentConfig"]
 
-_TRIES = 3
+_PAUSES_S = (0.5, 15.0)
+"""Between two tries to reach the model: the first, and what they grow to."""
 _EXCUSES = {
     StopReason.ENDLESS_REASONING: "Your reply was cut off while you were thinking. Think shortly, then act.",
     StopReason.CUT_OFF: "Your reply was cut off, and nothing of it was done. Say less, or in parts.",
@@ -242,10 +243,11 @@ class Agent:
     async def _generated(
         self, trajectory: Trajectory, start: Section
     ) -> AsyncGenerator[Chunk | Ended]:
-        """Yield pieces of a reply; a backend that fails for a moment is asked for the rest."""
+        """Yield pieces of a reply; a backend that is gone for a while is asked for the rest."""
         limits = self.config.limits
         window = min(limits.window, self._backend.max_model_len)
-        for attempt in range(1, _TRIES + 1):
+        pause, gone_since = _PAUSES_S[0], None
+        while True:
             reply = trajectory.reply or []
             room = min(limits.reply - len(reply), window - len(trajectory.ids) - len(reply))
             if room <= 0:
@@ -264,12 +266,17 @@ class Agent:
                         if isinstance(event, Ended) and event.error is not None:
                             raise event.error
                         if isinstance(event, Chunk | Ended):
+                            pause, gone_since = _PAUSES_S[0], None
                             yield event
                 return
             except HadalError as error:
-                if not error.retryable or attempt == _TRIES:
+                gone_since = gone_since or time.monotonic()
+                gone = time.monotonic() - gone_since
+                if not error.retryable or gone + pause > limits.patience_s:
                     raise
-                await asyncio.sleep(0.5 * 2**attempt)
+                self.note("retry", error=str(error), after_s=pause)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _PAUSES_S[1])
 
     def _grammar(self, reply: list[int], start: Section) -> CallGrammar | None:
         """Return what a reply must follow; nothing once an interrupted one may be within a call."""

@@ -77,6 +77,7 @@ class Limits:
         reply: Tokens of a reply.
         bad_turns: Replies in a row that lead to nothing.
         same_calls: Equal calls in a row with equal results.
+        patience_s: Seconds without a token in which a model that cannot be reached is asked again.
     """
 
     turns: int = 500
@@ -84,3 +85,4 @@ class Limits:
     reply: int = 32 * 1024
     bad_turns: int = 3
     same_calls: int = 6
+    patience_s: float = 120.0

@@ -24,6 +24,9 @@ def show_event(console: Console, event: dict[str, Any]) -> None:
             console.print(Text(_short(event["text"]), style="dim"))
             code = "" if event["exit_code"] is None else f"exit code {event['exit_code']}, "
             console.print(Text(f"  [{code}{event['seconds']:.2f} s]", style=style))
+        case "retry":
+            again = f"asked again after {event['after_s']:g} s"
+            console.print(Text(f"{event['error']}; {again}", style="yellow"))
         case "end":
             console.print(Text(f"ended: {event['reason']}", style="bold"))
         case _:

@@ -13,11 +13,20 @@ import httpx
 
 from hadal.backends.backend import Chunk, Ended, Event, Generation, LogprobChoice, TokenLogprob
 from hadal.encoding import Tokenizer
-from hadal.errors import ConfigError, ContextLengthError, InputError, UpstreamError
+from hadal.errors import (
+    ConfigError,
+    ContextLengthError,
+    InputError,
+    UpstreamError,
+    UpstreamRefusedError,
+)
 
 __all__ = ["UpstreamBackend"]
 
 _REASONS: Final = {"stop": "stop", "length": "length", "tool_calls": "stop", None: "stop"}
+
+_REFUSALS: Final = (401, 403, 404, 405)
+"""What asking again does not change."""
 
 
 class UpstreamBackend:
@@ -65,6 +74,8 @@ class UpstreamBackend:
         """
         try:
             reply = await self._client.get(f"{self._root}/v1/models")
+            if reply.status_code in _REFUSALS:
+                raise _refusal(reply.status_code, reply.content[:2000])
             reply.raise_for_status()
             listed: list[dict[str, Any]] = reply.json()["data"]
         except (httpx.HTTPError, ValueError, KeyError) as err:
@@ -76,7 +87,7 @@ class UpstreamBackend:
         if self.model is None and names:
             self.model = str(names[0])
         if self.model not in names:
-            raise UpstreamError(f"{self._root} serves {names}, not {self.model!r}")
+            raise UpstreamRefusedError(f"{self._root} serves {names}, not {self.model!r}")
         length = listed[names.index(self.model)].get("max_model_len")
         if length and not self._length_given:
             self.max_model_len = int(length)
@@ -208,4 +219,5 @@ def _refusal(status: int, body: bytes) -> InputError | UpstreamError:
     said = body.decode("utf-8", errors="replace")
     if status in (400, 422):
         return InputError(f"the upstream server refused the request: {said}")
-    return UpstreamError(f"the upstream server answered {status}: {said}")
+    kind = UpstreamRefusedError if status in _REFUSALS else UpstreamError
+    return kind(f"the upstream server answered {status}: {said}")
