@@ -1,7 +1,7 @@
 """The seam behind the server: something that continues token ids (decision 12 of the design).
 
 `EngineBackend` runs our engine, `UpstreamBackend` asks another server, `ScriptedBackend` plays back what
-it is given; all of them pass the same tests (tests/serve/test_backends.py).
+it is given; the same routes are tested over each (tests/serve).
 """
 
 from collections.abc import AsyncGenerator, Sequence

@@ -39,7 +39,7 @@ class AgentOptions:
     Attributes:
         mode: Whether the model reasons first.
         effort: How hard.
-        temperature: 0 for the most probable token.
+        temperature: 0 for the most probable token. Default: as the checkpoint's generation_config.json says, or 1.
         seed: Of the sampling.
         max_turns: Replies of the model, at most.
         window: Tokens of prompt and reply together, at most.
@@ -51,7 +51,7 @@ class AgentOptions:
 
     mode: Literal["thinking", "chat"] = "thinking"
     effort: str | None = None
-    temperature: float = 1.0
+    temperature: float | None = None
     seed: int | None = None
     max_turns: int = 500
     window: int = 512 * 1024
@@ -79,17 +79,36 @@ class AgentOptions:
                 tools += await stack.enter_async_context(mcp_tools(server, prefix=f"{name}_"))
             yield Toolbox(tools)
 
-    def config(self) -> "AgentConfig":
-        """Return settings of the agent."""
+    def config(self, model: str) -> "AgentConfig":
+        """Return settings of the agent.
+
+        Raises:
+            ConfigError: The checkpoint's own settings cannot be read.
+        """
         from hadal.agent import AgentConfig, Limits
 
-        sampling: dict[str, Any] = {"temperature": self.temperature}
+        temperature = self.temperature
+        sampling: dict[str, Any] = {
+            "temperature": _own_temperature(model) if temperature is None else temperature
+        }
         sampling |= {} if self.seed is None else {"seed": self.seed}
         limits = Limits(turns=self.max_turns, window=self.window)
         return AgentConfig(
             mode=self.mode, effort=self.effort, sampling=sampling, limits=limits,
             hold_calls=self.hold_calls,
         )  # fmt: skip
+
+
+def _own_temperature(model: str) -> float:
+    from hadal.nano import named_checkpoint
+
+    path = named_checkpoint(Path(model)) / "generation_config.json"
+    try:
+        return float(json.loads(path.read_text()).get("temperature", 1.0))
+    except (FileNotFoundError, NotADirectoryError):
+        return 1.0  # a server, too: what its model wants is not known here
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"cannot read the temperature from {path}: {error}") from error
 
 
 def runs_folder() -> Path:
@@ -158,8 +177,9 @@ def run(
     spec = (box or BoxOptions()).spec(image)
     console = Console(stderr=json_output, highlight=False)
     console.print(f"run {path.stem} ({path})", markup=False)
+    options = agent or AgentOptions()
     working = _run(
-        front, path, task, spec, agent or AgentOptions(), console, json_output=json_output,
+        front, path, task, spec, options, options.config(model), console, json_output=json_output,
         keep_box=keep_box,
     )  # fmt: skip
     ending = asyncio.run(working)
@@ -182,7 +202,8 @@ def open_model(
 
 
 async def _run(
-    front: "Front", path: Path, task: str | None, spec: Any, options: AgentOptions, console: Console,
+    front: "Front", path: Path, task: str | None, spec: Any, options: AgentOptions,
+    config: "AgentConfig", console: Console,
     *, json_output: bool, keep_box: bool,
 ) -> "Ending":  # fmt: skip
     from hadal.agent import Agent, Journal, Trajectory
@@ -214,7 +235,7 @@ async def _run(
                         front.encoding,
                         toolbox,
                         journal,
-                        options.config(),
+                        config,
                         watch=watch,
                     )
                     ending = await agent.run([asked["text"]])

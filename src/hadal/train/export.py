@@ -48,3 +48,5 @@ def export(
     save(load_state(config, run), folder, config=stored)
     shutil.copy(tokenizer, folder / "tokenizer.json")
     note_generation(folder, "v4")
+    # A small network is best at what it finds most probable.
+    (folder / "generation_config.json").write_text('{"temperature": 0.0}\n')
