@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from hadal.agent.journal import Journal
@@ -315,6 +315,7 @@ class Agent:
         self.note(
             "result", call=call_id, text=output.text, failed=output.failed, exit_code=output.exit_code,
             step=output.step, full_text=output.full_text, seconds=time.monotonic() - began,
+            files=[asdict(file) for file in output.files],
         )  # fmt: skip
 
 

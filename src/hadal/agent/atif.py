@@ -136,7 +136,7 @@ class _Writer:
 
     def _take_result(self, event: dict[str, Any]) -> None:
         step = self._open[event["call"]]
-        fields = ("failed", "exit_code", "step", "full_text", "seconds")
+        fields = ("failed", "exit_code", "step", "full_text", "seconds", "files")
         step["observation"]["results"].append(
             {
                 "source_call_id": event["call"],

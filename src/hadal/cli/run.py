@@ -66,7 +66,7 @@ class AgentOptions:
         Raises:
             ConfigError: A server cannot be used, or two tools have the same name.
         """
-        from hadal.tools import BashTool, EditorTool, PythonTool, Toolbox
+        from hadal.tools import BashTool, EditorTool, FileWatch, PythonTool, Toolbox
 
         tools: list[Any] = [BashTool(box), EditorTool(box)]
         tools += [PythonTool(box)] if self.python else []
@@ -77,7 +77,7 @@ class AgentOptions:
                 is_url = where.startswith(("http://", "https://"))
                 server = where if is_url else shlex.split(where)
                 tools += await stack.enter_async_context(mcp_tools(server, prefix=f"{name}_"))
-            yield Toolbox(tools)
+            yield Toolbox(tools, FileWatch(box))
 
     def config(self, model: str) -> "AgentConfig":
         """Return settings of the agent.

@@ -18,7 +18,7 @@ from hadal.encoding import Encoding, check_call
 from hadal.errors import ConfigError, SandboxError, SandboxGoneError, StorageError
 from hadal.sandbox import AsyncSandbox
 from hadal.tasks import Task, check, prepare
-from hadal.tools import BashTool, EditorTool, Toolbox
+from hadal.tools import BashTool, EditorTool, FileWatch, Toolbox
 
 __all__ = [
     "TaskResult",
@@ -110,7 +110,7 @@ async def _work(
         if is_new:
             await prepare(task, box)
             note_box(journal, box, watch, task=task.name)
-        toolbox = Toolbox([BashTool(box), EditorTool(box)])
+        toolbox = Toolbox([BashTool(box), EditorTool(box)], FileWatch(box))
         agent = Agent(backend, encoding, toolbox, journal, config, watch=watch)
         ending = await agent.run(task.messages)
         if ending.outcome is Outcome.VOID:  # the box stays, for who goes on

@@ -265,9 +265,12 @@ class Routes:
 
     async def changes(self, request: web.Request) -> web.Response:
         """GET /v1/boxes/{box}/changes: what differs from the image."""
-        box = _box(request)
+        box, limit = _box(request), _number(request, "limit", 0) or None
+        content = request.query.get("content", "1") != "0"
         with request.app[_NODE].disks.open(box.disk) as disk:
-            found = await asyncio.to_thread(list_changes, disk / "upper")
+            found = await asyncio.to_thread(
+                list_changes, disk / "upper", content=content, limit=limit
+            )
         return web.json_response({"changes": [dataclasses.asdict(change) for change in found]})
 
     async def usage(self, request: web.Request) -> web.Response:

@@ -28,14 +28,19 @@ _CHANGED = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO)
 """What becomes of an open file's name that means something else by now."""
 
 
-def list_changes(upper: Path) -> list[Change]:
+def list_changes(upper: Path, *, content: bool = True, limit: int | None = None) -> list[Change]:
     """Return every path that was written, removed or replaced, sorted; content by its digest.
 
+    Args:
+        upper: The directory.
+        content: Whether to read files, for their digests.
+        limit: More paths than that are an error.
+
     Raises:
-        SandboxFileError: Directories are nested deeper than paths go.
+        SandboxFileError: Directories are nested deeper than paths go, or there are more changes than `limit`.
     """
     found: list[Change] = []
-    digests = _Digests()
+    digests = _Digests() if content else None
     top = os.open(upper, _OPEN | os.O_DIRECTORY)
     folders = [(top, "", _names(top))]
     try:
@@ -46,6 +51,10 @@ def list_changes(upper: Path) -> list[Change]:
                 continue
             name = names.pop()
             path = f"{prefix}/{name}"
+            if len(found) == limit:
+                raise SandboxFileError(
+                    errno.EOVERFLOW, "/", hint=f"more than {limit:,} paths differ from the image"
+                )
             try:
                 status = os.stat(name, dir_fd=folder, follow_symlinks=False)
                 if stat.S_ISDIR(status.st_mode):
@@ -55,7 +64,7 @@ def list_changes(upper: Path) -> list[Change]:
                     folders.append((below, path, _names(below)))
                     found.append(_change(path, status, replaced=_OPAQUE in os.listxattr(below)))
                 else:
-                    digest = digests.of(folder, name, status)
+                    digest = digests.of(folder, name, status) if digests else None
                     found.append(_change(path, status, digest=digest))
             except OSError as error:
                 if isinstance(error, SandboxFileError) or error.errno not in _CHANGED:

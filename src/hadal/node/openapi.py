@@ -106,7 +106,7 @@ _ROUTES: Final = (
     ),
     _Route("get", _BOX + "/usage", "What it uses", answer=_ref("Usage")),
     _Route(
-        "get", _BOX + "/changes", "What differs from its image",
+        "get", _BOX + "/changes", "What differs from its image", query=("content", "limit"),
         answer=_object(changes=_list(_ref("Change"))),
     ),
     _Route(

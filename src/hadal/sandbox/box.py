@@ -326,9 +326,19 @@ class AsyncSandbox:
             for r in await read_log(self.client, self.id, after=after)
         ]
 
-    async def changes(self) -> list[Change]:
-        """Return every path that differs from the image, sorted."""
-        body = await self.client.request("GET", f"{self._path}/changes")
+    async def changes(self, *, content: bool = True, limit: int | None = None) -> list[Change]:
+        """Return every path that differs from the image, sorted.
+
+        Args:
+            content: Whether files are read, for their digests; without it a list takes little time.
+            limit: More paths than that are an error.
+
+        Raises:
+            SandboxFileError: There are more (EOVERFLOW).
+        """
+        query = {"content": "1" if content else "0"}
+        query |= {} if limit is None else {"limit": str(limit)}
+        body = await self.client.request("GET", f"{self._path}/changes", query=query)
         return [Change(**change) for change in body["changes"]]
 
     async def replay(self, recorded: str, *, before: int | None = None) -> ReplayReport:

@@ -489,9 +489,17 @@ class Sandbox:
         """Return what was done in the box, in order, behind a position."""
         return call(self.wrapped.log(after=after))
 
-    def changes(self) -> list[Change]:
-        """Return every path that differs from the image, sorted."""
-        return call(self.wrapped.changes())
+    def changes(self, *, content: bool = True, limit: int | None = None) -> list[Change]:
+        """Return every path that differs from the image, sorted.
+
+        Args:
+            content: Whether files are read, for their digests; without it a list takes little time.
+            limit: More paths than that are an error.
+
+        Raises:
+            SandboxFileError: There are more (EOVERFLOW).
+        """
+        return call(self.wrapped.changes(content=content, limit=limit))
 
     def replay(self, recorded: str, *, before: int | None = None) -> ReplayReport:
         """Do what is in the log of another box again in this one, and compare results and files.

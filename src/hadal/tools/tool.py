@@ -1,11 +1,26 @@
 """What a tool is."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from hadal.chat import Tool
 
-__all__ = ["RunningTool", "ToolOutput", "ToolUseError"]
+__all__ = ["FileDiff", "RunningTool", "ToolOutput", "ToolUseError"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileDiff:
+    """A file that is another one than before a call.
+
+    Attributes:
+        path: In the box.
+        kind: What has become of it; "written" where it is new, or came from the image and was first changed now.
+        diff: Lines as `diff -u` writes them; "" where the content before or after is not known, or no text.
+    """
+
+    path: str
+    kind: Literal["written", "changed", "removed"]
+    diff: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +33,7 @@ class ToolOutput:
         exit_code: Of the command, where there was one.
         step: Position in the log of the box, where there is one.
         full_text: Path in the box of all of it, where `text` is cut.
+        files: What has become of files meanwhile, for people; the model is not told.
     """
 
     text: str
@@ -25,6 +41,7 @@ class ToolOutput:
     exit_code: int | None = None
     step: int | None = None
     full_text: str | None = None
+    files: tuple[FileDiff, ...] = ()
 
 
 class ToolUseError(Exception):

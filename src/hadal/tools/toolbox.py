@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from jsonschema import Draft202012Validator
 
 from hadal.chat import Tool, ToolCall
 from hadal.errors import ConfigError, InvalidConversationError
+from hadal.tools.file_watch import FileWatch
 from hadal.tools.tool import RunningTool, ToolOutput, ToolUseError
 
 __all__ = ["Toolbox"]
@@ -18,12 +20,14 @@ class Toolbox:
 
     Args:
         tools: With different names.
+        watch: Looks at files after every call.
 
     Raises:
         ConfigError: Two have the same name.
     """
 
-    def __init__(self, tools: Sequence[RunningTool]) -> None:
+    def __init__(self, tools: Sequence[RunningTool], watch: FileWatch | None = None) -> None:
+        self._watch = watch
         self._tools = {tool.declaration.name: tool for tool in tools}
         if len(self._tools) != len(tools):
             names = [tool.declaration.name for tool in tools]
@@ -51,9 +55,18 @@ class Toolbox:
                 raise ToolUseError(f"there is no tool {call.name!r}; there are: {names}")
             arguments = _arguments(call)
             _check(arguments, tool.declaration)
-            return await tool.call(arguments, request_id)
+            return await self._watched(tool, arguments, request_id)
         except ToolUseError as error:
             return ToolOutput(text=f"Error: {error}", failed=True)
+
+    async def _watched(
+        self, tool: RunningTool, arguments: dict[str, Any], request_id: str
+    ) -> ToolOutput:
+        if self._watch is None:
+            return await tool.call(arguments, request_id)
+        await self._watch.begin()
+        output = await tool.call(arguments, request_id)
+        return replace(output, files=await self._watch.look())
 
 
 def _arguments(call: ToolCall) -> dict[str, Any]:

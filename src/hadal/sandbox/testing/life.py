@@ -4,7 +4,7 @@ import hashlib
 import time
 import uuid
 
-from hadal.errors import GoneCause, ReplayDivergedError, SandboxGoneError
+from hadal.errors import GoneCause, ReplayDivergedError, SandboxFileError, SandboxGoneError
 from hadal.sandbox.specs import Capability
 from hadal.sandbox.testing.registry import MakeBox, check, equal, expect, holds
 
@@ -168,6 +168,11 @@ def who_changed_it(make: MakeBox) -> None:
         equal(found["/home/h"].digest, hashlib.sha256(b"content").hexdigest())
         equal((found["/home/d"].directory, found["/home/l"].kind), (True, "written"))
         holds("/etc/passwd" not in found, "a file that nobody changed")
+        unread = box.changes(content=False, limit=len(found))
+        equal([c.path for c in unread], sorted(found))
+        holds(all(c.digest is None for c in unread), "a digest that was not asked for")
+        with expect(SandboxFileError):
+            box.changes(limit=len(found) - 1)
 
 
 @check(Capability.DISK)

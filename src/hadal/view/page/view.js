@@ -131,6 +131,21 @@ function showResult(result) {
   if (extra.seconds !== undefined) facts.push(seconds(extra.seconds));
   if (extra.full_text) facts.push(`cut; all of it: ${extra.full_text}`);
   shown.append(element("div", extra.failed ? "bad" : "dim", facts.join(" · ")));
+  for (const file of extra.files || []) shown.append(showFile(file));
+  return shown;
+}
+
+/** What a call did to a file. */
+function showFile(file) {
+  const head = `${file.kind} ${file.path}`;
+  if (!file.diff) return element("div", "dim", head);
+  const shown = element("details"), lines = element("pre");
+  shown.open = file.diff.length < 1500;
+  for (const line of file.diff.split("\n")) {
+    const kind = { "+": "add", "-": "drop" }[line[0]] || "dim";
+    lines.append(element("span", kind, kind === "dim" ? `${line}\n` : line));
+  }
+  shown.append(element("summary", "dim", head), lines);
   return shown;
 }
 
