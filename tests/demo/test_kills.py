@@ -41,9 +41,14 @@ def run_to_the_end(programs, into, disturb):
 
 
 def told(path):
-    """Return what a journal says of the work: messages, which command of the box each call was, and the score."""
+    """Return what a journal says of the work: messages, ids, results, the score; and which step of the box each
+    call was: one that ran twice would move those after it. Before the first come the task's files, which are put
+    there again where that was interrupted.
+    """
     events = read_events(path)
-    results = [(e["call"], e["text"], e["step"]) for e in events if e["kind"] == "result"]
+    found = [e for e in events if e["kind"] == "result"]
+    first = next((e["step"] for e in found if e["step"] is not None), 0)
+    results = [(e["call"], e["text"], e["step"] and e["step"] - first) for e in found]
     [score] = {e["score"] for e in events if e["kind"] == "score" and e["score"] is not None}
     messages = [(m.role, m.content) for m in Trajectory.of(events).messages]
     return messages, results, Trajectory.of(events).ids, score
