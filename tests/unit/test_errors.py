@@ -19,6 +19,7 @@ INSTANCES = [
     errors.EngineError("a"),
     errors.CapacityError("a"),
     errors.UpstreamError("a"),
+    errors.UpstreamRefusedError("a"),
     ContextLengthError(limit=10, actual=12, hint="h"),
     errors.SandboxError("a"),
     errors.LaunchError("a", hint="b"),
