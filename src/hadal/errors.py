@@ -218,6 +218,7 @@ class UpstreamError(HadalError):
 class UpstreamRefusedError(UpstreamError):
     """Another server does not let us in, or does not have what we ask for; asking again does not help."""
 
+    code = "upstream_refused"
     retryable = False
 
 
