@@ -29,6 +29,9 @@ __all__ = [
     "run_tasks",
 ]
 
+_COMMAND_S = 20.0
+"""Of a command: these tasks take milliseconds, and a program that waits for a person waits for ever."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskResult:
@@ -110,7 +113,7 @@ async def _work(
         if is_new:
             await prepare(task, box)
             note_box(journal, box, watch, task=task.name)
-        toolbox = Toolbox([BashTool(box), EditorTool(box)], FileWatch(box))
+        toolbox = Toolbox([BashTool(box, timeout_s=_COMMAND_S), EditorTool(box)], FileWatch(box))
         agent = Agent(backend, encoding, toolbox, journal, config, watch=watch)
         ending = await agent.run(task.messages)
         if ending.outcome is Outcome.VOID:  # the box stays, for who goes on
