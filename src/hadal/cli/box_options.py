@@ -33,6 +33,7 @@ class BoxOptions:
         idle: Time without use after which it ends.
         env: NAME=VALUE for every command; can be repeated.
         mount: SOURCE:TARGET[:rw] of the node's files; can be repeated.
+        working_dir: Where commands start. Default: what the image says.
         network: What it may reach: none (only itself), deny (what --allow names), allow (the public
             internet). Default: none, or deny with --allow.
         allow: What it may reach beside that: a network, a host, HOST:PORT, or a service such as pypi.
@@ -48,6 +49,7 @@ class BoxOptions:
     idle: _Seconds = None
     env: _Many = ()
     mount: _Many = ()
+    working_dir: str | None = None
     network: Literal["none", "deny", "allow"] | None = None
     allow: _Many = ()
     deny: _Many = ()
@@ -71,6 +73,7 @@ class BoxOptions:
             "idle_s": self.idle,
             "env": read_pairs("--env", self.env),
             "mounts": [_mount(text) for text in self.mount],
+            "working_dir": self.working_dir,
             "network": self._network(),
             "labels": read_pairs("--label", self.label),
             "backend": "container",

@@ -151,7 +151,7 @@ def _show(console: Console, report: "DemoReport") -> None:
             f"{kill.tokens} tokens of a reply, and went on from there: {kept}"
         )
     console.print("\nlook at all of it:      ", Text(f"hadal view {report.folder}", style="bold"), soft_wrap=True)  # fmt: skip
-    console.print("give it a task:         ", Text('hadal run "Write the number of lines of notes.txt to n.txt" --mount DIR:/work:rw', style="bold"), soft_wrap=True)  # fmt: skip
+    console.print("give it a task:         ", Text('hadal run "Write the number of lines of moon.txt to sun.txt" --mount DIR:/data:rw --working-dir /data', style="bold"), soft_wrap=True)  # fmt: skip
     console.print(
         "serve it to any client: ", Text("hadal serve nano", style="bold"), soft_wrap=True
     )

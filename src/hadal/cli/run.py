@@ -142,7 +142,7 @@ def run(
     the box failed.
 
     Examples:
-        hadal run "Count the lines of notes.txt and write the number to n.txt" --mount ./notes:/work:rw
+        hadal run "Write the number of lines of moon.txt to sun.txt" --mount ./data:/data:rw --working-dir /data
 
         hadal run "Which files are in /usr/share/doc?" --model path/to/checkpoint
 
