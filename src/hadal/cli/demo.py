@@ -43,7 +43,8 @@ def demo(
     """Let several agents solve tasks in real boxes, kill one of them on the way, and go on with it.
 
     The network is one of V4's architecture that this project trained; its server, the agents and the boxes
-    are started for the demonstration and end with it. Nothing but the folder of the runs is left.
+    are started for the demonstration and end with it. The folder of the runs is left, and for a while the daemon of the
+    boxes, until it has been idle.
 
     Examples:
         hadal demo

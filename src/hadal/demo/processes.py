@@ -18,8 +18,6 @@ __all__ = ["Worker", "start_server"]
 _SERVING = re.compile(rb"serving .* at (http://\S+)/v1")
 _LOAD_S = 120
 """Seconds until a server must have loaded its model."""
-
-
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 
@@ -87,9 +85,6 @@ class Worker:
         tasks: That it does.
         command: Arguments of `hadal` before those that name the tasks.
         log: File for what it says.
-
-    Attributes:
-        kills: How often it was killed.
     """
 
     def __init__(
@@ -97,7 +92,6 @@ class Worker:
     ) -> None:
         self.number = number
         self.tasks = tuple(tasks)
-        self.kills = 0
         self._command = [*command, *(part for t in tasks for part in ("--task", t.name))]
         self._log = log
         self._process: asyncio.subprocess.Process | None = None
@@ -109,7 +103,6 @@ class Worker:
     async def kill(self) -> None:
         """Kill it as `kill -9` does."""
         assert self._process is not None
-        self.kills += 1
         await _stop(self._process, signal.SIGKILL)
 
     async def stop(self) -> None:

@@ -56,7 +56,8 @@ class TaskState:
                 self.doing = f"ended: {event['reason']}"
             case "score":
                 self.score, self.over = event["score"], True
-                self.doing = "solved" if event["score"] else f"not solved: {event['detail']}"
+                words = {1: "solved", 0: "not solved: ", None: "void: "}[self.score]
+                self.doing = words + event["detail"]
             case _:
                 pass
 
