@@ -24,7 +24,7 @@ from hadal.cli.run import open_model
 from hadal.cli.serve import EngineOptions
 from hadal.config import ModelConfig
 from hadal.encoding import Encoding, note_generation
-from hadal.evals import TaskResult, interval, run_tasks, scores
+from hadal.evals import Score, TaskResult, run_tasks, scores, well_formed
 from hadal.evals.baselines import Heuristic, NearestDemonstration, RandomCommand
 from hadal.evals.policy_backend import Policy, PolicyBackend
 from hadal.nano import nano_checkpoint
@@ -116,32 +116,21 @@ def table(found: dict[str, list[TaskResult]]) -> str:
     """Return the shares by family, and the sums, as Markdown."""
     lines = ["| level | family | " + " | ".join(TITLES[r] for r in found) + " |"]
     lines.append("|---|---|" + "---|" * len(found))
-    by_row = {row: scores(results) for row, results in found.items()}
-    for at, first in enumerate(next(iter(by_row.values()))):
-        cells = [f"{s[at].solved}/{s[at].count}" for s in by_row.values()]
-        name = f"*{first.family}*" if first.family in UNSEEN else first.family
-        lines.append(f"| {first.level} | {name} | " + " | ".join(cells) + " |")
+    by_row = [scores(results) for results in found.values()]
+    for level, family in by_row[0]:
+        own = [row[level, family] for row in by_row]
+        name = f"*{family}*" if family in UNSEEN else family
+        cells = [f"{score.solved}/{score.count}" for score in own]
+        lines.append(f"| {level} | {name} | " + " | ".join(cells) + " |")
     for title, unseen in (("**trained families**", False), ("*families not trained on*", True)):
-        cells = [share([r for r in rs if (r.family in UNSEEN) == unseen]) for rs in found.values()]
+        cells = [
+            str(Score.of(r for r in rs if (r.family in UNSEEN) == unseen)) for rs in found.values()
+        ]
         lines.append(f"| | {title} | " + " | ".join(cells) + " |")
-    cells = [well_formed(results) for results in found.values()]
+    counts = [well_formed(results) for results in found.values()]
+    cells = [f"{good / of:.2%} of {of:,}" if of else "none made" for good, of in counts]
     lines.append("| | calls well-formed | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def share(results: list[TaskResult]) -> str:
-    """Return a share with its interval."""
-    counted = [r for r in results if r.outcome != "void"]
-    solved = sum(r.solved for r in counted)
-    low, high = interval(solved, len(counted))
-    return f"{solved / max(1, len(counted)):.1%} ({low:.1%} to {high:.1%})"
-
-
-def well_formed(results: list[TaskResult]) -> str:
-    """Return the share of calls that were well-formed, and how many there were."""
-    calls = sum(r.calls for r in results)
-    malformed = sum(r.malformed_calls for r in results)
-    return f"{1 - malformed / calls:.2%} of {calls:,}" if calls else "none made"
 
 
 if __name__ == "__main__":

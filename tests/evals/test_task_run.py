@@ -6,7 +6,7 @@ import pytest
 
 from hadal.agent import Outcome, StopReason, read_events
 from hadal.backends.scripted_backend import ScriptedBackend
-from hadal.evals import interval, run_task, run_tasks, scores
+from hadal.evals import Score, interval, run_task, run_tasks, scores, well_formed
 from hadal.tasks import Call, make_task
 from tests.agent.conftest import answer, calls
 
@@ -40,7 +40,8 @@ def test_solved_and_not(node, encoding, tmp_path):
     again = run(task, [], encoding, tmp_path / "good.jsonl")
     assert (again.score, again.turns) == (1, 2)
     found = scores([good, idle, mute])
-    assert [(s.family, s.solved, s.count, s.void) for s in found] == [("count_lines", 1, 3, 0)]
+    assert found == {(1, "count_lines"): Score(1, 3)}
+    assert well_formed([good, idle, mute]) == (1, 4)
 
 
 def test_void_is_no_zero_and_goes_on(node, encoding, tmp_path):
@@ -48,7 +49,7 @@ def test_void_is_no_zero_and_goes_on(node, encoding, tmp_path):
     replies = script(task)
     first = run(task, replies[:1], encoding, tmp_path / "run.jsonl")
     assert (first.outcome, first.score) == (Outcome.VOID, None)
-    assert [(s.count, s.void) for s in scores([first])] == [(0, 1)]
+    assert list(scores([first]).values()) == [Score(0, 0, void=1)]
     second = run(task, replies[1:], encoding, tmp_path / "run.jsonl")
     assert (second.outcome, second.score, second.turns) == (Outcome.SCORED, 1, 2)
     kinds = [e["kind"] for e in read_events(tmp_path / "run.jsonl")]
@@ -72,3 +73,6 @@ def test_intervals(solved, count):
     assert 0 <= low <= solved / count <= high <= 1
     assert high - low < 0.6
     assert interval(0, 0) == (0.0, 1.0)
+    assert Score(solved, count).interval == (low, high)
+    assert str(Score(5, 10)) == "50.0% (23.7% to 76.3%)"
+    assert str(Score(0, 0, void=2)) == "none"

@@ -6,7 +6,7 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -182,27 +182,26 @@ async def _run(
 
 def score_table(console: Console, results: list["TaskResult"]) -> None:
     """Print what share of every family was solved."""
-    from hadal.evals import interval, scores
+    from hadal.evals import Score, scores, well_formed
     from hadal.tasks import UNSEEN
 
     table = Table("level", "family", "solved", "95 %", box=None)
-    for row in scores(results):
-        name = f"{row.family} (not trained on)" if row.family in UNSEEN else row.family
-        void = f", {row.void} void" if row.void else ""
-        within = f"{row.low:.0%} to {row.high:.0%}"
-        table.add_row(str(row.level), name, f"{row.solved} of {row.count}{void}", within)
+    for (level, family), score in scores(results).items():
+        name = f"{family} (not trained on)" if family in UNSEEN else family
+        void = f", {score.void} void" if score.void else ""
+        low, high = score.interval
+        of = f"{score.solved} of {score.count}{void}"
+        table.add_row(str(level), name, of, f"{low:.0%} to {high:.0%}")
     console.print(table)
     for title, chosen in (
         ("solved", [r for r in results if r.family not in UNSEEN]),
         ("solved of families not trained on", [r for r in results if r.family in UNSEEN]),
     ):
-        counted: list[Any] = [r for r in chosen if r.outcome != "void"]
-        if counted:
-            solved = sum(r.solved for r in counted)
-            low, high = interval(solved, len(counted))
-            console.print(f"{title}: {solved} of {len(counted)}, {solved / len(counted):.1%} ({low:.1%} to {high:.1%})")  # fmt: skip
-    calls, malformed = sum(r.calls for r in results), sum(r.malformed_calls for r in results)
+        score = Score.of(chosen)
+        if score.count:
+            console.print(f"{title}: {score.solved} of {score.count}, {score}")
+    good, calls = well_formed(results)
     if calls:
-        console.print(f"calls: {calls}, well-formed {1 - malformed / calls:.2%}")
+        console.print(f"calls: {calls}, well-formed {good / calls:.2%}")
     replies, bad = sum(r.turns for r in results), sum(r.bad_replies for r in results)
     console.print(f"replies: {replies}, of which {bad} led to nothing")

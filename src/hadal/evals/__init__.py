@@ -1,6 +1,6 @@
 """Evaluations: an agent on many tasks, each in a box of its own, and what came of them."""
 
-from hadal.evals.report import FamilyScore, interval, scores
+from hadal.evals.report import Score, interval, scores, well_formed
 from hadal.evals.task_run import (
     TaskResult,
     journal_path,
@@ -11,7 +11,7 @@ from hadal.evals.task_run import (
 )
 
 __all__ = [
-    "FamilyScore",
+    "Score",
     "TaskResult",
     "interval",
     "journal_path",
@@ -20,4 +20,5 @@ __all__ = [
     "run_task",
     "run_tasks",
     "scores",
+    "well_formed",
 ]
