@@ -1,0 +1,1 @@
+"""The node's HTTP handlers, by what they are about."""
