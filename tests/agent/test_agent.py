@@ -59,8 +59,8 @@ def test_wrong_calls_are_told(run):
         [calls({"a": "x", "b": 3}), calls({"q": 1}, name="nothing"), answer("I give up.")]
     )
     first, second = texts(trajectory, ToolMessage)
-    assert first.startswith("Error: arguments do not fit: $.a")
-    assert second == "Error: there is no tool 'nothing'; there are: add"
+    assert first.startswith("Error: The call of add was not run: its arguments do not fit.\n- a: ")
+    assert second == 'Error: The call was not run: there is no tool "nothing"; the tools are: add.'
     assert ending.reason is StopReason.DONE
 
 

@@ -60,10 +60,10 @@ def test_replace(in_box):
         (call("view", view_range=[2, 5]), "view_range [2, 5] is not within the 2 lines"),
         (call("view", path="/nothing"), "No such file"),
         (call("view", path="relative"), "path must be absolute"),
-        (call("undo"), "arguments do not fit: $.command"),
-        (call("view", depth=1), "Additional properties"),
-        (ToolCall("str_replace_editor", "not json"), "are not JSON"),
-        (ToolCall("edit", "{}"), "there is no tool 'edit'; there are: str_replace_editor"),
+        (call("undo"), "\n- command: expected one of"),
+        (call("view", depth=1), 'unknown: "depth"; known: '),
+        (ToolCall("str_replace_editor", "not json"), "not JSON"),
+        (ToolCall("edit", "{}"), 'there is no tool "edit"; the tools are: str_replace_editor'),
     ],
 )
 def test_what_cannot_be_done_is_told(in_box, asked, said):

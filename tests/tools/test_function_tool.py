@@ -43,7 +43,7 @@ def test_calls():
     assert ask("add", a=2).text == "3"
     assert ask("add", a=2, b=5).text == "7"
     assert ask("fail", text="x").text == "Error: KeyError: 'x'"
-    assert ask("add", a="two").text.startswith("Error: arguments do not fit: $.a")
+    assert "\n- a: expected integer" in ask("add", a="two").text
     assert ask("add").failed
 
 

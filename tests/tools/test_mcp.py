@@ -47,7 +47,7 @@ def test_a_server(tmp_path):
     names, (good, wrong, failed) = asyncio.run(whole())
     assert names == ["n_add", "n_fail"]
     assert good.text == "5"
-    assert wrong.text.startswith("Error: arguments do not fit")
+    assert wrong.text.startswith("Error: The call of ")
     assert failed.failed
 
 

@@ -1,14 +1,12 @@
 """All tools of an agent. Whatever the model calls, it gets an answer."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from jsonschema import Draft202012Validator
-
 from hadal.chat import Tool, ToolCall
-from hadal.errors import ConfigError, InvalidConversationError
+from hadal.encoding import check_call
+from hadal.errors import ConfigError
 from hadal.tools.file_watch import FileWatch
 from hadal.tools.tool import RunningTool, ToolOutput, ToolUseError
 
@@ -47,15 +45,13 @@ class Toolbox:
 
         Raises:
             SandboxError: The box or its node failed: that is not the model's fault.
+            ConfigError: The schema of the tool is broken.
         """
+        fault = check_call(call, self.declarations)
+        if fault is not None:
+            return ToolOutput(text=f"Error: {fault.message}", failed=True)
         try:
-            tool = self._tools.get(call.name)
-            if tool is None:
-                names = ", ".join(sorted(self._tools))
-                raise ToolUseError(f"there is no tool {call.name!r}; there are: {names}")
-            arguments = _arguments(call)
-            _check(arguments, tool.declaration)
-            return await self._watched(tool, arguments, request_id)
+            return await self._watched(self._tools[call.name], call.parsed(), request_id)
         except ToolUseError as error:
             return ToolOutput(text=f"Error: {error}", failed=True)
 
@@ -67,19 +63,3 @@ class Toolbox:
         await self._watch.begin()
         output = await tool.call(arguments, request_id)
         return replace(output, files=await self._watch.look())
-
-
-def _arguments(call: ToolCall) -> dict[str, Any]:
-    try:
-        return call.parsed()
-    except InvalidConversationError as error:
-        raise ToolUseError(error.message) from error
-
-
-def _check(arguments: dict[str, Any], declaration: Tool) -> None:
-    validator = Draft202012Validator(dict(declaration.parameters))
-    errors = sorted(validator.iter_errors(arguments), key=lambda e: e.json_path)
-    if errors:
-        said = "; ".join(f"{e.json_path}: {e.message}" for e in errors[:3])
-        schema = json.dumps(declaration.parameters)
-        raise ToolUseError(f"arguments do not fit: {said}. They must follow {schema}")
