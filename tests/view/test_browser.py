@@ -127,13 +127,17 @@ def test_a_running_one_is_followed(page, folder):
     page.locator("#step-2").evaluate("s => { s.dataset.seen = 'yes'; }")
     with Journal(folder / "open.jsonl") as journal:
         journal.append("prompt", ids=[1], anew=False)
-        journal.append("tokens", ids=[1, 2, 3])
+        journal.append("tokens", ids=[1, 2], text="That is")
+        journal.append("tokens", ids=[3], text=" <b>all")
+        page.wait_for_selector("text=3 tokens so far", timeout=5000)
+        assert page.locator("#pending .said").text_content() == "That is <b>all"
         message = {"content": "That is all.", "reasoning": "", "calls": []}
         journal.append("reply", message=message, bad=None, problem="", termination="stop",
                        problems=[], seconds=0.5, cached_tokens=4)  # fmt: skip
         journal.append("end", reason="done", text="That is all.")
     page.wait_for_selector("text=That is all.", timeout=5000)
     assert page.locator("#step-2").get_attribute("data-seen") == "yes"  # what was there stays
+    assert page.locator("#pending").count() == 0
     assert "done" in page.locator("#facts").text_content()
 
 

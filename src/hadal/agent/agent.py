@@ -1,6 +1,7 @@
 """The loop: render, generate, parse, call tools, append; until there is a reason to stop."""
 
 import asyncio
+import codecs
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -223,11 +224,13 @@ class Agent:
             new_id=_call_ids(trajectory.turns),
         )  # fmt: skip
         parser.feed_ids(trajectory.reply)
+        text = codecs.getincrementaldecoder("utf-8")(errors="replace")
         began, ended = time.monotonic(), None
         async with aclosing(self._generated(trajectory, start)) as events:
             async for event in events:
                 if isinstance(event, Chunk):
-                    self.note("tokens", ids=list(event.token_ids))
+                    said = text.decode(event.data)
+                    self.note("tokens", ids=list(event.token_ids), text=said)
                     parser.feed(event.data)
                 else:
                     ended = event

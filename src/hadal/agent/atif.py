@@ -73,7 +73,9 @@ class _Writer:
                 self._take_prompt(event)
             case "tokens":
                 self._counts[1] += len(event["ids"])
-                self.extra["pending_tokens"] = self._counts[1]
+                said = self.extra.setdefault("pending", {"text": ""})
+                said["tokens"] = self._counts[1]
+                said["text"] += event.get("text", "")
                 if self._token_ids:
                     self._reply += event["ids"]
             case "reply":
@@ -129,7 +131,7 @@ class _Writer:
             metrics["cached_tokens"] = event["cached_tokens"]
         step |= {"metrics": metrics, "llm_call_count": 1}
         step["extra"] = {k: event[k] for k in ("termination", "problems", "seconds", "bad")}
-        self.extra.pop("pending_tokens", None)
+        self.extra.pop("pending", None)
         self._counts = [sum(self._counts), 0]
         if self._token_ids:
             self._ids = [*self._ids, *self._reply]

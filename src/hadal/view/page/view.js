@@ -72,7 +72,6 @@ function showFacts() {
     `${number(sums.total_prompt_tokens)} prompt tokens, ${number(sums.total_cached_tokens)} of them cached`,
     `${number(sums.total_completion_tokens)} said`, `model ${seconds(model)}, tools ${seconds(tools)}`,
   ];
-  if (extra.pending_tokens !== undefined && !extra.stop_reason) facts.push(`writing a reply, ${number(extra.pending_tokens)} tokens so far`);
   if (extra.box) facts.push(`box ${extra.box}`);
   $("facts").replaceChildren(...facts.map((f) => element("span", "", f)));
   showContext(turns);
@@ -181,6 +180,17 @@ function showStep(step) {
   return shown;
 }
 
+/** A reply that is being written, as the model writes it. */
+function showPending() {
+  const { pending, stop_reason: over } = run.extra;
+  if (!pending || over) return;
+  const shown = element("section", "step agent"), head = element("div", "head");
+  shown.id = "pending";
+  head.append(element("span", "who", "agent"), element("span", "", `writing, ${number(pending.tokens)} tokens so far`));
+  shown.append(head, element("div", "said dim", pending.text));
+  $("steps").append(shown);
+}
+
 function textOf(step) {
   return [step.message, step.reasoning_content, ...(step.tool_calls || []).map((c) => JSON.stringify(c.arguments)),
     ...((step.observation || {}).results || []).map((r) => r.content)].join("\n").toLowerCase();
@@ -201,12 +211,12 @@ function update(next) {
   showFacts();
   if (!same) showSteps();
   else {
-    const last = $("steps").children[same];
-    if (last) last.remove();
+    [...$("steps").children].slice(same).forEach((old) => old.remove());
     $("steps").append(...run.steps.slice(same).map(showStep));
     $("found").textContent = `${number(run.steps.length)} steps`;
-    if (follows) $("steps").scrollTop = $("steps").scrollHeight;
   }
+  showPending();
+  if (same && follows) $("steps").scrollTop = $("steps").scrollHeight;
 }
 
 async function follow() {
