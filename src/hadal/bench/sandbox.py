@@ -305,7 +305,7 @@ async def _many(report: Report, count: int) -> None:
             (available - _available()) / len(boxes) / _MIB
         )
         report.figures[f"{count:,} boxes: creations/s up to them"] = rate
-        more = min(100, count)
+        more = min(400, count)
         start = time.perf_counter()
         await asyncio.gather(*(make(more // 4) for _ in range(4)))
         report.figures[f"{count:,} boxes: creations/s beside them"] = (more // 4 * 4) / (
