@@ -149,11 +149,6 @@ class Tokenizer:
                 f"unknown token id {err.args[0]}: expected 0 to {max(table)}"
             ) from None
 
-    @cached_property
-    def text_ids(self) -> tuple[int, ...]:
-        """Ids that text can become: all but those of added tokens, in their order."""
-        return tuple(sorted(self._bytes_of.keys() - self.added.values()))
-
     def bytes_or_none(self, token_id: int) -> bytes | None:
         """The exact bytes of an id; None if the tokenizer does not have it."""
         return self._bytes_of.get(token_id)

@@ -13,10 +13,21 @@ from hadal.encoding import Encoding
 from hadal.encoding.tokens import EOS, THINK_START
 from hadal.errors import InputError
 from hadal.model.training import IGNORED
-from hadal.train.drills import drill
-from hadal.train.tokens import Tokens
 
-__all__ = ["Batch", "Conversations"]
+__all__ = ["Batch", "Conversations", "Tokens"]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A task as token ids, without what comes before it.
+
+    Attributes:
+        ids: From the user's turn on.
+        said: Which of them the model says.
+    """
+
+    ids: list[int]
+    said: list[bool]
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,6 @@ class Conversations:
         self._encoding = encoding
         tokenizer = encoding.tokenizer
         self._start, self._end = tokenizer.control_id(THINK_START), tokenizer.control_id(EOS)
-        self._text_ids = tokenizer.text_ids
         self._prefix = self._encode([])
         self._tasks = [self._tokens(self._encode(task)[len(self._prefix) :]) for task in tasks]
 
@@ -82,25 +92,10 @@ class Conversations:
                 speaking = False
         return Tokens(ids, said)
 
-    def batch(
-        self, step: int, worker: int, *, tokens: int, length: int, drills: float = 0.0
-    ) -> Batch:
-        """Return samples of up to `length` tokens each, `tokens` in all at most.
-
-        Args:
-            step: Of the run.
-            worker: Of the run.
-            tokens: Of all samples.
-            length: Of a sample.
-            drills: Share of samples that are drills.
-        """
+    def batch(self, step: int, worker: int, *, tokens: int, length: int) -> Batch:
+        """Return samples of up to `length` tokens each, `tokens` in all at most."""
         draw = random.Random(f"{self._seed}/{step}/{worker}")
-        samples = [
-            drill(draw, self._text_ids, length)
-            if draw.random() < drills
-            else self._sample(draw, length)
-            for _ in range(max(1, tokens // length))
-        ]
+        samples = [self._sample(draw, length) for _ in range(max(1, tokens // length))]
         labels = [
             [
                 n if s else IGNORED

@@ -20,7 +20,6 @@ class TrainConfig:
         steps: Optimiser steps.
         tokens_per_worker: Of a step.
         lengths: Tokens of a sample, each with the share of the run at which it begins.
-        drills: Share of samples that are drills, each with the share of the run at which it begins.
         peak_lr: Of both optimisers.
         final_lr: At the end of the cosine.
         warmup_steps: From zero to the peak.
@@ -43,7 +42,6 @@ class TrainConfig:
     steps: int
     tokens_per_worker: int = 4096
     lengths: tuple[tuple[float, int], ...] = ((0.0, 2048), (0.8, 4096))
-    drills: tuple[tuple[float, float], ...] = ((0.0, 0.0),)
     peak_lr: float = 4e-3
     final_lr: float = 2e-4
     warmup_steps: int = 100
@@ -86,10 +84,6 @@ class TrainConfig:
     def length(self, step: int) -> int:
         """Return the tokens of a sample in a step."""
         return max((begin, n) for begin, n in self.lengths if step >= begin * self.steps)[1]
-
-    def drill_share(self, step: int) -> float:
-        """Return the share of samples that are drills in a step."""
-        return max((begin, n) for begin, n in self.drills if step >= begin * self.steps)[1]
 
     def learning_rate(self, step: int) -> float:
         """Return the rate: a linear warm-up, a plateau, and a cosine down."""

@@ -171,9 +171,8 @@ class Trainer:
     def _losses(self, step: int) -> tuple[TrainingOutput, _Losses]:
         config = self.config
         batch = self._data.batch(
-            step, self.worker, tokens=config.tokens_per_worker, length=config.length(step),
-            drills=config.drill_share(step),
-        )  # fmt: skip
+            step, self.worker, tokens=config.tokens_per_worker, length=config.length(step)
+        )
         dense = step < config.sparse_from * config.steps
         with torch.autocast("cpu", dtype=torch.bfloat16):
             output = training_forward(
