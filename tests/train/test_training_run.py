@@ -144,6 +144,7 @@ def test_settings_that_do_not_fit(tmp_path):
         ({"optimizer": "sgd"}, "expected 'muon' or 'adamw'"),
         ({"steps": 0}, "must be positive"),
         ({"lengths": ((0.0, 4096),)}, "do not fit"),
+        ({"narrowest_window": 0}, "expected 1 to 128"),
     ):
         with pytest.raises(ConfigError, match=said):
             config(tmp_path, **changes)
@@ -157,3 +158,10 @@ def test_schedules(tmp_path):
     assert rates[99] < 0.105
     assert rates[50:] == sorted(rates[50:], reverse=True)
     assert (run.mtp(0), run.mtp(99)) == (0.3, pytest.approx(0.1))
+    assert {run.window(step) for step in range(100)} == {None}
+    narrow = config(tmp_path, steps=100, narrow_share=0.5, narrowest_window=4)
+    widths = [narrow.window(step) for step in range(1000)]
+    assert 0.4 < widths.count(None) / 1000 < 0.6
+    drawn = [width for width in widths if width is not None]
+    assert 4 <= min(drawn) < 6 < 100 < max(drawn) <= 128
+    assert widths == [narrow.window(step) for step in range(1000)]

@@ -160,7 +160,7 @@ class Attention(nn.Module):
         selection, scores_TS = self._select(own, cache, visible_T, sequence_idx, trace)
         keys = Keys(
             window_PK=window_PK,
-            window=self.config.sliding_window,
+            window=self._window(trace),
             entries=cache.entries if self.compressor is not None else None,
             visible_T=visible_T,
             selection=selection,
@@ -182,10 +182,14 @@ class Attention(nn.Module):
             cache.index_keys.rows() if indexed else None,
             visible_T,
             self.attn_sink,
-            window=self.config.sliding_window,
+            window=self._window(trace),
             top_k=self.config.index_topk if indexed and trace.indexer_stage != "dense" else None,
             with_loss=indexed and trace.indexer_stage is not None,
         )
+
+    def _window(self, trace: Trace | None) -> int:
+        whole = self.config.sliding_window
+        return whole if trace is None or trace.window is None else min(trace.window, whole)
 
     def _compress(self, own: Projected, cache: LayerCache) -> None:
         """Turn the windows that are now full into entries, and into index keys."""

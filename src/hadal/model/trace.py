@@ -26,6 +26,7 @@ class Trace:
         replaying: Choices are taken from this record instead of being made.
         indexer_stage: Which indexer loss to compute, if any: `dense` (warm-up: attention over all
             visible entries) or `sparse` (attention and loss over the selected ones).
+        window: Tokens that a query sees beside entries, where that is to be fewer than the model's.
         fast: Attend with `training_attention`; no selections are recorded then.
         indexer_losses: One scalar per CSA layer.
         balance_losses: One scalar per learned-routing layer.
@@ -38,6 +39,7 @@ class Trace:
     )
     replaying: bool = False
     indexer_stage: Literal["dense", "sparse"] | None = None
+    window: int | None = None
     fast: bool = False
     indexer_losses: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     balance_losses: dict[str, Tensor] = field(default_factory=dict[str, Tensor])

@@ -52,6 +52,7 @@ def training_forward(
     *,
     labels_T: Int[Tensor, " T"] | None = None,
     indexer_stage: Literal["dense", "sparse"] | None = None,
+    window: int | None = None,
     fast: bool = False,
 ) -> TrainingOutput:
     """Run packed samples through the model and all of its losses.
@@ -64,13 +65,15 @@ def training_forward(
             the same sample.
         indexer_stage: None leaves the indexer's loss out; `dense` attends to all visible entries
             and trains the indexer to find what attention looks at; `sparse` attends to its choice.
+        window: Tokens that a query sees beside entries; by default the model's. With fewer, what is
+            near is to be found in entries, too.
         fast: Attend with `training_attention`, and make logits only where a label counts.
 
     Raises:
         InputError, ContextLengthError: As `Transformer.forward`.
     """
     labels_T = _checked_labels(model, ids_T, labels_T)
-    trace = Trace(indexer_stage=indexer_stage, fast=fast)
+    trace = Trace(indexer_stage=indexer_stage, window=window, fast=fast)
     streams_TMD = model.streams(ids_T, lengths, trace=trace)
     labels_T = next_token_labels(ids_T, lengths) if labels_T is None else labels_T
     counted = labels_T != IGNORED if fast else slice(None)

@@ -1,6 +1,7 @@
 """Settings of a training run."""
 
 import math
+import random
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -33,6 +34,9 @@ class TrainConfig:
         quantize_from: Share of the run at which weights and activations are rounded as they will be stored.
         optimizer: `muon` (with AdamW for the rest) or `adamw` alone.
         seed: Of weights and data.
+        narrow_share: Share of steps whose windows are narrower than the model's, so that what is near is found
+            in entries, too; how narrow is drawn for each step, from
+        narrowest_window: on, in tokens.
         workers: Processes, each with its part of a step.
         save_every_s: Seconds between states.
     """
@@ -54,6 +58,8 @@ class TrainConfig:
     quantize_from: float = 0.85
     optimizer: str = "muon"
     seed: int = 1
+    narrow_share: float = 0.0
+    narrowest_window: int = 8
     workers: int = 2
     save_every_s: float = 120.0
 
@@ -65,6 +71,10 @@ class TrainConfig:
         """
         if self.optimizer not in ("muon", "adamw"):
             raise ConfigError(f"optimizer: expected 'muon' or 'adamw', got {self.optimizer!r}")
+        if not 0 < self.narrowest_window <= self.model.sliding_window:
+            raise ConfigError(
+                f"narrowest_window: expected 1 to {self.model.sliding_window}, got {self.narrowest_window}"
+            )
         if self.steps < 1 or self.workers < 1:
             raise ConfigError(
                 f"steps and workers must be positive, got {self.steps}, {self.workers}"
@@ -84,6 +94,14 @@ class TrainConfig:
     def length(self, step: int) -> int:
         """Return the tokens of a sample in a step."""
         return max((begin, n) for begin, n in self.lengths if step >= begin * self.steps)[1]
+
+    def window(self, step: int) -> int | None:
+        """Return the tokens that a query sees beside entries in a step; None for the model's window."""
+        draw = random.Random(f"{self.seed}/window/{step}")
+        if draw.random() >= self.narrow_share:
+            return None
+        narrowest = self.narrowest_window
+        return round(narrowest * (self.model.sliding_window / narrowest) ** draw.random())
 
     def learning_rate(self, step: int) -> float:
         """Return the rate: a linear warm-up, a plateau, and a cosine down."""

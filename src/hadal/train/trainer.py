@@ -177,7 +177,7 @@ class Trainer:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             output = training_forward(
                 self.model, batch.ids_T, batch.lengths, labels_T=batch.labels_T,
-                indexer_stage="dense" if dense else "sparse", fast=True,
+                indexer_stage="dense" if dense else "sparse", window=config.window(step), fast=True,
             )  # fmt: skip
             total = output.language + config.mtp(step) * output.mtp
             total = total + output.indexer + config.balance_weight * output.balance
