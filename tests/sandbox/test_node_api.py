@@ -102,7 +102,7 @@ def test_keys_and_life(hadal, tmp_path):
         with urllib.request.urlopen(f"{url}/healthz", timeout=10) as answer:
             assert answer.read() == b"ok"
     assert process.returncode == 0
-    with serving(hadal, state) as (process, _, _):  # boxes live on
+    with serving(hadal, state, "--key-file", keys) as (process, _, _):  # boxes live on
         socket = f"unix://{state}/node.sock"
         assert box in hadal.text("box", "ls", "--node", socket)
         hadal("node", "stop", "--end-boxes", "--node", socket)
@@ -126,7 +126,9 @@ def test_tls(hadal, tmp_path):
         capture_output=True,
     )  # fmt: skip
     files = ("--tls-cert", certificate, "--tls-key", key)
+    hadal.environment["HADAL_NODE_KEYS"] = KEY
     with serving(hadal, tmp_path / "state", *files) as (_, port, _):
+        hadal.environment["HADAL_NODE_KEY"] = KEY
         url = f"https://127.0.0.1:{port}"
         assert hadal.text("box", "ls", "--node", url, "--ca", certificate) == "no boxes\n"
         assert hadal.text("box", "ls", HADAL_NODE=url, HADAL_NODE_CA=str(certificate))
@@ -136,8 +138,8 @@ def test_tls(hadal, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--host", "0.0.0.0", "--port", "0"], "there is no API key"),
-        (["--host", "::", "--port", "0"], "there is no API key"),
+        (["--host", "0.0.0.0", "--port", "0"], "a port needs an API key"),
+        (["--port", "0"], "a port needs an API key"),
         (["--port", "0", "--key-file", "/no/such"], "--key-file /no/such"),
         (["--port", "0", "--key-file", "/dev/null"], "it has no key"),
         (["--port", "0", "--tls-cert", "/etc/passwd"], "both --tls-cert and --tls-key"),
@@ -172,6 +174,7 @@ def test_no_node_there(hadal):
 def address(tmp_path_factory):
     folder = tmp_path_factory.mktemp("api")
     hadal = CommandLine(folder / "home")
+    hadal.environment["HADAL_NODE_KEYS"] = KEY
     with serving(hadal, folder / "state", "--max-boxes", "200") as (_, port, _):
         yield f"http://127.0.0.1:{port}"
         socket = f"unix://{folder}/state/node.sock"
@@ -189,4 +192,5 @@ def address(tmp_path_factory):
     suppress_health_check=list(HealthCheck),
 )
 def test_answers_are_as_described(case, address):
-    case.call_and_validate(base_url=address, checks=CHECKS, timeout=60)
+    headers = {"Authorization": f"Bearer {KEY}"}
+    case.call_and_validate(base_url=address, checks=CHECKS, headers=headers, timeout=60)

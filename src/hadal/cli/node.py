@@ -26,6 +26,7 @@ _Json = Annotated[bool, Parameter(name="--json", negative="")]
 _Flag = Parameter(negative="")
 _Seconds = Annotated[float, Parameter(converter=parse_seconds)]
 _KEY_LENGTH = 16
+_NEW_KEY = "python3 -c 'import secrets; print(secrets.token_urlsafe())'"
 
 app = App(name="node", help="The daemon that makes the boxes of a machine.")
 
@@ -58,8 +59,8 @@ def serve(
     Args:
         state: Folder of its boxes, images and log. Default: that of the embedded node.
         socket: Unix socket to listen on. Default: node.sock in the state folder.
-        host: Address to listen on with --port. One that others can reach needs keys.
-        port: Port to listen on; 0 for any free one. Default: none.
+        host: Address to listen on with --port.
+        port: Port to listen on, which needs keys; 0 for any free one. Default: none.
         key_file: File with API keys, one on a line; also from $HADAL_NODE_KEYS, with commas.
         tls_cert: Certificate, with its chain.
         tls_key: Its private key.
@@ -109,7 +110,7 @@ def _keys(file: Path | None) -> frozenset[str]:
     if any(len(key) < _KEY_LENGTH for key in keys):
         raise ConfigError(
             f"an API key has at least {_KEY_LENGTH} characters",
-            hint="python3 -c 'import secrets; print(secrets.token_urlsafe())'",
+            hint=_NEW_KEY,
         )
     return keys
 
@@ -126,16 +127,20 @@ def _tls(certificate: Path | None, key: Path | None) -> tuple[Path, Path] | None
 
 
 def _check(listen: "Listen") -> None:
-    """See that what others can reach asks for a key; warn of what they could read."""
-    if listen.port is None or is_loopback(listen.host):
+    """See that a port asks for a key; warn of what others could read.
+
+    The loopback address is no exception: all users of the machine reach it, and so do web pages, by way of
+    a browser on it.
+    """
+    if listen.port is None:
         return
     if not listen.keys:
         raise ConfigError(
-            f"{listen.host} can be reached by others, and there is no API key: whoever reaches it is root"
-            " here",
-            hint="set --key-file or HADAL_NODE_KEYS, or listen on 127.0.0.1",
+            "a port needs an API key: whoever reaches it is root here, and 127.0.0.1 is reached by every user"
+            " and by web pages in a browser",
+            hint=f"set --key-file or HADAL_NODE_KEYS ({_NEW_KEY}), or use the Unix socket, which needs none",
         )
-    if listen.tls is None:
+    if listen.tls is None and not is_loopback(listen.host):
         Console(stderr=True).print(
             "warning: without TLS everybody on the way reads the API key and the boxes' data"
             " (--tls-cert, --tls-key)",
