@@ -4,14 +4,13 @@ import asyncio
 import base64
 import contextlib
 import errno
-import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from hadal.errors import (
     CommandRefusedError,
@@ -23,19 +22,25 @@ from hadal.errors import (
 )
 from hadal.node.blobs import Blobs
 from hadal.node.cgroups import Cgroup
-from hadal.node.guest import CommandOrder, Exit, Guest, GuestCommand, GuestLostError
+from hadal.node.command import (
+    Command,
+    file_error,
+    recorded_result,
+    refusal_of,
+    result_fields,
+    result_of,
+)
+from hadal.node.guest import CommandOrder, Exit, Guest, GuestLostError
 from hadal.node.journal import INLINE_BYTES, BoxRecord, Journal, Record
 from hadal.node.output import Output, Passage
 from hadal.node.stillness import Stillness
-from hadal.node.wire import Tag, TimedOut, decode_fields
 from hadal.sandbox.protocol import CommandRequest, command_record
-from hadal.sandbox.results import ExecResult
 from hadal.sandbox.specs import Capability, Spec
 
 _ANSWER_BYTES = 16 << 20
 """Of an operation on files that is answered whole: some 100,000 entries of a directory."""
 
-__all__ = ["Box", "Command", "ImageDefaults", "recorded_result"]
+__all__ = ["Box", "ImageDefaults"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,48 +50,6 @@ class ImageDefaults:
     env: Mapping[str, str] = field(default_factory=dict[str, str])
     working_dir: str = "/"
     user: str = "0"
-
-
-class Command:
-    """A command of a box, from its record in the journal on.
-
-    Attributes:
-        position: Its number in the log.
-        output: What it writes.
-        result: Done when its end is written down; or the error that kept it from running.
-    """
-
-    def __init__(self, position: int, output: Output, guest: GuestCommand | None) -> None:
-        self.position = position
-        self.output = output
-        self.guest = guest
-        self.result: asyncio.Future[ExecResult] = asyncio.get_running_loop().create_future()
-        self.unwritten: Callable[[], None] | None = None
-        """Writes its end down again, where the disk was full."""
-
-    def fail(self, error: Exception) -> None:
-        """End it with an error."""
-        self.output.finish()
-        if not self.result.done():
-            self.result.set_exception(error)
-            self.result.exception()  # whoever waits sees it; nobody has to
-
-
-def recorded_result(record: Record, blobs: Blobs) -> ExecResult:
-    """Return the result that the journal has of a command."""
-    fields: dict[str, Any] = dict(record.event.result or {})
-    streams: dict[str, bytes] = {"stdout": record.stdout, "stderr": record.stderr}
-    for name in streams:
-        reference = fields.pop(f"{name}_blob", None)
-        if reference is not None:
-            streams[name] = blobs.read(reference)
-    return ExecResult(
-        **fields,
-        stdout_bytes=streams["stdout"],
-        stderr_bytes=streams["stderr"],
-        id=record.event.position,
-        recorded=True,
-    )
 
 
 class Box:
@@ -344,8 +307,8 @@ class Box:
     def _write_end(self, command: Command, ended: Exit, oom: bool) -> None:
         """Write the end of a command down; only then is it told, and the guest forgets it."""
         stdout, stderr = command.output.whole(1), command.output.whole(2)
-        result = _result(ended, oom, stdout, stderr, command.position)
-        fields = _result_fields(result)
+        result = result_of(ended, oom, stdout, stderr, command.position)
+        fields = result_fields(result)
         inline: dict[str, bytes] = {"stdout": stdout, "stderr": stderr}
         kept: dict[int, Path] = {}
         try:
@@ -479,7 +442,7 @@ class Box:
             await asyncio.sleep(0)
             raise self.gone() from None
         if ended.status:
-            raise _file_error(ended, running.output.whole(2), arguments)
+            raise file_error(ended, running.output.whole(2), arguments)
 
     def lost(self) -> GoneCause:
         """Return why the guest is gone, where nobody here ended it."""
@@ -515,70 +478,3 @@ def _alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def refusal_of(record: Record) -> Exception:
-    """Return the error of a record that is not the result of a command."""
-    from hadal.errors import UnknownOutcomeError
-
-    result = record.event.result or {}
-    if record.event.state == "refused":
-        errno = result.get("errno", 0)
-        return CommandRefusedError(
-            str(result.get("message", "it was not started")),
-            errno=errno if isinstance(errno, int) else 0,
-        )
-    what = json.dumps(record.event.request)[:200]
-    return UnknownOutcomeError(
-        f"step {record.event.position} of box {record.box}: whether {record.event.kind} {what} was done"
-        " is not known",
-        hint="look at the box, then go on with another request id; or start again from a snapshot",
-    )
-
-
-def _file_error(ended: Exit, stderr: bytes, arguments: Sequence[str | bytes]) -> SandboxFileError:
-    path = os.fsdecode(arguments[1]) if len(arguments) > 1 else ""
-    try:
-        errno = int.from_bytes(decode_fields(stderr)[Tag.ERRNO][:4], "little")
-    except (ValueError, KeyError):
-        errno = 5  # it was killed: an I/O error like any other
-    return SandboxFileError(errno or 5, path)
-
-
-def _result(ended: Exit, oom: bool, stdout: bytes, stderr: bytes, position: int) -> ExecResult:
-    by_signal = os.WIFSIGNALED(ended.status)
-    number = os.WTERMSIG(ended.status) if by_signal else None
-    code = 128 + number if number is not None else os.WEXITSTATUS(ended.status)
-    late: Literal["time", "quiet"] | None = None
-    if ended.timed_out is not TimedOut.NO:
-        late = "time" if ended.timed_out is TimedOut.LIFE else "quiet"
-    return ExecResult(
-        exit_code=code,
-        stdout_bytes=stdout,
-        stderr_bytes=stderr,
-        signal=number,
-        timed_out=late,
-        oom_killed=oom and code != 0,
-        truncated=len(stdout) < ended.stdout_bytes or len(stderr) < ended.stderr_bytes,
-        stdout_total=ended.stdout_bytes,
-        stderr_total=ended.stderr_bytes,
-        duration_s=(ended.ended_ns - ended.started_ns) / 1e9,
-        cpu_s=(ended.user_us + ended.system_us) / 1e6,
-        max_rss_kb=ended.max_rss_kb,
-        id=position,
-    )
-
-
-def _result_fields(result: ExecResult) -> dict[str, Any]:
-    return {
-        "exit_code": result.exit_code,
-        "signal": result.signal,
-        "timed_out": result.timed_out,
-        "oom_killed": result.oom_killed,
-        "truncated": result.truncated,
-        "stdout_total": result.stdout_total,
-        "stderr_total": result.stderr_total,
-        "duration_s": result.duration_s,
-        "cpu_s": result.cpu_s,
-        "max_rss_kb": result.max_rss_kb,
-    }

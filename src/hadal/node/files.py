@@ -10,7 +10,8 @@ from typing import Any, Literal, cast
 
 from hadal.errors import JournalError, SandboxFileError
 from hadal.node.blobs import Blobs
-from hadal.node.box import Box, refusal_of
+from hadal.node.box import Box
+from hadal.node.command import refusal_of
 from hadal.node.journal import Journal
 from hadal.node.wire import Tag, WireError, iterate_fields
 from hadal.sandbox.protocol import FileChange

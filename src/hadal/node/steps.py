@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hadal.errors import HadalError
-from hadal.node.box import Box, refusal_of
+from hadal.node.box import Box
+from hadal.node.command import refusal_of
 from hadal.node.journal import Journal, Record
 
 __all__ = ["Step", "begin_step", "recorded_step"]

@@ -11,7 +11,7 @@ from typing import Any
 from aiohttp import WSMsgType, web
 
 from hadal.errors import ConfigError, HadalError
-from hadal.node.box import Command
+from hadal.node.command import Command
 from hadal.node.guest import GuestLostError
 from hadal.node.routes.http import NODE, box_of, error_body, number, read_body
 from hadal.sandbox.protocol import CommandRequest, SignalRequest

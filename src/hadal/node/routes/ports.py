@@ -6,7 +6,7 @@ import errno as errno_module
 from aiohttp import WSMsgType, web
 
 from hadal.errors import SandboxFileError
-from hadal.node.box import Command
+from hadal.node.command import Command
 from hadal.node.routes.commands import obey
 from hadal.node.routes.http import box_of, parameters
 from hadal.node.wire import Tag, decode_fields
