@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from hadal.agent import read_events
 from hadal.agent.atif import ATIF_VERSION, to_atif
 from hadal.encoding.tokens import EOS, THINK_END
@@ -50,3 +52,24 @@ def test_a_run_that_goes_on(run):
     events = read_events(run.path)
     for count in range(len(events)):
         assert to_atif(events[:count], "s")["steps"] is not None
+
+
+@pytest.mark.parametrize("value", ["1e999", r'"\ud800"', "9" * 5000, "[" * 3000 + "]" * 3000])
+def test_what_json_has_no_place_for_is_kept_as_text(run, value):
+    run([calls({"a": 1, "b": 2}), answer("3")])
+    events = read_events(run.path)
+    reply = next(e for e in events if e["kind"] == "reply")
+    reply["message"]["calls"][0][2] = text = f'{{"a": {value}}}'
+    found = to_atif(events, "s")
+    agent = next(s for s in found["steps"] if s["source"] == "agent")
+    assert agent["tool_calls"][0]["arguments"] == {"text": text}
+    json.dumps(found, allow_nan=False, ensure_ascii=False).encode()
+
+
+def test_a_run_that_was_void_and_goes_on(run):
+    run([calls({"a": 1, "b": 2}), answer("3")])
+    events = read_events(run.path)
+    later = [{**events[-1], "kind": kind, **more} for kind, more in (("score", {"score": None, "detail": "x"}), ("again", {}))]  # fmt: skip
+    assert to_atif([*events, later[0]], "s")["extra"]["score"] is None
+    extra = to_atif([*events, *later], "s")["extra"]
+    assert not {"stop_reason", "outcome", "score", "score_detail"} & set(extra)

@@ -80,3 +80,69 @@ def test_test_phrasings_are_kept_out_of_training(cores):
 def test_unseen_families_are_not_trained_on():
     with pytest.raises(ConfigError, match="no family of tasks"):
         make_task("count_words", "train", 1)
+
+
+async def done_as(task, *commands):
+    async def do(task, box):
+        await prepare(task, box)
+        for command in commands:
+            await box.run(command)
+        return await check(task, box)
+
+    return await in_box(task, do)
+
+
+@pytest.mark.parametrize(
+    ("family", "seed", "commands", "solved"),
+    [
+        ("column_of", 3, lambda t: [solution(t).replace("| sort", "| sort -n")], True),
+        ("make_executable", 1, lambda t: [f"chmod 700 {first(t, '.sh')}"], True),
+        ("remove_file", 1, lambda _: ["rm -f *"], False),
+        ("fix_name", 1, lambda t: [f"sed -i 's/return.*/return [{argument(t)}][0] * {factor(t)}/' {module(t)}"], True),
+        ("fix_name", 1, lambda t: [f"sed -i 's/return.*/return {expected(t)}/' {module(t)}"], False),
+        ("fix_name", 1, lambda t: [f"echo 'print(\"ok\")' > test_{module(t)}"], False),
+        ("fix_name", 1, lambda t: [f"sed -i 's/return.*/while 1: pass/' {module(t)}"], False),
+        ("fix_name", 1050, lambda _: [], False),
+    ],
+)  # fmt: skip
+def test_other_solutions(node, family, seed, commands, solved):
+    """Whatever does it counts, and what only looks like it does not."""
+    task = make_task(family, "test", seed)
+    outcome = asyncio.run(done_as(task, *commands(task)))
+    assert outcome.solved == solved, outcome
+
+
+def solution(task):
+    return next(iter(task.solve())).arguments["command"]
+
+
+def first(task, end):
+    return next(name for name in task.files if name.endswith(end))
+
+
+def module(task):
+    return next(iter(task.changed))
+
+
+def argument(task):
+    return task.files[module(task)].partition("(")[2].partition(")")[0]
+
+
+def factor(task):
+    return task.files[module(task)].rpartition("* ")[2].strip()
+
+
+def expected(task):
+    return task.files[f"test_{module(task)}"].rpartition("== ")[2].partition("\n")[0]
+
+
+def test_what_is_to_be_written_word_for_word_ends_the_sentence():
+    for family in ("run_command", "create_file", "append_line"):
+        for split in ("train", "test"):
+            for seed in range(100):
+                task = make_task(family, split, seed)
+                call = next(iter(task.solve()))
+                literal = call.arguments.get("file_text") or call.arguments["command"]
+                literal = literal.removeprefix("echo ").partition(" >> ")[0].strip()
+                assert task.messages[0].endswith(f": {literal}") or family == "run_command"
+                assert family != "run_command" or task.messages[0].endswith(f": {solution(task)}")

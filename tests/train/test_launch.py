@@ -1,6 +1,7 @@
 """A run of two processes: it takes the steps of one with both batches, and goes on after a death."""
 
 import dataclasses
+import fcntl
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ from hadal.model import ModelConfig
 from hadal.tools import BashTool
 from hadal.train.export import export, load_state
 from hadal.train.launch import train
-from hadal.train.samples import Conversations
+from hadal.train.samples import Batch, Conversations
 from hadal.train.tokenizer import train_tokenizer
 from hadal.train.train_config import TrainConfig
 
@@ -30,14 +31,44 @@ MODEL = dataclasses.replace(
 )  # fmt: skip
 
 
-def make_data(path):
+def make_data(path, kind=Conversations):
     """What every worker trains on; importable, as workers need it."""
     encoding = Encoding.load("v4", tokenizer=path)
     tasks = [
         (UserMessage(f"Say {n}."), AssistantMessage(f"{n}", reasoning_content="I say it."))
         for n in range(50)
     ]
-    return Conversations(encoding, [BashTool.declare()], tasks, seed=1)
+    return kind(encoding, [BashTool.declare()], tasks, seed=1)
+
+
+class Lopsided(Conversations):
+    """The first worker has nearly nothing to learn from, the second one all that there is."""
+
+    def batch(self, step, worker, *, tokens, length):
+        batch = super().batch(step, worker, tokens=1280, length=1280)
+        if worker == 0:
+            learned = (batch.labels_T >= 0).nonzero().flatten()
+            batch.labels_T[learned[5:]] = -100
+        return batch
+
+
+class Both(Lopsided):
+    """What both workers have, for one."""
+
+    def batch(self, step, worker, *, tokens, length):
+        parts = [super(Both, self).batch(step, w, tokens=tokens, length=length) for w in (0, 1)]
+        return Batch(
+            torch.cat([p.ids_T for p in parts]), torch.cat([p.labels_T for p in parts]),
+            [n for p in parts for n in p.lengths],
+        )  # fmt: skip
+
+
+def make_lopsided(path):
+    return make_data(path, Lopsided)
+
+
+def make_both(path):
+    return make_data(path, Both)
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +81,8 @@ def tokenizer(tmp_path_factory):
 def config(folder, **changes):
     settings = {
         "steps": 6,
-        "tokens_per_worker": 1024,
-        "lengths": ((0.0, 1024),),
+        "tokens_per_worker": 1280,
+        "lengths": ((0.0, 1280),),
         "warmup_steps": 2,
         "workers": 2,
     }
@@ -92,8 +123,31 @@ def test_two_workers_resume_bit_for_bit(tokenizer, tmp_path):
 
 @pytest.mark.slow
 def test_a_worker_that_ends_early_is_an_error(tokenizer, tmp_path):
-    with pytest.raises(HadalError, match="ended with"):
+    with pytest.raises(HadalError, match=r"cannot read the tokenizer|ended with"):
         train(config(tmp_path), partial(make_data, tmp_path / "nothing.json"))
+
+
+def test_what_stops_a_run_is_said(tokenizer, tmp_path):
+    data = partial(make_data, tokenizer)
+    train(config(tmp_path, workers=1, steps=1), data)
+    with pytest.raises(HadalError, match=r"begun with other settings: .*peak_lr: 0.004, now 0.1"):
+        train(config(tmp_path, workers=1, steps=1, peak_lr=0.1), data)
+    with (tmp_path / "lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(HadalError, match="a training runs in"):
+            train(config(tmp_path, workers=1, steps=1), data)
+
+
+@pytest.mark.slow
+def test_two_workers_take_the_step_of_one_with_both_batches(tokenizer, tmp_path):
+    """Also where one of them has far more to learn from than the other."""
+    norms = []
+    for data, workers, tokens in ((make_lopsided, 2, 1280), (make_both, 1, 2560)):
+        folder = tmp_path / str(workers)
+        run = config(folder, workers=workers, steps=1, tokens_per_worker=tokens)
+        train(run, partial(data, tokenizer))
+        norms.append(losses(folder)[0][2])
+    assert norms[0] == pytest.approx(norms[1], rel=0.02)
 
 
 def test_export(tokenizer, tmp_path):

@@ -87,6 +87,9 @@ class _Writer:
             case "end":
                 ending = Ending(StopReason(event["reason"]), event["text"])
                 self.extra |= {"stop_reason": ending.reason, "outcome": ending.outcome}
+            case "again":
+                for key in ("stop_reason", "outcome", "score", "score_detail"):
+                    self.extra.pop(key, None)
             case "score":
                 self.extra |= {"score": event["score"], "score_detail": event["detail"]}
             case _:
@@ -117,7 +120,7 @@ class _Writer:
             step["reasoning_content"] = said["reasoning"]
         if said["calls"]:
             step["tool_calls"] = [
-                {"tool_call_id": call, "function_name": name, "arguments": json.loads(arguments)}
+                {"tool_call_id": call, "function_name": name, "arguments": _arguments(arguments)}
                 for call, name, arguments in said["calls"]
             ]
             step["observation"] = {"results": []}
@@ -156,3 +159,16 @@ class _Writer:
             "total_cached_tokens": sum(m.get("cached_tokens", 0) for m in metrics),
             "total_steps": len(self.steps),
         }
+
+
+def _arguments(text: str) -> dict[str, Any]:
+    """Return the arguments of a call; as their text, where it holds what JSON or UTF-8 have no place for.
+
+    A model may write an infinite number (1e999), half a surrogate pair, or a number of 5,000 digits.
+    """
+    try:
+        arguments = json.loads(text)
+        json.dumps(arguments, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        return {"text": text}
+    return arguments

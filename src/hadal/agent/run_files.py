@@ -85,9 +85,13 @@ def _row(path: Path) -> dict[str, Any]:
         events = read_events(path)
     except StorageError as error:
         return _fields(path.stem, error.message, "void", None, 0, 0, path.stem)
-    trajectory = Trajectory.of(events)
+    try:
+        trajectory = Trajectory.of(events)
+    except (KeyError, ValueError, AssertionError) as error:
+        return _fields(path.stem, f"not a run: {error!r:.200}", "void", None, 0, 0, path.stem)
     ending = trajectory.ending
-    score = next((e["score"] for e in reversed(events) if e["kind"] == "score"), None)
+    last = next((e for e in reversed(events) if e["kind"] in ("score", "again")), {})
+    score = last.get("score")  # of a run that goes on none
     return _fields(
         path.stem, "running" if ending is None else str(ending.reason),
         None if ending is None else str(ending.outcome), score, trajectory.turns, len(trajectory.ids),

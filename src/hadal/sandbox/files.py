@@ -1,5 +1,6 @@
 """The files of a box, from outside."""
 
+import errno
 import json
 import os
 import tarfile
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["AsyncFiles"]
 
 _CHUNK = 256 * 1024
+_PATH_MAX = 4096
 
 
 class AsyncFiles:
@@ -49,7 +51,7 @@ class AsyncFiles:
         self, path: str, *, offset: int = 0, length: int = 0, user: str | None = None
     ) -> AsyncIterator[bytes]:
         """Yield the content of a file of any size."""
-        query = {"path": path, "offset": str(offset), "length": str(length)}
+        query = _at(path, offset=str(offset), length=str(length))
         query |= {} if user is None else {"user": user}
         async with self._box.client.download(self._path, query=query) as content:
             async for chunk in content.iter_chunked(_CHUNK):
@@ -73,7 +75,7 @@ class AsyncFiles:
             request_id: Twice the same writes once. Default: a random one.
         """
         how = "append" if append else "create" if create else "write"
-        query = {"path": path, "how": how}
+        query = _at(path, how=how)
         query |= {} if mode is None else {"mode": format(mode, "o")}
         query |= {"parents": "1"} if parents else {}
         query |= {} if user is None else {"user": user}
@@ -94,7 +96,7 @@ class AsyncFiles:
 
     async def stat(self, path: str, *, follow: bool = True) -> FileStat:
         """Describe a file; with `follow`, what a link leads to."""
-        query = {"path": path, "what": "stat", "follow": str(int(follow))}
+        query = _at(path, what="stat", follow=str(int(follow)))
         return FileStat(**await self._box.client.request("GET", self._path, query=query))
 
     async def exists(self, path: str) -> bool:
@@ -109,7 +111,7 @@ class AsyncFiles:
 
     async def list(self, path: str, *, depth: int = 1) -> list[FileStat]:
         """Describe what is in a directory, and in those in it down to a depth; sorted by path."""
-        query = {"path": path, "what": "list", "depth": str(depth)}
+        query = _at(path, what="list", depth=str(depth))
         body = await self._box.client.request("GET", self._path, query=query)
         return sorted((FileStat(**entry) for entry in body["entries"]), key=lambda f: f.path)
 
@@ -122,7 +124,7 @@ class AsyncFiles:
         recursive: bool = False,
         user: str | None = None,
     ) -> None:
-        request: dict[str, Any] = {"operation": operation, "path": path}
+        request: dict[str, Any] = {"operation": operation, **_at(path)}
         request |= {"target": target} if target else {}
         request |= {"recursive": True} if recursive else {}
         request |= {} if user is None else {"user": user}
@@ -159,9 +161,8 @@ class AsyncFiles:
 
     async def watch(self, path: str) -> AsyncIterator[FileEvent]:
         """Yield what happens in a directory, or to a file, from now on; ends when nobody asks any more."""
-        async with self._box.client.download(
-            self._path, query={"path": path, "what": "watch"}
-        ) as lines:
+        query = _at(path, what="watch")
+        async with self._box.client.download(self._path, query=query) as lines:
             while line := await lines.readline():
                 event = json.loads(line)
                 if event["kind"] != "ready":
@@ -199,14 +200,14 @@ class AsyncFiles:
 
     async def pack(self, path: str, *, user: str | None = None) -> AsyncIterator[bytes]:
         """Yield a file, or what is in a directory, as a tar stream."""
-        query = {"path": path, "what": "tar"} | ({} if user is None else {"user": user})
+        query = _at(path, what="tar") | ({} if user is None else {"user": user})
         async with self._box.client.download(self._path, query=query) as content:
             async for chunk in content.iter_chunked(_CHUNK):
                 yield chunk
 
     async def unpack(self, path: str, data: bytes | Path, *, user: str | None = None) -> None:
         """Unpack a tar stream, or a tar file here, into a directory that exists."""
-        query = {"path": path, "how": "unpack"} | ({} if user is None else {"user": user})
+        query = _at(path, how="unpack") | ({} if user is None else {"user": user})
         await self._put(query, data)
 
     async def download(self, path: str, local: Path | str) -> None:
@@ -230,3 +231,14 @@ class AsyncFiles:
                 file.write(chunk)
             file.seek(0)
             extract(file, target)
+
+
+def _at(path: str, **more: str) -> dict[str, str]:
+    """Return a request about a path, which has a length that Linux takes (PATH_MAX) and HTTP, too.
+
+    Raises:
+        SandboxFileError: It is longer.
+    """
+    if len(os.fsencode(path)) >= _PATH_MAX:
+        raise SandboxFileError(errno.ENAMETOOLONG, f"{path[:80]}…")
+    return {"path": path, **more}

@@ -127,6 +127,10 @@ class Draw:
     def _free_words(self, count: int) -> list[str]:
         return [self.one_of(_WORDS) if self.chance(0.5) else self._invented() for _ in range(count)]
 
+    def prose(self, count: int) -> str:
+        """Return so many words in a row, which may be the same."""
+        return " ".join(self._free_words(count))
+
     def text(self, low: int, high: int) -> str:
         """Return the content of a file of so many lines."""
         return "".join(f"{line}\n" for line in self.lines(low, high))
@@ -143,6 +147,10 @@ class Draw:
     def ordered(self, actions: Sequence[str], **names: object) -> str:
         """Return a sentence that wants something done; arguments as those of `wanted`."""
         return self._say(_ORDERED, actions, names)
+
+    def literally(self, actions: Sequence[str], text: str, **names: object) -> str:
+        """Return a sentence that wants something done with a text, which stands at its end as it is."""
+        return f"{self.ordered(actions, **names).rstrip('?.')}: {text}"
 
     def _say(self, frames: Sequence[str], cores: Sequence[str], names: dict[str, object]) -> str:
         """Put a core into a frame."""
@@ -161,7 +169,7 @@ class Draw:
 
     def distractors(self) -> dict[str, str]:
         """Return files that have nothing to do with the task."""
-        return {self.file(): self.text(1, 4) for _ in range(self.number(0, 2))}
+        return {self.file(): self.text(1, 4) for _ in range(self.number(1, 2))}
 
 
 def pairs(

@@ -12,7 +12,8 @@ FOLDER = "/work"
 """Where tasks take place in a box."""
 
 Split = Literal["train", "test"]
-"""Test tasks have phrasings, names and contents that no training task has."""
+"""Test tasks have phrasings that no training task of their family has (`hadal.tasks.draw.pairs`), and names and
+contents of other seeds: made of the same syllables and words, and nearly never the same."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,10 @@ class Task:
         executable: Those of them that can be run.
         messages: What the user says, each after the answer to the last.
         after: Content of the files that are to be new or other afterwards; None: it is to be gone.
-            All others are to be as they were. White space at the end does not count.
-        modes: Permission bits that files are to have afterwards.
+            All others are to be as they were. White space at the end does not count. New ones do not matter.
+        changed: Files that may have any content afterwards.
+        prints: What commands print afterwards, by command.
+        modes: Permission bits that files are to have afterwards, beside others.
         folders: Directories that are to be there afterwards.
         solve: Begins a solution.
     """
@@ -75,6 +78,8 @@ class Task:
     solve: Callable[[], Solution]
     executable: frozenset[str] = frozenset()
     after: Mapping[str, str | None] = field(default_factory=dict[str, str | None])
+    changed: frozenset[str] = frozenset()
+    prints: Mapping[str, str] = field(default_factory=dict[str, str])
     modes: Mapping[str, int] = field(default_factory=dict[str, int])
     folders: frozenset[str] = frozenset()
 
@@ -113,7 +118,7 @@ async def prepare(task: Task, box: AsyncSandbox) -> None:
 
 
 async def check(task: Task, box: AsyncSandbox) -> Outcome:
-    """Look at what is in a box: the files, whatever was said.
+    """Look at what is in a box: the files and what commands print, whatever was said.
 
     Raises:
         SandboxError: The box failed; that says nothing about the task.
@@ -121,6 +126,8 @@ async def check(task: Task, box: AsyncSandbox) -> Outcome:
     found = {f.path: f for f in await box.files.list(FOLDER, depth=8)}
     expected: dict[str, str | None] = {**task.files, **task.after}
     for name, content in sorted(expected.items()):
+        if name in task.changed:
+            continue
         if content is None:
             if name in found:
                 return Outcome(False, f"{name} is still there")
@@ -131,9 +138,15 @@ async def check(task: Task, box: AsyncSandbox) -> Outcome:
             if text.rstrip() != content.rstrip():
                 return Outcome(False, f"{name}: expected {content[:80]!r}, got {text[:80]!r}")
     for name, mode in task.modes.items():
-        if found[name].mode & 0o777 != mode:
+        if found[name].mode & mode != mode:
             return Outcome(False, f"{name}: expected mode {mode:o}, got {found[name].mode:o}")
     for name in task.folders:
         if name not in found or found[name].kind != "directory":
             return Outcome(False, f"{name} is no directory")
+    for command, expected_output in task.prints.items():
+        ended = await box.run(command, timeout_s=20)
+        if ended.stdout.strip() != expected_output:
+            return Outcome(
+                False, f"{command}: expected {expected_output}, got {ended.stdout[:80]!r}"
+            )
     return Outcome(True)

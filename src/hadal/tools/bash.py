@@ -90,6 +90,8 @@ class BashTool:
 
     async def call(self, arguments: dict[str, Any], request_id: str) -> ToolOutput:
         """Run a command; see `RunningTool.call`."""
+        if "\0" in arguments["command"]:
+            raise ToolUseError("the command has a zero byte, which no shell takes")
         prepare = _PREPARE.replace("@STATE@", f"{OUTPUT_FOLDER}/bash-{self.session}")
         argv = ("bash", "-c", _LINE, "bash", prepare, str(arguments["command"]))
         try:

@@ -62,6 +62,8 @@ class EditorTool:
         path = str(arguments["path"])
         if not path.startswith("/"):
             raise ToolUseError(f"path must be absolute, got {path}")
+        if "\0" in path:
+            raise ToolUseError("path has a zero byte, which no file name has")
         try:
             match arguments["command"]:
                 case "view":

@@ -1,5 +1,6 @@
 """All tools of an agent. Whatever the model calls, it gets an answer."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -51,7 +52,9 @@ class Toolbox:
         if fault is not None:
             return ToolOutput(text=f"Error: {fault.message}", failed=True)
         try:
-            return await self._watched(self._tools[call.name], call.parsed(), request_id)
+            arguments = call.parsed()
+            _check_text(arguments)
+            return await self._watched(self._tools[call.name], arguments, request_id)
         except ToolUseError as error:
             return ToolOutput(text=f"Error: {error}", failed=True)
 
@@ -63,3 +66,11 @@ class Toolbox:
         await self._watch.begin()
         output = await tool.call(arguments, request_id)
         return replace(output, files=await self._watch.look())
+
+
+def _check_text(arguments: dict[str, Any]) -> None:
+    """Refuse what a call may spell in JSON and no file, command or journal can hold."""
+    try:
+        json.dumps(arguments, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ToolUseError("the arguments have half a surrogate pair, which is no text") from error

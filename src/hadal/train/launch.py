@@ -1,15 +1,21 @@
 """The processes of a training run."""
 
+import fcntl
 import multiprocessing
 import os
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from hadal.errors import HadalError
+from hadal.errors import ConfigError, HadalError
 from hadal.train.samples import Conversations
 from hadal.train.train_config import TrainConfig
 from hadal.train.trainer import Trainer
@@ -38,7 +44,7 @@ def train(
         progress: Told the metrics of every step.
 
     Raises:
-        HadalError: A worker has ended early.
+        HadalError: A worker has ended early, with what it said; another run is in the folder.
     """
     config.output.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
@@ -65,15 +71,19 @@ def train(
                 worker.start()
             theirs.close()
             try:
-                _follow(ours, progress)
+                _follow(ours, workers, progress)
                 for worker in workers:
                     worker.join()
+                _check_ends(workers)
             finally:
                 for worker in workers:
                     worker.terminate()
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _check_ends(workers: list[Any]) -> None:
     codes = [worker.exitcode for worker in workers]
     if any(codes):
         raise HadalError(
@@ -82,12 +92,29 @@ def train(
         )
 
 
-def _follow(metrics: Any, progress: Progress) -> None:
+def _follow(metrics: Any, workers: list[Any], progress: Progress) -> None:
+    """Pass metrics on until the first worker has no more, or any worker has failed."""
     while True:
-        try:
-            progress(metrics.recv())
-        except EOFError:
-            return
+        running = [worker.sentinel for worker in workers if worker.exitcode is None]
+        ready = wait([metrics, *running])
+        if metrics in ready:
+            try:
+                said = metrics.recv()
+            except EOFError:
+                return
+            if isinstance(said, _Failure):
+                raise HadalError(said.message, hint=said.hint)
+            progress(said)
+        else:
+            _check_ends(workers)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why a worker has ended, as it goes from process to process."""
+
+    message: str
+    hint: str | None
 
 
 def _work(
@@ -95,12 +122,36 @@ def _work(
     metrics: Any,
 ) -> None:  # fmt: skip
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.workers))
-    if config.workers > 1:
-        dist.init_process_group(
-            "gloo", init_method=f"file://{store}", rank=number, world_size=config.workers
-        )
-    trainer = Trainer(config, data(), number)
-    trainer.resume()
-    trainer.run((lambda m: metrics.send(m)) if metrics is not None else (lambda _: None))
+    try:
+        with _own(config.output) if number == 0 else nullcontext():
+            if config.workers > 1:
+                dist.init_process_group(
+                    "gloo", init_method=f"file://{store}", rank=number, world_size=config.workers
+                )
+            trainer = Trainer(config, data(), number)
+            trainer.resume()
+            trainer.run((lambda m: metrics.send(m)) if metrics is not None else (lambda _: None))
+    except HadalError as error:
+        if metrics is None:
+            raise
+        metrics.send(_Failure(error.message, error.hint))
+        sys.exit(1)
     if config.workers > 1:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _own(folder: Path) -> Generator[None]:
+    """Hold the folder of a run: two of them would write into one another's files.
+
+    Raises:
+        ConfigError: Another one holds it.
+    """
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(
+                f"a training runs in {folder} already", hint="wait for it, or give another folder"
+            ) from error
+        yield

@@ -1,6 +1,7 @@
 """Samples of training: conversations of several tasks, and which of their tokens are learned."""
 
 import random
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -73,7 +74,9 @@ class Conversations:
         tokenizer = encoding.tokenizer
         self._start, self._end = tokenizer.control_id(THINK_START), tokenizer.control_id(EOS)
         self._prefix = self._encode([])
-        self._tasks = [self._tokens(self._encode(task)[len(self._prefix) :]) for task in tasks]
+        encoded = [self._tokens(self._encode(task)[len(self._prefix) :]) for task in tasks]
+        self._tasks = sorted(encoded, key=lambda task: len(task.ids))
+        self._sizes = [len(task.ids) for task in self._tasks]
 
     def _encode(self, task: Sequence[Message]) -> list[int]:
         return self._encoding.encode(
@@ -91,6 +94,16 @@ class Conversations:
             elif token == self._end:
                 speaking = False
         return Tokens(ids, said)
+
+    @property
+    def shortest(self) -> int:
+        """Tokens of a sample with the shortest task alone."""
+        return len(self._prefix) + self._sizes[0]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a sample with the longest task alone."""
+        return len(self._prefix) + self._sizes[-1]
 
     def batch(self, step: int, worker: int, *, tokens: int, length: int) -> Batch:
         """Return samples of up to `length` tokens each, `tokens` in all at most."""
@@ -110,15 +123,10 @@ class Conversations:
         )
 
     def _sample(self, draw: random.Random, length: int) -> Tokens:
-        """Return one task, and more as long as they fit."""
+        """Return as many tasks as fit, each drawn from those that do; none is cut."""
         ids, said = list(self._prefix), [False] * len(self._prefix)
-        alone = True
-        while True:
-            task = draw.choice(self._tasks)
-            if not alone and len(ids) + len(task.ids) > length:
-                return Tokens(ids, said)
-            alone = False
+        while fitting := bisect_right(self._sizes, length - len(ids)):
+            task = self._tasks[draw.randrange(fitting)]
             ids += task.ids
             said += task.said
-            if len(ids) >= length:
-                return Tokens(ids[:length], said[:length])
+        return Tokens(ids, said)

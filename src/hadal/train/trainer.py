@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TextIO
 
@@ -11,11 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hadal.errors import ConfigError, StorageError
+from hadal.errors import ConfigError, HadalError, StorageError
 from hadal.model import Precision, Transformer
 from hadal.model.training import TrainingOutput, training_forward
 from hadal.train.muon import Muon, split_parameters
-from hadal.train.samples import Conversations
+from hadal.train.samples import Batch, Conversations
 from hadal.train.train_config import TrainConfig
 
 __all__ = ["STATE", "Trainer"]
@@ -44,6 +45,7 @@ class Trainer:
         self.config = config
         self.worker = worker
         self._data = data
+        _check_lengths(config, data)
         self.model = Transformer(config.model.plain(), seed=config.seed)
         muon, adamw = split_parameters(self.model)
         settings: dict[str, Any] = {"lr": config.peak_lr, "weight_decay": 0.1}
@@ -93,7 +95,9 @@ class Trainer:
         state = torch.load(path, weights_only=True)
         begun, now = state["settings"], self.config.lasting()
         other = [
-            f"{key}: {begun[key]}, now {value}" for key, value in now.items() if begun[key] != value
+            f"{key}: {begun.get(key)}, now {value}"
+            for key, value in now.items()
+            if begun.get(key) != value
         ]
         if other:
             raise ConfigError(
@@ -131,16 +135,20 @@ class Trainer:
                 progress(shown)
                 due = time.monotonic() - saved > self.config.save_every_s
                 if due or self.step == self.config.steps:
-                    metrics.flush()
                     self.save()
                     saved = time.monotonic()
 
     def _open_metrics(self) -> TextIO:
         """Open the metrics, without those of steps that are taken again."""
         path = self.config.output / METRICS
-        kept = path.read_text().splitlines()[: self.step] if path.exists() else []
-        path.write_text("".join(f"{line}\n" for line in kept))
-        return path.open("a")
+        kept: list[str] = []
+        for line in path.read_text().splitlines() if path.exists() else ():
+            with suppress(ValueError, KeyError):  # the last one may be half written
+                kept += [f"{line}\n"] if json.loads(line)["step"] <= self.step else []
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(kept))
+        partial.rename(path)
+        return path.open("a", buffering=1)
 
     def take_step(self) -> dict[str, float]:
         """Take one step and return its losses, of this worker's samples."""
@@ -158,9 +166,13 @@ class Trainer:
         ).float()
         if config.workers > 1:
             dist.all_reduce(self._grads)
-            self._grads /= config.workers
             dist.all_reduce(loads)
         norm = self._grads.norm()
+        if not norm.isfinite():
+            raise HadalError(
+                f"step {step}: the gradient is not finite",
+                hint="the last state is from before it; begin another run with a lower peak_lr",
+            )
         self._grads *= (config.clip / (norm + 1e-6)).clamp(max=1.0)
         for optimizer in self._optimizers:
             optimizer.step()
@@ -179,8 +191,9 @@ class Trainer:
                 self.model, batch.ids_T, batch.lengths, labels_T=batch.labels_T,
                 indexer_stage="dense" if dense else "sparse", window=config.window(step), fast=True,
             )  # fmt: skip
-            total = output.language + config.mtp(step) * output.mtp
-            total = total + output.indexer + config.balance_weight * output.balance
+            learned, seen = self._shares(batch)
+            total = learned * (output.language + config.mtp(step) * output.mtp)
+            total = total + seen * (output.indexer + config.balance_weight * output.balance)
         shown = {
             "language": float(output.language.detach()),
             "mtp": float(output.mtp.detach()),
@@ -190,6 +203,18 @@ class Trainer:
             "learned": float((batch.labels_T >= 0).sum()),
         }
         return output, _Losses(total, shown)
+
+    def _shares(self, batch: Batch) -> tuple[float, float]:
+        """Return what part of a step's learned tokens, and of all of them, this worker has.
+
+        Losses are means over a worker's tokens: weighted like this their sum is the mean over all.
+        """
+        own = torch.tensor([float((batch.labels_T >= 0).sum()), float(len(batch.ids_T))])
+        every = own.clone()
+        if self.config.workers > 1:
+            dist.all_reduce(every)
+        learned, seen = (own / every.clamp_min(1.0)).tolist()
+        return learned, seen
 
     def _choose_precision(self, step: int) -> None:
         """Round as the stored checkpoint does, towards the end."""
@@ -214,6 +239,21 @@ def set_precision(model: nn.Module, precision: Precision) -> None:
     for module in model.modules():
         if hasattr(module, "precision"):
             module.precision = precision  # type: ignore[assignment]
+
+
+def _check_lengths(config: TrainConfig, data: Conversations) -> None:
+    """See that every sample can hold a task, and that every task fits into some.
+
+    Raises:
+        ConfigError: Not so.
+    """
+    lengths = [length for _, length in config.lengths]
+    if min(lengths) < data.shortest or max(lengths) < data.longest:
+        raise ConfigError(
+            f"lengths: samples have {min(lengths)} to {max(lengths)} tokens, and the tasks need"
+            f" {data.shortest} to {data.longest}",
+            hint="the shortest sample must hold some task and the longest one all of them: none is cut",
+        )
 
 
 def _flat_grads(parameters: list[nn.Parameter]) -> Tensor:

@@ -66,8 +66,7 @@ def recall_fact(draw: Draw, distance: int = 0) -> Task:
         distance: Words between; 0 for some.
     """
     key, value, out = draw.word(), str(draw.number(1000, 9999)), draw.file("txt")
-    words = distance or draw.one_of((20, 60, 150, 400, 1000))
-    filler = " ".join(draw.lines(words // 2, words // 2))
+    filler = draw.prose(distance or draw.one_of((20, 60, 150, 400, 1000)))
     told = draw.ordered(
         (
             "keep in mind that the number of $k is $v", "remember that the number of $k is $v",

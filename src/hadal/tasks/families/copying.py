@@ -13,13 +13,13 @@ def run_command(draw: Draw) -> Task:
     command = f"echo {words} > {name}"
     if draw.chance(0.3):
         command = f"printf '%s\\n' {words} > {name}"
-    message = draw.ordered(
+    message = draw.literally(
         (
-            "run this command: $c", "execute this: $c", "run exactly this: $c", "type this into the shell: $c",
-            "run the following line: $c", "execute the command $c",
+            "run this command", "execute this", "run exactly this", "type this into the shell",
+            "run the following line", "execute the following command",
         ),
-        c=command,
-    ).rstrip("?.")  # fmt: skip
+        command,
+    )  # fmt: skip
     content = words if "echo" in command else words.replace(" ", "\n")
     return draw.task(
         0, files=draw.distractors(),
@@ -31,14 +31,14 @@ def run_command(draw: Draw) -> Task:
 def create_file(draw: Draw) -> Task:
     """A file with a given content, for which the editor is the right tool."""
     name, line = draw.file(), draw.lines(1, 1)[0]
-    message = draw.ordered(
+    message = draw.literally(
         (
-            "use the editor to create $n with the text: $t", "create $n with the editor, containing: $t",
-            "make a file $n with the editor that says: $t", "write a new file $n with the editor. Its content: $t",
-            "create a file called $n using the editor, with this text: $t",
+            "use the editor to create $n with the text", "create $n with the editor, containing",
+            "make a file $n with the editor that says", "write a new file $n with the editor and this content",
+            "create a file called $n using the editor, with this text",
         ),
-        n=name, t=line,
-    ).rstrip("?.")  # fmt: skip
+        line, n=name,
+    )  # fmt: skip
     step = Call.edit(f"I create {name} with the editor.", "create", name, file_text=line + "\n")
     return draw.task(
         0, files=draw.distractors(),

@@ -1,5 +1,7 @@
 """Level 5: one token is wrong, and a test says so."""
 
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hadal.tasks.draw import Draw
@@ -11,32 +13,26 @@ __all__ = ["fix_function", "fix_name"]
 
 @dataclass(frozen=True)
 class _Bug:
-    """A line as it should be and as it is, and two calls that tell them apart."""
+    """What a function of `a` and `b` is called, returns, and returns by mistake."""
 
+    name: str
     good: str
     bad: str
-    call: str
-    value: str
-    hidden_call: str
-    hidden_value: str
+    right: Callable[[int, int], object]
+    wrong: Callable[[int, int], object]
 
 
 _BUGS = (
-    _Bug("return a + b", "return a - b", "2, 3", "5", "7, 1", "8"),
-    _Bug("return a - b", "return a + b", "9, 4", "5", "7, 1", "6"),
-    _Bug("return a * b", "return a + b", "2, 3", "6", "4, 4", "16"),
-    _Bug("return max(a, b)", "return min(a, b)", "2, 3", "3", "9, 1", "9"),
-    _Bug("return min(a, b)", "return max(a, b)", "2, 3", "2", "9, 1", "1"),
-    _Bug("return a // b", "return a * b", "8, 2", "4", "9, 3", "3"),
-    _Bug("return a % b", "return a // b", "9, 4", "1", "7, 5", "2"),
-    _Bug("return a > b", "return a < b", "3, 2", "True", "1, 2", "False"),
-    _Bug("return a == b", "return a != b", "3, 3", "True", "1, 2", "False"),
+    _Bug("sum", "a + b", "a - b", operator.add, operator.sub),
+    _Bug("difference", "a - b", "a + b", operator.sub, operator.add),
+    _Bug("product", "a * b", "a + b", operator.mul, operator.add),
+    _Bug("larger", "max(a, b)", "min(a, b)", max, min),
+    _Bug("smaller", "min(a, b)", "max(a, b)", min, max),
+    _Bug("quotient", "a // b", "a * b", operator.floordiv, operator.mul),
+    _Bug("remainder", "a % b", "a // b", operator.mod, operator.floordiv),
+    _Bug("is_more", "a > b", "a < b", operator.gt, operator.lt),
+    _Bug("is_same", "a == b", "a != b", operator.eq, operator.ne),
 )
-_NAMES = {
-    "return a + b": "sum", "return a - b": "difference", "return a * b": "product",
-    "return max(a, b)": "larger", "return min(a, b)": "smaller", "return a // b": "quotient",
-    "return a % b": "remainder", "return a > b": "is_more", "return a == b": "is_same",
-}  # fmt: skip
 
 
 def _message(draw: Draw, module: str, test: str) -> str:
@@ -49,57 +45,69 @@ def _message(draw: Draw, module: str, test: str) -> str:
     )  # fmt: skip
 
 
+def _task(
+    draw: Draw, module: str, code: str, asserts: list[str], hidden: tuple[str, object], solve: Callable[[], Solution],
+) -> Task:  # fmt: skip
+    """Return a task whose module must pass its test, and work with numbers that stand in no file."""
+    name = hidden[0].partition("(")[0]
+    script = f"test_{module}.py"
+    test = f"from {module} import {name}\n\n" + "".join(f"{a}\n" for a in asserts) + "print('ok')\n"
+    return draw.task(
+        5, files={**draw.distractors(), f"{module}.py": code, script: test},
+        messages=(_message(draw, f"{module}.py", script),), changed=frozenset({f"{module}.py"}),
+        prints={
+            f"python3 -B {script}": "ok",
+            f"python3 -B -c 'from {module} import {name}; print({hidden[0]})'": str(hidden[1]),
+        },
+        solve=solve,
+    )  # fmt: skip
+
+
 def fix_function(draw: Draw) -> Task:
     """A wrong operator; the name of the function says what it should do."""
     bug = draw.one_of(_BUGS)
-    module, name = draw.word(), f"{_NAMES[bug.good]}_{draw.word()}"
-    code = f"def {name}(a, b):\n    {bug.bad}\n"
-    test = (
-        f"from {module} import {name}\n\ngot = {name}({bug.call})\n"
-        f"assert got == {bug.value}, got\nassert {name}({bug.hidden_call}) == {bug.hidden_value}\nprint('ok')\n"
-    )
-    script = f"test_{module}.py"
+    module, name = draw.word(), f"{bug.name}_{draw.word()}"
+    numbers = [(a, b) for a in range(1, 10) for b in range(1, 10)]
+    telling = [pair for pair in numbers if bug.right(*pair) != bug.wrong(*pair)]
+    calls = [(f"{name}({a}, {b})", bug.right(a, b)) for a, b in draw.some(telling, 3)]
+    (shown, value), second, hidden = calls
+    asserts = [
+        f"got = {shown}",
+        f"assert got == {value}, got",
+        f"assert {second[0]} == {second[1]}",
+    ]
 
     def solve() -> Solution:
-        yield Call.bash("I run the test first.", f"python3 -B {script}")
+        yield Call.bash("I run the test first.", f"python3 -B test_{module}.py")
         yield Call.edit(f"It fails, so I look at {module}.py.", "view", f"{module}.py")
         yield Call.edit(
-            f"{name} should {bug.good}.",
-            "str_replace",
-            f"{module}.py",
-            old_str=bug.bad,
-            new_str=bug.good,
-        )
-        yield Call.bash("I run the test again.", f"python3 -B {script}")
+            f"{name} should return {bug.good}.", "str_replace", f"{module}.py",
+            old_str=f"return {bug.bad}", new_str=f"return {bug.good}",
+        )  # fmt: skip
+        yield Call.bash("I run the test again.", f"python3 -B test_{module}.py")
         yield DONE
 
-    return draw.task(
-        5, files={**draw.distractors(), f"{module}.py": code, script: test},
-        messages=(_message(draw, f"{module}.py", script),),
-        after={f"{module}.py": code.replace(bug.bad, bug.good)}, solve=solve,
-    )  # fmt: skip
+    return _task(draw, module, f"def {name}(a, b):\n    return {bug.bad}\n", asserts, hidden, solve)
 
 
 def fix_name(draw: Draw) -> Task:
     """A name that is not defined; the message says which."""
     module, right, wrong, function = draw.word(), draw.word(), draw.word(), draw.word()
     factor = draw.number(2, 9)
-    code = f"def {function}({right}):\n    return {wrong} * {factor}\n"
-    script = f"test_{module}.py"
-    test = f"from {module} import {function}\n\nassert {function}(3) == {3 * factor}\nprint('ok')\n"
+    shown, hidden = draw.some(range(2, 100), 2)
 
     def solve() -> Solution:
-        yield Call.bash("I run the test first.", f"python3 -B {script}")
+        yield Call.bash("I run the test first.", f"python3 -B test_{module}.py")
         yield Call.edit(f"{wrong} is not defined. I look at {module}.py.", "view", f"{module}.py")
         yield Call.edit(
             f"It should be {right}.", "str_replace", f"{module}.py",
             old_str=f"return {wrong}", new_str=f"return {right}",
         )  # fmt: skip
-        yield Call.bash("I run the test again.", f"python3 -B {script}")
+        yield Call.bash("I run the test again.", f"python3 -B test_{module}.py")
         yield DONE
 
-    return draw.task(
-        5, files={**draw.distractors(), f"{module}.py": code, script: test},
-        messages=(_message(draw, f"{module}.py", script),),
-        after={f"{module}.py": code.replace(wrong, right)}, solve=solve,
+    return _task(
+        draw, module, f"def {function}({right}):\n    return {wrong} * {factor}\n",
+        [f"assert {function}({shown}) == {factor * shown}"],
+        (f"{function}({hidden})", factor * hidden), solve,
     )  # fmt: skip

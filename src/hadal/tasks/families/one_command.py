@@ -258,20 +258,20 @@ def make_executable(draw: Draw) -> Task:
         f"chmod +x {a}",
         {a: "#!/bin/sh\necho ok\n"},
         {},
-        modes={a: 0o755},
+        modes={a: 0o100},
     )
 
 
 def append_line(draw: Draw) -> Task:
     """`echo >>`."""
     a, text, line = draw.file(), draw.text(1, 4), draw.lines(1, 1)[0]
-    message = draw.ordered(
+    message = draw.literally(
         (
-            "append this line to $a: $t", "add this line at the end of $a: $t", "add one more line to $a: $t",
-            "put this line at the end of $a: $t", "extend $a by this line: $t",
+            "append this line to $a", "add this line at the end of $a", "add one more line to $a",
+            "put this line at the end of $a", "extend $a by this line",
         ),
-        a=a, t=line,
-    ).rstrip("?.")  # fmt: skip
+        line, a=a,
+    )  # fmt: skip
     return _task(
         draw,
         message,

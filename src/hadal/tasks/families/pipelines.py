@@ -37,9 +37,10 @@ def most_frequent(draw: Draw) -> Task:
 
 
 def _table(draw: Draw) -> tuple[list[str], list[list[str]]]:
+    """Return rows as text and as cells; numbers are as long as each other, so that every order is the same."""
     columns = draw.number(2, 4)
     rows = [
-        [draw.word(), *(str(draw.number(1, 999)) for _ in range(columns - 1))]
+        [draw.word(), *(str(draw.number(100, 999)) for _ in range(columns - 1))]
         for _ in range(draw.number(3, 6))
     ]
     return [",".join(row) for row in rows], rows

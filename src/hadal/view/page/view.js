@@ -113,7 +113,7 @@ function marked(text, into) {
 function showCall(call) {
   const name = call.function_name, given = call.arguments;
   if (name === "bash" && typeof given.command === "string") return marked(`$ ${given.command}`, element("pre"));
-  if (typeof given.old_str === "string") {
+  if (typeof given.old_str === "string" && typeof (given.new_str || "") === "string") {
     const shown = element("pre", "", `${given.command} ${given.path}\n`);
     for (const line of given.old_str.split("\n")) shown.append(element("span", "drop", `- ${line}`));
     for (const line of (given.new_str || "").split("\n")) shown.append(element("span", "add", `+ ${line}`));
