@@ -61,6 +61,10 @@ def main() -> None:
             asyncio.run(
                 collect(tasks, demonstrations, progress=lambda n: bar.update(shown, completed=n))
             )
+        if (there := sum(1 for _ in read(demonstrations))) != options.tasks * len(FAMILIES):
+            parser.error(
+                f"{demonstrations} has {there:,} tasks: give --tasks {there // len(FAMILIES)}, or another folder"
+            )
         if not tokenizer.exists():
             train_tokenizer(texts(demonstrations), VOCABULARY, tokenizer)
         config = TrainConfig(

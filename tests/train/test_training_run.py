@@ -87,6 +87,21 @@ def test_batches_are_a_function_of_their_place(data):
         assert not torch.equal(one.ids_T, data.batch(*other, tokens=4096, length=2048).ids_T)
 
 
+def test_no_task_is_cut(encoding, data):
+    for length in (data.shortest, 1500, 2048):
+        batch = data.batch(length, 0, tokens=4 * length, length=length)
+        assert sum(batch.lengths) <= 4 * length
+        for sample in batch.ids_T.split(batch.lengths):
+            assert len(sample) <= length
+            assert encoding.decode(sample.tolist()).endswith("</think>Done.<｜end▁of▁sentence｜>")
+
+
+def test_lengths_that_hold_no_task(data, tmp_path):
+    short = data.shortest - 1
+    with pytest.raises(ConfigError, match="the shortest sample must hold some task"):
+        Trainer(config(tmp_path, tokens_per_worker=short, lengths=((0.0, short),)), data)
+
+
 def losses(folder):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [(row["step"], row["language"], row["mtp"], row["indexer"], row["norm"]) for row in rows]
@@ -132,11 +147,14 @@ def test_a_crash_while_saving_leaves_the_old_state(data, tmp_path):
     assert (tmp_path / STATE).exists()
 
 
-def test_a_run_goes_on_with_its_settings(data, tmp_path):
+def test_a_run_goes_on_with_its_settings(encoding, data, tmp_path):
     Trainer(config(tmp_path), data).save()
     with pytest.raises(ConfigError, match="begun with other settings: seed: 1, now 2"):
         Trainer(config(tmp_path, seed=2), data).resume()
     assert Trainer(config(tmp_path, save_every_s=1.0), data).resume()
+    other = Conversations(encoding, [BashTool.declare()], [task("g.txt")], seed=1)
+    with pytest.raises(ConfigError, match="begun with other settings: data: "):
+        Trainer(config(tmp_path), other).resume()
 
 
 def test_settings_that_do_not_fit(tmp_path):

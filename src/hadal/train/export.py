@@ -7,7 +7,7 @@ import torch
 
 from hadal.checkpoint import save
 from hadal.encoding import note_generation
-from hadal.errors import StorageError
+from hadal.errors import CheckpointError, StorageError
 from hadal.model import ModelConfig, Transformer
 from hadal.train.trainer import STATE
 
@@ -37,7 +37,7 @@ def export(
         config: Sizes of the network.
         run: Folder of the run.
         tokenizer: Its file.
-        folder: Of the checkpoint.
+        folder: Of the checkpoint; it appears when it is complete.
         plain: Keep all weights as they are, instead of FP4 experts and FP8 matrices.
 
     Raises:
@@ -45,8 +45,14 @@ def export(
         CheckpointError: The folder exists and is not empty, or cannot be written.
     """
     stored = config.plain() if plain else config.plain().quantized("instruct")
-    save(load_state(config, run), folder, config=stored)
-    shutil.copy(tokenizer, folder / "tokenizer.json")
-    note_generation(folder, "v4")
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    save(load_state(config, run), partial, config=stored)
+    shutil.copy(tokenizer, partial / "tokenizer.json")
+    note_generation(partial, "v4")
     # A small network is best at what it finds most probable.
-    (folder / "generation_config.json").write_text('{"temperature": 0.0}\n')
+    (partial / "generation_config.json").write_text('{"temperature": 0.0}\n')
+    try:
+        partial.rename(folder)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {folder}: {error}") from error

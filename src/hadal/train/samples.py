@@ -1,5 +1,6 @@
 """Samples of training: conversations of several tasks, and which of their tokens are learned."""
 
+import hashlib
 import random
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -55,6 +56,9 @@ class Conversations:
         tasks: What was said, each from the user's turn on.
         seed: Of the order.
 
+    Attributes:
+        digest: Of all that batches are made of.
+
     Raises:
         InputError: There is no task.
     """
@@ -77,6 +81,10 @@ class Conversations:
         encoded = [self._tokens(self._encode(task)[len(self._prefix) :]) for task in tasks]
         self._tasks = sorted(encoded, key=lambda task: len(task.ids))
         self._sizes = [len(task.ids) for task in self._tasks]
+        parts = hashlib.sha256(repr((seed, self._prefix)).encode())
+        for task in self._tasks:
+            parts.update(repr(task).encode())
+        self.digest = parts.hexdigest()
 
     def _encode(self, task: Sequence[Message]) -> list[int]:
         return self._encoding.encode(

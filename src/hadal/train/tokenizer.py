@@ -42,7 +42,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: Path) -> None:
     Args:
         texts: Without control tokens.
         vocab_size: Tokens in all, the control tokens first.
-        path: Where it goes.
+        path: Where it goes; it appears when it is complete.
     """
     tokenizer = Tokenizer(models.BPE())
     steps: list[pre_tokenizers.PreTokenizer] = [
@@ -58,4 +58,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: Path) -> None:
     )
     tokenizer.train_from_iterator(texts, trainer)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(path))
+    partial = path.with_suffix(".partial")
+    tokenizer.save(str(partial))
+    partial.rename(path)

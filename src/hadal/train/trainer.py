@@ -60,6 +60,10 @@ class Trainer:
 
     # --- state ---
 
+    def _lasting(self) -> dict[str, str]:
+        """Return what a run cannot change on its way: its settings, and what it is trained on."""
+        return self.config.lasting() | {"data": self._data.digest}
+
     def save(self) -> None:
         """Write the state; a crash leaves the old one or the new one.
 
@@ -69,7 +73,7 @@ class Trainer:
         path = self.config.output / STATE
         state = {
             "step": self.step,
-            "settings": self.config.lasting(),
+            "settings": self._lasting(),
             "model": self.model.state_dict(),
             "optimizers": [o.state_dict() for o in self._optimizers],
         }
@@ -93,7 +97,7 @@ class Trainer:
         if not path.exists():
             return False
         state = torch.load(path, weights_only=True)
-        begun, now = state["settings"], self.config.lasting()
+        begun, now = state["settings"], self._lasting()
         other = [
             f"{key}: {begun.get(key)}, now {value}"
             for key, value in now.items()
