@@ -9,6 +9,7 @@ indexer are taken out of every layer. Prints one JSON object a distance.
 
 import argparse
 import json
+import re
 import time
 
 import torch
@@ -26,6 +27,7 @@ from hadal.tasks.draw import Draw
 from hadal.tasks.families.carrying import recall_fact
 from hadal.tools import BashTool, EditorTool
 
+TOOLS = (BashTool.declare(), EditorTool.declare())
 REPLY = 64
 """Tokens of a reply, at most; the call takes about 45."""
 
@@ -47,7 +49,10 @@ def main() -> None:
         row: dict[str, object] = {"tokens_back": sum(b for _, b, _ in prompts) // len(prompts)}
         for name, model in models.items():
             began = time.monotonic()
-            found = sum(value in reply(model, encoding, ids) for ids, _, value in prompts)
+            found = sum(
+                calls_with(reply(model, encoding, ids), encoding, value)
+                for ids, _, value in prompts
+            )
             row[name] = {
                 "found": found, "of": len(prompts), "interval": interval(found, len(prompts)),
                 "seconds": round(time.monotonic() - began, 1),
@@ -57,10 +62,10 @@ def main() -> None:
 
 def make_prompt(encoding: Encoding, distance: int, seed: int) -> tuple[list[int], int, str]:
     """Return the ids of a prompt, how many of them lie between the number and its end, and the number."""
-    words = distance // 3
-    while True:  # words have two to three tokens
+    words = distance // 4
+    while True:  # words have three to four tokens
         task = recall_fact(Draw("recall_fact", "test", 60_000 + seed), max(2, words))
-        messages: list[Message] = [SystemMessage(SYSTEM_PROMPT, tools=(BashTool.declare(), EditorTool.declare()))]  # fmt: skip
+        messages: list[Message] = [SystemMessage(SYSTEM_PROMPT, tools=TOOLS)]
         told, filler, asked = task.messages
         messages += [
             UserMessage(told), AssistantMessage("I keep it in mind.", reasoning_content="I keep it in mind."),
@@ -82,6 +87,12 @@ def without_entries(model: Transformer) -> Transformer:
         if isinstance(module, Attention):
             module.compressor = module.indexer = None
     return model
+
+
+def calls_with(text: str, encoding: Encoding, value: str) -> bool:
+    """Return whether a reply calls the shell with a number."""
+    message = encoding.parse(text, mode="thinking", tools=TOOLS)
+    return any(value in re.findall("[0-9]+", call.arguments) for call in message.tool_calls)
 
 
 @torch.inference_mode()

@@ -2,14 +2,15 @@
 
     python benchmarks/nano_tasks.py --work DIR --count 20
 
-DIR is the folder of `recipes/nano.py`: demonstrations for the baselines, and the network before it was
-rounded to FP4 and FP8. Every row has the same tasks; runs are kept in DIR/results, and the same command goes on with
-them. The table goes to standard output as Markdown.
+DIR is the folder of `recipes/nano.py`: demonstrations for the baselines, the network as it is stored, before it was
+rounded to FP4 and FP8, and before its first step. Every row has the same tasks; runs are kept in DIR/results, and the
+same command goes on with them as long as all of that is the same. The table goes to standard output as Markdown.
 """
 
 import argparse
 import asyncio
 import dataclasses
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -19,23 +20,27 @@ from rich.console import Console
 
 from hadal.agent import AgentConfig, Limits
 from hadal.backends import Backend
-from hadal.checkpoint import make_random
+from hadal.checkpoint import save
 from hadal.cli.run import open_model
 from hadal.cli.serve import EngineOptions
 from hadal.config import ModelConfig
 from hadal.encoding import Encoding, note_generation
-from hadal.evals import Score, TaskResult, run_tasks, scores, well_formed
+from hadal.evals import Score, TaskResult, keep_settings, run_tasks, scores, well_formed
 from hadal.evals.baselines import Heuristic, NearestDemonstration, RandomCommand
 from hadal.evals.policy_backend import Policy, PolicyBackend
-from hadal.nano import nano_checkpoint
+from hadal.model import Transformer
 from hadal.tasks import FAMILIES, UNSEEN, make_task
 from hadal.train.demonstrations import read
+from hadal.train.train_config import TrainConfig
 
 ROWS = ("nano", "held", "fp32", "untrained", "nearest", "rules", "random")
 TITLES = {
     "nano": "nano", "held": "calls held", "fp32": "fp32", "untrained": "untrained",
     "nearest": "nearest", "rules": "rules", "random": "random",
 }  # fmt: skip
+FOLDERS = {"nano": "nano", "held": "nano", "fp32": "nano-fp32", "untrained": "untrained"}
+"""Checkpoints of rows that have one."""
+DEMONSTRATIONS = "demonstrations.jsonl.gz"
 
 
 def main() -> None:
@@ -62,6 +67,9 @@ def main() -> None:
             hold_calls=row == "held",
         )  # fmt: skip
         folder = options.work / "results" / row
+        keep_settings(
+            folder, {"model": digest(row, options.work), "turns": dataclasses.asdict(config)}
+        )
         found[row] = asyncio.run(run_row(tasks, backend, encoding, folder, config, options.at_once))
         solved = sum(r.solved for r in found[row])
         console.print(f"{row}: {solved} of {len(tasks)}")
@@ -88,28 +96,37 @@ def open_row(row: str, work: Path) -> tuple[Backend, Encoding]:
         "random": lambda: RandomCommand(shown(work)),
     }
     if row in policies:
-        encoding = Encoding.load("v4", tokenizer=nano_checkpoint())
+        encoding = Encoding.load("v4", tokenizer=work / "nano")
         return PolicyBackend(policies[row](), encoding), encoding
-    folders = {"fp32": work / "nano-fp32", "untrained": work / "untrained"}
-    if row == "untrained" and not folders[row].exists():
-        make_untrained(folders[row])
-    front = open_model(str(folders.get(row, "nano")), None, None, EngineOptions())
+    if row == "untrained" and not (work / "untrained").exists():
+        make_untrained(work)
+    front = open_model(str(work / FOLDERS[row]), None, None, EngineOptions())
     return front.backend, front.encoding
+
+
+def digest(row: str, work: Path) -> str:
+    """Return what the replies of a row are made from."""
+    files = sorted((work / FOLDERS[row]).iterdir()) if row in FOLDERS else [work / DEMONSTRATIONS]
+    whole = hashlib.sha256()
+    for file in files:
+        whole.update(file.name.encode() + file.read_bytes())
+    return whole.hexdigest()
 
 
 def shown(work: Path) -> list:
     """Return the training demonstrations."""
-    return [recorded.messages for recorded in read(work / "demonstrations.jsonl.gz")]
+    return [recorded.messages for recorded in read(work / DEMONSTRATIONS)]
 
 
-def make_untrained(folder: Path) -> None:
+def make_untrained(work: Path) -> None:
     """Write nano as it was before the first step."""
-    nano = nano_checkpoint()
-    vocabulary = ModelConfig.from_upstream(nano).vocab_size
-    config = dataclasses.replace(ModelConfig.nano(), vocab_size=vocabulary)
-    make_random(config.quantized("instruct"), folder, seed=1)
-    shutil.copy(nano / "tokenizer.json", folder)
-    note_generation(folder, "v4")
+    config = ModelConfig.from_upstream(work / "nano")
+    partial = work / "untrained.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    save(Transformer(config.plain(), seed=TrainConfig.seed), partial, config=config)
+    shutil.copy(work / "nano" / "tokenizer.json", partial)
+    note_generation(partial, "v4")
+    partial.rename(work / "untrained")
 
 
 def table(found: dict[str, list[TaskResult]]) -> str:

@@ -70,7 +70,7 @@ def main() -> None:
         config = TrainConfig(
             model=dataclasses.replace(ModelConfig.nano(), vocab_size=VOCABULARY),
             output=work / "run", steps=options.steps, workers=options.workers,
-            decay_from=0.6, sparse_from=0.3,
+            lengths=((0.0, 2048), (0.7, 4096)), decay_from=0.6, sparse_from=0.45, narrow_share=0.7,
         )  # fmt: skip
         shown = bar.add_task("training", total=config.steps)
 
