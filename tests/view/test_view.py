@@ -10,6 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from hadal.agent import Journal
+from hadal.cli.local_names import LocalNames
 from hadal.errors import ConfigError
 from hadal.view import RunFiles, build_app, single_page
 
@@ -56,10 +57,23 @@ def test_list(client):
 
 
 def test_a_page_of_somebody_else_cannot_read_runs(tmp_path):
-    app = build_app(RunFiles(tmp_path), ("127.0.0.1", "localhost"))
-    asked = TestClient(app, base_url="http://127.0.0.1:8800")
-    assert asked.get("/api/runs").status_code == 200
-    assert asked.get("/api/runs", headers={"host": "evil.example:8800"}).status_code == 400
+    asked = TestClient(LocalNames(build_app(RunFiles(tmp_path))))
+    for host in ("127.0.0.1:8800", "127.0.0.2", "localhost:1", "[::1]:8800", "LOCALHOST"):
+        assert asked.get("/api/runs", headers={"host": host}).status_code == 200
+    for host in ("evil.example:8800", "localhost.evil.example", "[", "", "[::2]", "192.0.2.1", "127.0.0.1@evil.example", "\xe9"):  # fmt: skip
+        reply = asked.get("/api/runs", headers={"host": host.encode("latin-1")})
+        assert (reply.status_code, "name" in reply.text) == (421, True), host
+
+
+def test_what_has_not_changed_is_not_read_again(client, tmp_path):
+    first = client.get("/api/runs/two")
+    tag = {"if-none-match": first.headers["etag"]}
+    assert client.get("/api/runs/two", headers=tag).status_code == 304
+    with Journal(tmp_path / "two.jsonl") as journal:
+        journal.append("end", reason="max_turns", text="")
+    again = client.get("/api/runs/two", headers=tag)
+    assert again.json()["extra"]["stop_reason"] == "max_turns"
+    assert again.headers["etag"] != first.headers["etag"]
 
 
 def test_a_row_follows_its_file(tmp_path):

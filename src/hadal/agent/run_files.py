@@ -62,6 +62,15 @@ class RunFiles:
             )
         return path
 
+    def version(self, run: str) -> tuple[int, int]:
+        """Return when the journal of a run was written to last (ns), and its bytes.
+
+        Raises:
+            ConfigError: There is no such run.
+        """
+        stat = self.path(run).stat()
+        return stat.st_mtime_ns, stat.st_size
+
     def events(self, run: str) -> list[dict[str, Any]]:
         """Return the events of a run.
 

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from hadal.cli.listening import is_loopback, listen, run_app
+from hadal.cli.local_names import LocalNames
 from hadal.cli.quantities import parse_bytes
 from hadal.errors import ConfigError
 
@@ -202,7 +203,9 @@ def serve(
     app = build_app(served, options.limits(keys))
     taken, url = listen(options.host, options.port)
     Console(stderr=True).print(f"serving {served.model} at {url}/v1", markup=False, soft_wrap=True)
-    run_app(app, taken, ws="none", timeout_graceful_shutdown=_GRACE_S)
+    # With keys it may stand behind a proxy, which asks by any name; a web page has no key.
+    guarded = app if keys else LocalNames(app)
+    run_app(guarded, taken, ws="none", timeout_graceful_shutdown=_GRACE_S)
 
 
 def open_front(

