@@ -23,11 +23,10 @@ from hadal.evals import interval
 from hadal.model import Transformer
 from hadal.model.attention import Attention
 from hadal.nano import nano_checkpoint
+from hadal.tasks import TOOLS
 from hadal.tasks.draw import Draw
 from hadal.tasks.families.carrying import recall_fact
-from hadal.tools import BashTool, EditorTool
 
-TOOLS = (BashTool.declare(), EditorTool.declare())
 REPLY = 64
 """Tokens of a reply, at most; the call takes about 45."""
 

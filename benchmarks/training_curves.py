@@ -18,12 +18,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from recipes.nano import VOCABULARY, conversations
+from recipes.nano import VOCABULARY
 from rich.console import Console
 from rich.progress import Progress
 
 from hadal.config import ModelConfig
 from hadal.train.launch import train
+from hadal.train.samples import Conversations
 from hadal.train.train_config import TrainConfig
 
 SMOOTHED = 15
@@ -40,7 +41,9 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     work: Path = options.work
-    data = partial(conversations, work / "demonstrations.jsonl.gz", work / "tokenizer.json")
+    data = partial(
+        Conversations.demonstrated, work / "demonstrations.jsonl.gz", work / "tokenizer.json"
+    )
     curves: dict[str, list[float]] = {}
     for name, config in runs(work / "curves", options.steps).items():
         with Progress(console=Console(stderr=True)) as bar:

@@ -17,14 +17,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hadal.agent import SYSTEM_PROMPT
-from hadal.chat import SystemMessage, Tool
+from hadal.chat import SystemMessage
+from hadal.cli.train import follow
 from hadal.config import ModelConfig
 from hadal.encoding import Encoding
-from hadal.tasks import FAMILIES
-from hadal.tools import BashTool, EditorTool
+from hadal.tasks import FAMILIES, TOOLS
 from hadal.train.demonstrations import collect, read
 from hadal.train.export import export
-from hadal.train.launch import train
 from hadal.train.samples import Conversations
 from hadal.train.tokenizer import train_tokenizer
 from hadal.train.train_config import TrainConfig
@@ -32,7 +31,6 @@ from hadal.train.train_config import TrainConfig
 VOCABULARY = 2048
 FIRST_SEED = 1000
 CONTROLS = re.compile("<｜[^｜]*｜>|</?think>|｜DSML｜")
-TOOLS: tuple[Tool, ...] = (BashTool.declare(), EditorTool.declare())
 
 
 def main() -> None:
@@ -44,45 +42,43 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=350, help="demonstrations of each family")
     parser.add_argument("--steps", type=int, default=1500, help="optimiser steps")
     parser.add_argument("--workers", type=int, default=2, help="processes")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda: a GPU for each process")
     options = parser.parse_args()
     work: Path = options.work
     demonstrations, tokenizer = work / "demonstrations.jsonl.gz", work / "tokenizer.json"
-    console = Console(stderr=True)
+    if not demonstrations.exists():
+        demonstrate_all(options.tasks, demonstrations)
+    if (there := sum(1 for _ in read(demonstrations))) != options.tasks * len(FAMILIES):
+        each = there // len(FAMILIES)
+        parser.error(
+            f"{demonstrations} has {there:,} tasks: give --tasks {each}, or another folder"
+        )
+    if not tokenizer.exists():
+        train_tokenizer(texts(demonstrations), VOCABULARY, tokenizer)
+    config = TrainConfig(
+        model=dataclasses.replace(ModelConfig.nano(), vocab_size=VOCABULARY),
+        output=work / "run", steps=options.steps, workers=options.workers, device=options.device,
+        lengths=((0.0, 2048), (0.7, 4096)), decay_from=0.6, sparse_from=0.45, narrow_share=0.7,
+    )  # fmt: skip
+    follow(config, partial(Conversations.demonstrated, demonstrations, tokenizer))
+    for name in ("nano", "nano-fp32"):
+        if not (work / name).exists():
+            export(config.model, config.output, tokenizer, work / name, plain=name != "nano")
+    Console(stderr=True).print(f"the checkpoint is {work / 'nano'}", markup=False)
+
+
+def demonstrate_all(count: int, path: Path) -> None:
+    """Do tasks of every family in boxes, and show how far it is."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as bar:
-        if not demonstrations.exists():
-            tasks = [(f, FIRST_SEED + n) for n in range(options.tasks) for f in FAMILIES]
-            shown = bar.add_task("demonstrations", total=len(tasks))
-            asyncio.run(
-                collect(tasks, demonstrations, progress=lambda n: bar.update(shown, completed=n))
-            )
-        if (there := sum(1 for _ in read(demonstrations))) != options.tasks * len(FAMILIES):
-            parser.error(
-                f"{demonstrations} has {there:,} tasks: give --tasks {there // len(FAMILIES)}, or another folder"
-            )
-        if not tokenizer.exists():
-            train_tokenizer(texts(demonstrations), VOCABULARY, tokenizer)
-        config = TrainConfig(
-            model=dataclasses.replace(ModelConfig.nano(), vocab_size=VOCABULARY),
-            output=work / "run", steps=options.steps, workers=options.workers,
-            lengths=((0.0, 2048), (0.7, 4096)), decay_from=0.6, sparse_from=0.45, narrow_share=0.7,
-        )  # fmt: skip
-        shown = bar.add_task("training", total=config.steps)
-
-        def progress(metrics: dict[str, float]) -> None:
-            about = f"training, loss {metrics['language']:.3f}"
-            bar.update(shown, completed=int(metrics["step"]), description=about)
-
-        train(config, partial(conversations, demonstrations, tokenizer), progress)
-    for name in ("nano", "nano-fp32"):
-        if not (work / name).exists():
-            export(config.model, config.output, tokenizer, work / name, plain=name != "nano")
-    console.print(f"the checkpoint is {work / 'nano'}", markup=False)
+    tasks = [(f, FIRST_SEED + n) for n in range(count) for f in FAMILIES]
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        shown = bar.add_task("demonstrations", total=len(tasks))
+        asyncio.run(collect(tasks, path, progress=lambda n: bar.update(shown, completed=n)))
 
 
 def texts(demonstrations: Path) -> Iterator[str]:
@@ -93,14 +89,6 @@ def texts(demonstrations: Path) -> Iterator[str]:
         messages = [system, *shown.messages] if number % 50 == 0 else list(shown.messages)
         text = encoding.render(messages, mode="thinking", drop_thinking=False)
         yield from (part for part in CONTROLS.split(text) if part)
-
-
-def conversations(demonstrations: Path, tokenizer: Path) -> Conversations:
-    """Return what is trained on."""
-    encoding = Encoding.load("v4", tokenizer=tokenizer)
-    return Conversations(
-        encoding, TOOLS, [shown.messages for shown in read(demonstrations)], seed=1
-    )
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from hadal.cli import (
     run,
     runs,
     serve,
+    train,
     view,
 )
 from hadal.errors import ConfigError, EncodingError, HadalError, InputError
@@ -55,6 +56,7 @@ app.command(demo.demo)
 app.command(run.run)
 app.command(runs.app)
 app.command(view.view)
+app.command(train.app)
 app.command(eval.evaluate, name="eval")
 app.command(serve.serve)
 app.command(chat.chat)

@@ -5,11 +5,12 @@ afterwards. The check looks at the box, never at what was said.
 """
 
 from hadal.tasks.curriculum import FAMILIES, UNSEEN, make_task, named_task
-from hadal.tasks.demonstration import Demonstration, demonstrate
+from hadal.tasks.demonstration import TOOLS, Demonstration, demonstrate
 from hadal.tasks.task import Answer, Call, Outcome, Solution, Split, Task, check, prepare
 
 __all__ = [
     "FAMILIES",
+    "TOOLS",
     "UNSEEN",
     "Answer",
     "Call",

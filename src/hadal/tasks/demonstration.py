@@ -3,12 +3,15 @@
 import json
 from dataclasses import dataclass
 
-from hadal.chat import AssistantMessage, Message, ToolCall, ToolMessage, UserMessage
+from hadal.chat import AssistantMessage, Message, Tool, ToolCall, ToolMessage, UserMessage
 from hadal.sandbox import AsyncSandbox
 from hadal.tasks.task import Answer, Outcome, Task, check, prepare
 from hadal.tools import BashTool, EditorTool, Toolbox
 
-__all__ = ["Demonstration", "demonstrate"]
+__all__ = ["TOOLS", "Demonstration", "demonstrate"]
+
+TOOLS: tuple[Tool, ...] = (BashTool.declare(), EditorTool.declare())
+"""What is there to do tasks with."""
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,19 @@
 """From the state of a run to a checkpoint in the official layout."""
 
+import json
 import shutil
 from pathlib import Path
 
 import torch
 
 from hadal.checkpoint import save
+from hadal.config.upstream import to_upstream
 from hadal.encoding import note_generation
-from hadal.errors import CheckpointError, StorageError
+from hadal.errors import CheckpointError, ConfigError, StorageError
 from hadal.model import ModelConfig, Transformer
 from hadal.train.trainer import STATE
 
-__all__ = ["export", "load_state"]
+__all__ = ["export", "keep_config", "load_state"]
 
 
 def load_state(config: ModelConfig, run: Path) -> Transformer:
@@ -22,10 +24,38 @@ def load_state(config: ModelConfig, run: Path) -> Transformer:
     """
     model = Transformer(config.plain())
     try:
-        model.load_state_dict(torch.load(run / STATE, weights_only=True)["model"])
+        model.load_state_dict(
+            torch.load(run / STATE, map_location="cpu", weights_only=True)["model"]
+        )
     except (OSError, RuntimeError, KeyError) as error:
         raise StorageError(f"no state of this network in {run}: {str(error)[:500]}") from error
     return model
+
+
+def keep_config(config: ModelConfig, tokenizer: Path, run: Path) -> None:
+    """Put into the folder of a run what its checkpoint will need beside the state.
+
+    Raises:
+        ConfigError: The run was begun with another network or tokenizer.
+        StorageError: It cannot be written.
+    """
+    kept = {
+        "config.json": json.dumps(to_upstream(config.plain()), indent=2).encode(),
+        "tokenizer.json": tokenizer.read_bytes(),
+    }
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        for name, content in kept.items():
+            path = run / name
+            if not path.exists():
+                path.write_bytes(content)
+            elif path.read_bytes() != content:
+                raise ConfigError(
+                    f"the run in {run} was begun with another {name}",
+                    hint="go on with the same, or give another folder",
+                )
+    except OSError as error:
+        raise StorageError(f"cannot write into {run}: {error}") from error
 
 
 def export(

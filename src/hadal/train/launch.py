@@ -7,7 +7,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,13 @@ def train(
 
     Raises:
         HadalError: A worker has ended early, with what it said; another run is in the folder.
+        ConfigError: There are not as many GPUs as workers.
     """
+    if config.device == "cuda" and (found := torch.cuda.device_count()) < config.workers:
+        raise ConfigError(
+            f"{config.workers} workers need a GPU each, and there are {found}",
+            hint="lower workers, or choose device cpu",
+        )
     config.output.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
@@ -102,19 +107,11 @@ def _follow(metrics: Any, workers: list[Any], progress: Progress) -> None:
                 said = metrics.recv()
             except EOFError:
                 return
-            if isinstance(said, _Failure):
-                raise HadalError(said.message, hint=said.hint)
+            if isinstance(said, HadalError):
+                raise said
             progress(said)
         else:
             _check_ends(workers)
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """Why a worker has ended, as it goes from process to process."""
-
-    message: str
-    hint: str | None
 
 
 def _work(
@@ -126,7 +123,10 @@ def _work(
         with _own(config.output) if number == 0 else nullcontext():
             if config.workers > 1:
                 dist.init_process_group(
-                    "gloo", init_method=f"file://{store}", rank=number, world_size=config.workers
+                    "nccl" if config.device == "cuda" else "gloo",
+                    init_method=f"file://{store}",
+                    rank=number,
+                    world_size=config.workers,
                 )
             trainer = Trainer(config, data(), number)
             trainer.resume()
@@ -134,7 +134,7 @@ def _work(
     except HadalError as error:
         if metrics is None:
             raise
-        metrics.send(_Failure(error.message, error.hint))
+        metrics.send(error)
         sys.exit(1)
     if config.workers > 1:
         dist.destroy_process_group()

@@ -5,6 +5,7 @@ import random
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from hadal.encoding import Encoding
 from hadal.encoding.tokens import EOS, THINK_START
 from hadal.errors import InputError
 from hadal.model.training import IGNORED
+from hadal.tasks import TOOLS
+from hadal.train.demonstrations import read
 
 __all__ = ["Batch", "Conversations", "Tokens"]
 
@@ -85,6 +88,17 @@ class Conversations:
         for task in self._tasks:
             parts.update(repr(task).encode())
         self.digest = parts.hexdigest()
+
+    @classmethod
+    def demonstrated(cls, demonstrations: Path, tokenizer: Path, seed: int = 1) -> "Conversations":
+        """Return what was demonstrated, as tokens.
+
+        Raises:
+            StorageError: The demonstrations cannot be read.
+            ConfigError: The tokenizer cannot.
+        """
+        encoding = Encoding.load("v4", tokenizer=tokenizer)
+        return cls(encoding, TOOLS, [shown.messages for shown in read(demonstrations)], seed)
 
     def _encode(self, task: Sequence[Message]) -> list[int]:
         return self._encoding.encode(

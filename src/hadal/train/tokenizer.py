@@ -18,8 +18,9 @@ from hadal.encoding.tokens import (
     THINK_START,
     USER,
 )
+from hadal.errors import ConfigError
 
-__all__ = ["train_tokenizer"]
+__all__ = ["train_tokenizer", "vocabulary_size"]
 
 _CONTROLS = (
     BOS, EOS, USER, ASSISTANT, THINK_START, THINK_END, DSML, LATEST_REMINDER, EXTRACTED_URL,
@@ -61,3 +62,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: Path) -> None:
     partial = path.with_suffix(".partial")
     tokenizer.save(str(partial))
     partial.rename(path)
+
+
+def vocabulary_size(path: Path) -> int:
+    """Return how many tokens a `tokenizer.json` has, control tokens included.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    try:
+        return Tokenizer.from_file(str(path)).get_vocab_size()
+    except Exception as error:  # the library raises nothing narrower
+        raise ConfigError(f"cannot read the tokenizer {path}: {error}") from error

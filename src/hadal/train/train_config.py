@@ -38,6 +38,7 @@ class TrainConfig:
             in entries, too; how narrow is drawn for each step, from
         narrowest_window: on, in tokens.
         workers: Processes, each with its part of a step.
+        device: `cpu`, or `cuda`, where every worker has a GPU of its own.
         save_every_s: Seconds between states.
     """
 
@@ -61,6 +62,7 @@ class TrainConfig:
     narrow_share: float = 0.0
     narrowest_window: int = 8
     workers: int = 2
+    device: str = "cpu"
     save_every_s: float = 120.0
 
     def __post_init__(self) -> None:
@@ -71,6 +73,8 @@ class TrainConfig:
         """
         if self.optimizer not in ("muon", "adamw"):
             raise ConfigError(f"optimizer: expected 'muon' or 'adamw', got {self.optimizer!r}")
+        if self.device not in ("cpu", "cuda"):
+            raise ConfigError(f"device: expected 'cpu' or 'cuda', got {self.device!r}")
         if not 0 < self.narrowest_window <= self.model.sliding_window:
             raise ConfigError(
                 f"narrowest_window: expected 1 to {self.model.sliding_window}, got {self.narrowest_window}"
@@ -88,7 +92,7 @@ class TrainConfig:
 
     def lasting(self) -> dict[str, str]:
         """Return what a run cannot change on its way, as texts."""
-        free = ("output", "save_every_s")
+        free = ("output", "save_every_s", "device")
         return {f.name: repr(getattr(self, f.name)) for f in fields(self) if f.name not in free}
 
     def length(self, step: int) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hadal.errors import ConfigError, HadalError, StorageError
 from hadal.model import Precision, Transformer
 from hadal.model.training import TrainingOutput, training_forward
+from hadal.train.metrics import METRICS
 from hadal.train.muon import Muon, split_parameters
 from hadal.train.samples import Batch, Conversations
 from hadal.train.train_config import TrainConfig
@@ -23,7 +24,6 @@ __all__ = ["STATE", "Trainer"]
 
 STATE = "state.pt"
 """In the folder of a run: everything from which it goes on."""
-METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,10 @@ class Trainer:
         self.worker = worker
         self._data = data
         _check_lengths(config, data)
-        self.model = Transformer(config.model.plain(), seed=config.seed)
+        self.device = (
+            torch.device("cuda", worker) if config.device == "cuda" else torch.device("cpu")
+        )
+        self.model = Transformer(config.model.plain(), seed=config.seed).to(self.device)
         muon, adamw = split_parameters(self.model)
         settings: dict[str, Any] = {"lr": config.peak_lr, "weight_decay": 0.1}
         if config.optimizer == "adamw":
@@ -96,7 +99,7 @@ class Trainer:
         path = self.config.output / STATE
         if not path.exists():
             return False
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location=self.device, weights_only=True)
         begun, now = state["settings"], self._lasting()
         other = [
             f"{key}: {begun.get(key)}, now {value}"
@@ -190,9 +193,10 @@ class Trainer:
             step, self.worker, tokens=config.tokens_per_worker, length=config.length(step)
         )
         dense = step < config.sparse_from * config.steps
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        ids_T, labels_T = batch.ids_T.to(self.device), batch.labels_T.to(self.device)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
             output = training_forward(
-                self.model, batch.ids_T, batch.lengths, labels_T=batch.labels_T,
+                self.model, ids_T, batch.lengths, labels_T=labels_T,
                 indexer_stage="dense" if dense else "sparse", window=config.window(step), fast=True,
             )  # fmt: skip
             learned, seen = self._shares(batch)
@@ -213,7 +217,8 @@ class Trainer:
 
         Losses are means over a worker's tokens: weighted like this their sum is the mean over all.
         """
-        own = torch.tensor([float((batch.labels_T >= 0).sum()), float(len(batch.ids_T))])
+        counts = [float((batch.labels_T >= 0).sum()), float(len(batch.ids_T))]
+        own = torch.tensor(counts, device=self.device)
         every = own.clone()
         if self.config.workers > 1:
             dist.all_reduce(every)
@@ -262,7 +267,7 @@ def _check_lengths(config: TrainConfig, data: Conversations) -> None:
 
 def _flat_grads(parameters: list[nn.Parameter]) -> Tensor:
     """Give all parameters gradients that are parts of one tensor, and return it."""
-    flat = torch.zeros(sum(p.numel() for p in parameters))
+    flat = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
     at = 0
     for parameter in parameters:
         parameter.grad = flat[at : at + parameter.numel()].view_as(parameter)
