@@ -66,7 +66,7 @@ def train(
                         data,
                         number,
                         f"{meeting}/store",
-                        theirs if number == 0 else None,
+                        theirs,
                     ),
                     daemon=True,
                 )
@@ -98,7 +98,7 @@ def _check_ends(workers: list[Any]) -> None:
 
 
 def _follow(metrics: Any, workers: list[Any], progress: Progress) -> None:
-    """Pass metrics on until the first worker has no more, or any worker has failed."""
+    """Pass metrics on until no worker has more, or one has failed."""
     while True:
         running = [worker.sentinel for worker in workers if worker.exitcode is None]
         ready = wait([metrics, *running])
@@ -130,10 +130,8 @@ def _work(
                 )
             trainer = Trainer(config, data(), number)
             trainer.resume()
-            trainer.run((lambda m: metrics.send(m)) if metrics is not None else (lambda _: None))
+            trainer.run(metrics.send)  # which the first one alone calls
     except HadalError as error:
-        if metrics is None:
-            raise
         metrics.send(error)
         sys.exit(1)
     if config.workers > 1:
