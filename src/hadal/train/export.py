@@ -48,7 +48,9 @@ def keep_config(config: ModelConfig, tokenizer: Path, run: Path) -> None:
         for name, content in kept.items():
             path = run / name
             if not path.exists():
-                path.write_bytes(content)
+                partial = path.with_suffix(".partial")
+                partial.write_bytes(content)
+                partial.rename(path)
             elif path.read_bytes() != content:
                 raise ConfigError(
                     f"the run in {run} was begun with another {name}",

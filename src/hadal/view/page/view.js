@@ -227,16 +227,16 @@ function update(next) {
 /** Show a run, and what comes to it; whatever fails is tried again. */
 async function follow() {
   const asked = current;
+  let next = null;
   try {
     const headers = tag ? { "if-none-match": tag } : {};
     const reply = await fetch(`api/runs/${encodeURIComponent(asked)}`, { cache: "no-store", headers });
-    const next = reply.ok ? await reply.json() : null;
+    next = reply.ok ? await reply.json() : null;
     if (asked !== current) return;
-    if (next) {
-      tag = reply.headers.get("etag");
-      update(next);
-    } else if (!run && reply.status !== 304) $("steps").replaceChildren(element("p", "empty", await reply.text()));
+    if (next) tag = reply.headers.get("etag");
+    else if (!run && reply.status !== 304) $("steps").replaceChildren(element("p", "empty", await reply.text()));
   } catch { /* the list says that nobody answers */ }
+  if (next && asked === current) update(next);
   if (asked === current && !(run && run.extra.stop_reason)) timer = setTimeout(follow, 1000);
 }
 
