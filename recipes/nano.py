@@ -29,6 +29,8 @@ from hadal.train.tokenizer import train_tokenizer
 from hadal.train.train_config import TrainConfig
 
 VOCABULARY = 2048
+LONGEST = 18_432
+"""Tokens of the longest samples, and of a step: a fact, and 16,000 tokens behind it."""
 FIRST_SEED = 1000
 CONTROLS = re.compile("<｜[^｜]*｜>|</?think>|｜DSML｜")
 
@@ -39,10 +41,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--work", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--tasks", type=int, default=350, help="demonstrations of each family")
+    parser.add_argument("--tasks", type=int, default=450, help="demonstrations of each family")
     parser.add_argument("--steps", type=int, default=1500, help="optimiser steps")
-    parser.add_argument("--workers", type=int, default=2, help="processes")
-    parser.add_argument("--device", default="cpu", help="cpu, or cuda: a GPU for each process")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="what trains it")
     options = parser.parse_args()
     work: Path = options.work
     demonstrations, tokenizer = work / "demonstrations.jsonl.gz", work / "tokenizer.json"
@@ -57,8 +58,9 @@ def main() -> None:
         train_tokenizer(texts(demonstrations), VOCABULARY, tokenizer)
     config = TrainConfig(
         model=dataclasses.replace(ModelConfig.nano(), vocab_size=VOCABULARY),
-        output=work / "run", steps=options.steps, workers=options.workers, device=options.device,
-        lengths=((0.0, 2048), (0.7, 4096)), decay_from=0.6, sparse_from=0.45, narrow_share=0.7,
+        output=work / "run", steps=options.steps, workers=1, device=options.device,
+        tokens_per_worker=LONGEST, lengths=((0.0, 2048), (0.6, 4096), (0.85, LONGEST)),
+        decay_from=0.6, sparse_from=0.45, narrow_share=0.7,
     )  # fmt: skip
     follow(config, partial(Conversations.demonstrated, demonstrations, tokenizer))
     for name in ("nano", "nano-fp32"):

@@ -96,6 +96,19 @@ def test_no_task_is_cut(encoding, data):
             assert encoding.decode(sample.tolist()).endswith("</think>Done.<｜end▁of▁sentence｜>")
 
 
+def test_long_samples_hold_long_tasks(encoding):
+    """Most tasks are short: one long one in 61 is in about half of the samples."""
+    long = (UserMessage("Read f1.txt. " * 100), *task("f1.txt")[1:])
+    tasks = [*(task(f"f{n}.txt") for n in range(60)), long]
+    made = Conversations(encoding, [BashTool.declare()], tasks, seed=1)
+    length = made.longest + 100
+    samples = [made.batch(step, 0, tokens=length, length=length).ids_T for step in range(100)]
+    begun = [
+        sample for sample in samples if encoding.decode(sample.tolist()).count("Read f1.txt. " * 9)
+    ]
+    assert 35 < len(begun) < 75
+
+
 def test_lengths_that_hold_no_task(data, tmp_path):
     short = data.shortest - 1
     with pytest.raises(ConfigError, match="the shortest sample must hold some task"):

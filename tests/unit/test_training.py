@@ -6,7 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hadal.model import ModelConfig, Trace, Transformer, logits, randomize, training_forward
+from hadal.model import (
+    ModelConfig,
+    Trace,
+    Transformer,
+    logits,
+    randomize,
+    training_attention,
+    training_forward,
+)
 from hadal.model.norm import rms_norm
 from hadal.model.rope import rotate, rotation
 from tests.configs import CONFIGS, schedule
@@ -259,6 +267,23 @@ def difference_of_fast(stage, name, window, seed):
         key: ((fast_grads[key] - grad).abs().max() / grad.abs().max().clamp_min(1e-9)).item()
         for key, grad in slow_grads.items()
     }
+
+
+@pytest.mark.parametrize("stage", ["dense", "sparse"])
+def test_long_samples_are_computed_twice(stage, monkeypatch):
+    """What is computed again for the gradient, to save memory, gives the same losses and gradients."""
+    model = Transformer(ModelConfig.nano())
+    randomize(model, 0)
+    found = []
+    for longest in (10_000, 300):
+        monkeypatch.setattr(training_attention, "_RECOMPUTED_FROM", longest)
+        output = training_forward(model, tokens(700), [400, 300], indexer_stage=stage, fast=True)
+        total = output.language + output.mtp + output.indexer
+        found.append((total.item(), gradients(model, total)))
+    (kept, kept_grads), (again, again_grads) = found
+    assert kept == again
+    for name, grad in kept_grads.items():
+        assert (grad - again_grads[name]).abs().max() <= 1e-5 * grad.abs().max(), name
 
 
 def test_a_narrow_window_hides_what_is_near():

@@ -6,16 +6,22 @@ in `core_attention`; I index heads.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from hadal.model.losses import indexer_loss
 
 __all__ = ["training_attention"]
 
-_QUERY_BLOCK = 128
+_QUERY_BLOCK = {"cpu": 128, "cuda": 2048}
+"""Queries at once: what a core's cache holds, and enough for a GPU not to wait for the next kernel."""
+_RECOMPUTED_FROM = 8192
+"""Queries of a sequence from which on blocks are computed again for the gradient, not kept: every query has its
+share of every entry, and 16,000 of them in six layers would be 100 GB."""
 
 
 def training_attention(
@@ -44,35 +50,65 @@ def training_attention(
     Returns:
         The outputs, still rotated, and the divergence of each query that sees an entry.
     """
+    block = _Block(own, entries_CK, index_keys_CK, visible_T, sink_H, window, top_k, with_loss)
+    num_queries = visible_T.shape[0]
+    size = _QUERY_BLOCK.get(visible_T.device.type, 128)
     outputs: list[Tensor] = []
     losses: list[Tensor] = []
-    for start in range(0, visible_T.shape[0], _QUERY_BLOCK):
-        rows = slice(start, min(start + _QUERY_BLOCK, visible_T.shape[0]))
-        low = max(0, rows.start - window + 1)
-        near_PK, seen = (
-            own["window"][low : rows.stop],
-            _window_seen(rows, low, window, sink_H.device),
-        )
-        keys, scores_BC = near_PK, None
-        num_seen = int(visible_T[rows.stop - 1]) if entries_CK is not None else 0
-        seen_BC = seen[:, :0]
-        if entries_CK is not None and num_seen:
-            keys = torch.cat((near_PK, entries_CK[:num_seen]))
-            seen_BC = torch.arange(num_seen, device=seen.device) < visible_T[rows].unsqueeze(1)
-            chooses = top_k is not None and num_seen > top_k
-            if index_keys_CK is not None and (chooses or with_loss):
-                query, weight = own["index_query"][rows], own["index_weight"][rows]
-                scores_BC = _index_scores(query, weight, index_keys_CK[:num_seen])
-            if chooses and scores_BC is not None and top_k is not None:
-                seen_BC = _best(scores_BC, seen_BC, top_k)
-        probabilities = _probabilities(
-            own["query"][rows], keys, torch.cat((seen, seen_BC), dim=1), sink_H
-        )
-        outputs.append((probabilities.flatten(0, 1) @ keys).unflatten(0, (-1, sink_H.shape[0])))
-        if with_loss and scores_BC is not None:
-            mass_BC = probabilities[..., near_PK.shape[0] :].detach().sum(dim=1)
-            losses.append(indexer_loss(scores_BC, mass_BC, seen_BC))
+    for start in range(0, num_queries, size):
+        rows = slice(start, min(start + size, num_queries))
+        if num_queries >= _RECOMPUTED_FROM:
+            output, loss = checkpoint(block.attend, rows, use_reentrant=False)
+        else:
+            output, loss = block.attend(rows)
+        outputs.append(output)
+        losses += [] if loss is None else [loss]
     return torch.cat(outputs), losses
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Arguments of `training_attention`, and what is done with consecutive queries of them."""
+
+    own: Mapping[str, Tensor]
+    entries_CK: Tensor | None
+    index_keys_CK: Tensor | None
+    visible_T: Tensor
+    sink_H: Tensor
+    window: int
+    top_k: int | None
+    with_loss: bool
+
+    def attend(self, rows: slice) -> tuple[Tensor, Tensor | None]:
+        """Return the outputs of these queries, and the divergences of their indexer."""
+        low = max(0, rows.start - self.window + 1)
+        near_PK = self.own["window"][low : rows.stop]
+        seen = _window_seen(rows, low, self.window, self.sink_H.device)
+        keys, scores_BC, seen_BC = near_PK, None, seen[:, :0]
+        if self.entries_CK is not None and (num_seen := int(self.visible_T[rows.stop - 1])):
+            keys = torch.cat((near_PK, self.entries_CK[:num_seen]))
+            scores_BC, seen_BC = self._choose(rows, num_seen)
+        probabilities = _probabilities(
+            self.own["query"][rows], keys, torch.cat((seen, seen_BC), dim=1), self.sink_H
+        )
+        output = (probabilities.flatten(0, 1) @ keys).unflatten(0, (-1, self.sink_H.shape[0]))
+        if not self.with_loss or scores_BC is None:
+            return output, None
+        mass_BC = probabilities[..., near_PK.shape[0] :].detach().sum(dim=1)
+        return output, indexer_loss(scores_BC, mass_BC, seen_BC)
+
+    def _choose(self, rows: slice, num_seen: int) -> tuple[Tensor | None, Tensor]:
+        """Return the index scores, where they are needed, and which entries each query sees."""
+        visible_B = self.visible_T[rows].unsqueeze(1)
+        seen_BC = torch.arange(num_seen, device=visible_B.device) < visible_B
+        chooses = self.top_k is not None and num_seen > self.top_k
+        if self.index_keys_CK is None or not (chooses or self.with_loss):
+            return None, seen_BC
+        query, weight = self.own["index_query"][rows], self.own["index_weight"][rows]
+        scores_BC = _index_scores(query, weight, self.index_keys_CK[:num_seen])
+        if chooses and self.top_k is not None:
+            seen_BC = _best(scores_BC, seen_BC, self.top_k)
+        return scores_BC, seen_BC
 
 
 def _window_seen(rows: slice, low: int, window: int, device: torch.device) -> Tensor:

@@ -80,6 +80,10 @@ class Draw:
         """Return a whole number, both ends included."""
         return self._random.randint(low, high)
 
+    def magnitude(self, low: int, high: int) -> int:
+        """Return a whole number; all orders of magnitude are equally probable."""
+        return round(low * (high / low) ** self._random.random())
+
     def one_of(self, values: Sequence[_T]) -> _T:
         """Return one of some values."""
         return self._random.choice(values)

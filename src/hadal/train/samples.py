@@ -145,10 +145,17 @@ class Conversations:
         )
 
     def _sample(self, draw: random.Random, length: int) -> Tokens:
-        """Return as many tasks as fit, each drawn from those that do; none is cut."""
+        """Return as many tasks as fit, each drawn from those that do; none is cut.
+
+        Every other sample begins with a task of half its room or more, where there is one: most tasks are
+        short, and a long sample of short tasks teaches nothing about what lies far back.
+        """
         ids, said = list(self._prefix), [False] * len(self._prefix)
+        room = length - len(ids)
+        shortest = bisect_right(self._sizes, room // 2) if draw.random() < 0.5 else 0
         while fitting := bisect_right(self._sizes, length - len(ids)):
-            task = self._tasks[draw.randrange(fitting)]
+            task = self._tasks[draw.randrange(shortest if shortest < fitting else 0, fitting)]
+            shortest = 0
             ids += task.ids
             said += task.said
         return Tokens(ids, said)

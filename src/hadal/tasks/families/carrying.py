@@ -8,9 +8,10 @@ __all__ = ["carry_choice", "recall_fact"]
 
 
 def carry_choice(draw: Draw) -> Task:
-    """Something is worked out at first, kept in the reasoning alone, and asked for turns later.
+    """Something is found out at first, kept in the reasoning alone, and asked for turns later.
 
-    The file it came from is gone by then, and the answer was told to nobody.
+    The file it came from is gone by then, and the answer was told to nobody. A command finds it: what is
+    measured is memory, not comparing numbers in one's head.
     """
     table, out = draw.file("csv"), draw.file("txt")
     names = draw.words(draw.number(3, 4))
@@ -36,7 +37,7 @@ def carry_choice(draw: Draw) -> Task:
     )  # fmt: skip
 
     def solve() -> Solution:
-        yield Call.bash(f"I read {table}.", f"cat {table}")
+        yield Call.bash(f"I sort {table} by number.", f"sort -t , -k 2 -rn {table}")
         yield Call.bash(f"The largest number has {best}. I keep {best} in mind.", f"rm {table}")
         yield Answer("I do not tell it.", "I keep it in mind.")
         for chore in chores:
@@ -63,10 +64,11 @@ def recall_fact(draw: Draw, distance: int = 0) -> Task:
 
     Args:
         draw: Its choices.
-        distance: Words between; 0 for some.
+        distance: Words between; 0 for some, of any order of magnitude up to 5,500. A few fixed distances
+            would be learned as such, and nothing between them.
     """
     key, value, out = draw.word(), str(draw.number(1000, 9999)), draw.file("txt")
-    filler = draw.prose(distance or draw.one_of((20, 60, 150, 400, 1000)))
+    filler = draw.prose(distance or draw.magnitude(10, 5500))
     told = draw.ordered(
         (
             "keep in mind that the number of $k is $v", "remember that the number of $k is $v",
