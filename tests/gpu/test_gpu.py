@@ -7,7 +7,7 @@ import torch
 
 from hadal.checkpoint import load
 from hadal.engine import LLM, SamplingParams
-from hadal.model import logits
+from hadal.model import ModelConfig, Transformer, logits, randomize
 from hadal.model.training import training_forward
 from hadal.nano import nano_checkpoint
 from hadal.train.trainer import Trainer
@@ -78,8 +78,10 @@ def test_nano_as_stored():
 @pytest.mark.parametrize("length", [700, 9000])
 def test_losses(stage, length):
     """Of one sample, also of one that is long enough to be computed twice; gradients to their rounding."""
+    nano = Transformer(ModelConfig.nano())
+    randomize(nano, 0)
     found = []
-    for model in (model_of("nano"), on_gpu("nano")):
+    for model in (nano, copy.deepcopy(nano).cuda()):
         ids = torch.tensor(prompts(1, length, length)[0], device=model.device)
         output = training_forward(model, ids, [length], indexer_stage=stage, fast=True)
         total = output.language + output.mtp + output.indexer + output.balance

@@ -97,11 +97,12 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "T D"]:
         """Attend within each sequence; `caches` hold its past and take up the new tokens."""
         projected = self._project(x_TD, batch, training=trace is not None)
+        # Not slices: the gradient of each would be a tensor of the whole batch.
+        parts = {name: tensor.split(batch.lengths) for name, tensor in projected.items()}
         outputs: list[Tensor] = []
         losses: list[Tensor] = []
-        for sequence_idx, rows in enumerate(batch.slices):
-            own = {name: tensor[rows] for name, tensor in projected.items()}
-            cache = caches[sequence_idx]
+        for sequence_idx, cache in enumerate(caches):
+            own = {name: tensors[sequence_idx] for name, tensors in parts.items()}
             cache.step = self._step(own, cache) if batch.rewindable[sequence_idx] else None
             output, loss = self._attend(own, cache, sequence_idx, trace)
             outputs.append(output)

@@ -16,6 +16,7 @@ from hadal.model.losses import balance_loss
 from hadal.model.product import product
 from hadal.model.sharding import WHOLE, Shard
 from hadal.model.trace import Trace
+from hadal.model.training_experts import training_experts
 
 __all__ = ["Expert", "Gate", "MoE"]
 
@@ -136,8 +137,13 @@ class MoE(nn.Module):
         weights_TA = self.gate.weights(scores_TE, routes_TA)
         if trace is not None and not trace.replaying:
             self._record(trace, scores_TE, routes_TA, batch)
-        route = self._routed if self.shard is WHOLE else self._routed_by_all
-        routed = route(x_TD, routes_TA, weights_TA)
+        if trace is not None and trace.fast:
+            matrices = [(e.w1, e.w2, e.w3) for e in self.experts if isinstance(e, Expert)]
+            limit = self.shared_experts.limit
+            routed = training_experts(matrices, x_TD, routes_TA, weights_TA, limit=limit)
+        else:
+            route = self._routed if self.shard is WHOLE else self._routed_by_all
+            routed = route(x_TD, routes_TA, weights_TA)
         return (routed + self.shared_experts(x_TD).float()).to(x_TD.dtype)
 
     def _routed(self, x_TD: Tensor, routes_TA: Tensor, weights_TA: Tensor) -> Tensor:

@@ -50,46 +50,56 @@ def training_attention(
     Returns:
         The outputs, still rotated, and the divergence of each query that sees an entry.
     """
-    block = _Block(own, entries_CK, index_keys_CK, visible_T, sink_H, window, top_k, with_loss)
+    keys = _Keys(own["window"], entries_CK, index_keys_CK, sink_H, window, top_k, with_loss)
     num_queries = visible_T.shape[0]
     size = _QUERY_BLOCK.get(visible_T.device.type, 128)
+    blocks = {n: own[n].split(size) for n in ("query", "index_query", "index_weight") if n in own}
     outputs: list[Tensor] = []
     losses: list[Tensor] = []
-    for start in range(0, num_queries, size):
-        rows = slice(start, min(start + size, num_queries))
+    for at, visible_B in enumerate(visible_T.split(size)):
+        block = {name: tensors[at] for name, tensors in blocks.items()}
         if num_queries >= _RECOMPUTED_FROM:
-            output, loss = checkpoint(block.attend, rows, use_reentrant=False)
+            output, loss = checkpoint(
+                keys.attend,
+                at * size,
+                block,
+                visible_B,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
         else:
-            output, loss = block.attend(rows)
+            output, loss = keys.attend(at * size, block, visible_B)
         outputs.append(output)
         losses += [] if loss is None else [loss]
     return torch.cat(outputs), losses
 
 
 @dataclass(frozen=True)
-class _Block:
-    """Arguments of `training_attention`, and what is done with consecutive queries of them."""
+class _Keys:
+    """What all queries of a sequence look at; fields are arguments of `training_attention`."""
 
-    own: Mapping[str, Tensor]
+    window_PK: Tensor
     entries_CK: Tensor | None
     index_keys_CK: Tensor | None
-    visible_T: Tensor
     sink_H: Tensor
     window: int
     top_k: int | None
     with_loss: bool
 
-    def attend(self, rows: slice) -> tuple[Tensor, Tensor | None]:
-        """Return the outputs of these queries, and the divergences of their indexer."""
-        low = max(0, rows.start - self.window + 1)
-        near_PK = self.own["window"][low : rows.stop]
+    def attend(
+        self, start: int, block: Mapping[str, Tensor], visible_B: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the outputs of consecutive queries, and the divergences of their indexer."""
+        rows = slice(start, start + visible_B.shape[0])
+        low = max(0, start - self.window + 1)
+        near_PK = self.window_PK[low : rows.stop]
         seen = _window_seen(rows, low, self.window, self.sink_H.device)
         keys, scores_BC, seen_BC = near_PK, None, seen[:, :0]
-        if self.entries_CK is not None and (num_seen := int(self.visible_T[rows.stop - 1])):
+        if self.entries_CK is not None and (num_seen := int(visible_B[-1])):
             keys = torch.cat((near_PK, self.entries_CK[:num_seen]))
-            scores_BC, seen_BC = self._choose(rows, num_seen)
+            scores_BC, seen_BC = self._choose(block, visible_B, num_seen)
         probabilities = _probabilities(
-            self.own["query"][rows], keys, torch.cat((seen, seen_BC), dim=1), self.sink_H
+            block["query"], keys, torch.cat((seen, seen_BC), dim=1), self.sink_H
         )
         output = (probabilities.flatten(0, 1) @ keys).unflatten(0, (-1, self.sink_H.shape[0]))
         if not self.with_loss or scores_BC is None:
@@ -97,15 +107,16 @@ class _Block:
         mass_BC = probabilities[..., near_PK.shape[0] :].detach().sum(dim=1)
         return output, indexer_loss(scores_BC, mass_BC, seen_BC)
 
-    def _choose(self, rows: slice, num_seen: int) -> tuple[Tensor | None, Tensor]:
+    def _choose(
+        self, block: Mapping[str, Tensor], visible_B: Tensor, num_seen: int
+    ) -> tuple[Tensor | None, Tensor]:
         """Return the index scores, where they are needed, and which entries each query sees."""
-        visible_B = self.visible_T[rows].unsqueeze(1)
-        seen_BC = torch.arange(num_seen, device=visible_B.device) < visible_B
+        seen_BC = torch.arange(num_seen, device=visible_B.device) < visible_B.unsqueeze(1)
         chooses = self.top_k is not None and num_seen > self.top_k
         if self.index_keys_CK is None or not (chooses or self.with_loss):
             return None, seen_BC
-        query, weight = self.own["index_query"][rows], self.own["index_weight"][rows]
-        scores_BC = _index_scores(query, weight, self.index_keys_CK[:num_seen])
+        keys_CK = self.index_keys_CK[:num_seen]
+        scores_BC = _index_scores(block["index_query"], block["index_weight"], keys_CK)
         if chooses and self.top_k is not None:
             seen_BC = _best(scores_BC, seen_BC, self.top_k)
         return scores_BC, seen_BC

@@ -65,16 +65,14 @@ class Muon(torch.optim.Optimizer):
     def _step_alike(
         self, group: dict[str, Any], shape: tuple[int, ...], parameters: list[nn.Parameter]
     ) -> None:
-        ahead: list[Tensor] = []
-        for parameter in parameters:
-            assert parameter.grad is not None
-            momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
-            momentum.mul_(group["momentum"]).add_(parameter.grad)
-            ahead.append(parameter.grad + group["momentum"] * momentum)
+        grads = [p.grad for p in parameters if p.grad is not None]
+        momenta = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in parameters]
+        torch._foreach_mul_(momenta, group["momentum"])
+        torch._foreach_add_(momenta, grads)
+        ahead = torch._foreach_add(grads, momenta, alpha=group["momentum"])
         updates = newton_schulz(torch.stack(ahead)).float() * (max(shape) ** 0.5 * _UPDATE_RMS)
-        for parameter, update in zip(parameters, updates, strict=True):
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.sub_(update, alpha=group["lr"])
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_sub_(parameters, updates.unbind(), alpha=group["lr"])
 
 
 def split_parameters(model: Transformer) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
