@@ -136,7 +136,7 @@ def test_our_failures_are_void(run):
     class Broken:
         declaration = fine.declaration
 
-        async def call(self, arguments, request_id):
+        async def call(self, arguments, request_id, said):
             raise NodeError("the node is gone")
 
     ending, _ = run([calls({}, name="fine")], tools=[Broken()])

@@ -54,6 +54,21 @@ def test_a_run_that_goes_on(run):
         assert to_atif(events[:count], "s")["steps"] is not None
 
 
+def test_what_runs_says_so_far(run):
+    """And from the start again, where the agent was killed meanwhile and asks for it once more."""
+    run([calls({"a": 1, "b": 2}), answer("3")])
+    events = read_events(run.path)
+    at = next(i for i, e in enumerate(events) if e["kind"] == "call")
+    begun = events[at]
+    said = [{**begun, "kind": "output", "text": text} for text in ("one\n", "two\n")]
+    assert to_atif([*events[: at + 1], *said], "s")["extra"]["running"] == {
+        begun["call"]: "one\ntwo\n"
+    }
+    again = to_atif([*events[: at + 1], *said, begun, said[0]], "s")
+    assert again["extra"]["running"] == {begun["call"]: "one\n"}
+    assert "running" not in to_atif([*events[: at + 1], *said, *events[at + 1 :]], "s")["extra"]
+
+
 @pytest.mark.parametrize("value", ["1e999", r'"\ud800"', "9" * 5000, "[" * 3000 + "]" * 3000])
 def test_what_json_has_no_place_for_is_kept_as_text(run, value):
     run([calls({"a": 1, "b": 2}), answer("3")])

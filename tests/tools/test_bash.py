@@ -135,3 +135,26 @@ def test_no_bash(in_box, tmp_path):
     (tmp_path / "bin").mkdir()
     found = in_box(lambda box: texts(box, "true"), image=str(tmp_path))
     assert found[0].startswith("Error: the command was not started")
+
+
+async def said(box, command):
+    """Return the pieces that were told of a command, and its output."""
+    pieces: list[str] = []
+    output = await Toolbox([BashTool(box)]).call(call(command), "watched", pieces.append)
+    return pieces, output.text
+
+
+def test_what_is_printed_is_told_while_it_runs(in_box):
+    pieces, text = in_box(lambda box: said(box, "echo one; sleep 2.5; echo ü; sleep 2"))
+    assert pieces == ["one\n", "ü\n"]
+    assert text == "one\nü\n"
+
+
+def test_quick_commands_are_not_told(in_box):
+    assert in_box(lambda box: said(box, "echo quick")) == ([], "quick\n")
+
+
+def test_no_more_is_told_than_people_read(in_box):
+    pieces, text = in_box(lambda box: said(box, "yes | head -c 3000000; sleep 2"))
+    assert len("".join(pieces)) == 16_000
+    assert "bytes left out here" in text

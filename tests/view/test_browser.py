@@ -131,9 +131,21 @@ def test_a_running_one_is_followed(page, folder):
         journal.append("tokens", ids=[3], text=" <b>all")
         page.wait_for_selector("text=3 tokens so far", timeout=5000)
         assert page.locator("#pending .said").text_content() == "That is <b>all"
+        ended = {"bad": None, "problem": "", "termination": "stop", "problems": [], "seconds": 0.5, "cached_tokens": 4}  # fmt: skip
+        message = {"content": "", "reasoning": "", "calls": [["c9", "bash", '{"command": "make"}']]}
+        journal.append("reply", message=message, **ended)
+        journal.append("call", call="c9", name="bash")
+        journal.append("output", call="c9", text="compiling <b>one\n")
+        page.wait_for_selector("text=compiling <b>one", timeout=5000)
+        journal.append("output", call="c9", text="compiling two\n")
+        page.wait_for_selector("text=compiling two", timeout=5000)
+        assert page.locator("#step-4").text_content().endswith("running")
+        journal.append("result", call="c9", text="compiling <b>one\ncompiling two\n", failed=False,
+                       exit_code=0, step=1, full_text=None, seconds=2.0, files=[])  # fmt: skip
+        page.wait_for_selector("text=exit code 0 · 2.00 s", timeout=5000)
         message = {"content": "That is all.", "reasoning": "", "calls": []}
-        journal.append("reply", message=message, bad=None, problem="", termination="stop",
-                       problems=[], seconds=0.5, cached_tokens=4)  # fmt: skip
+        journal.append("prompt", ids=[1], anew=False)
+        journal.append("reply", message=message, **ended)
         journal.append("end", reason="done", text="That is all.")
     page.wait_for_selector("text=That is all.", timeout=5000)
     assert page.locator("#step-2").get_attribute("data-seen") == "yes"  # what was there stays

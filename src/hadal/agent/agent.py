@@ -314,7 +314,10 @@ class Agent:
         call = self.trajectory.open_calls[call_id]
         began = time.monotonic()
         self.note("call", call=call_id, name=call.name)
-        output = await self._toolbox.call(call, f"{self._journal.path.stem}/{call_id}")
+        output = await self._toolbox.call(
+            call, f"{self._journal.path.stem}/{call_id}",
+            said=lambda text: self.note("output", call=call_id, text=text),
+        )  # fmt: skip
         self.note(
             "result", call=call_id, text=output.text, failed=output.failed, exit_code=output.exit_code,
             step=output.step, full_text=output.full_text, seconds=time.monotonic() - began,

@@ -80,6 +80,10 @@ class _Writer:
                     self._reply += event["ids"]
             case "reply":
                 self._take_reply(event)
+            case "call":  # again after a crash: then its output comes from the start
+                self.extra.setdefault("running", {})[event["call"]] = ""
+            case "output":
+                self.extra["running"][event["call"]] += event["text"]
             case "result":
                 self._take_result(event)
             case "box":
@@ -140,6 +144,10 @@ class _Writer:
             self._ids = [*self._ids, *self._reply]
 
     def _take_result(self, event: dict[str, Any]) -> None:
+        running = self.extra.get("running", {})
+        running.pop(event["call"], None)
+        if not running:
+            self.extra.pop("running", None)
         step = self._open[event["call"]]
         fields = ("failed", "exit_code", "step", "full_text", "seconds", "files")
         step["observation"]["results"].append(

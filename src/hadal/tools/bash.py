@@ -12,7 +12,8 @@ from hadal.chat import Tool
 from hadal.errors import CommandRefusedError
 from hadal.sandbox import AsyncSandbox
 from hadal.tools.cut import KEPT_BYTES, OUTPUT_BYTES, OUTPUT_FOLDER, command_output
-from hadal.tools.tool import ToolOutput, ToolUseError
+from hadal.tools.tool import Said, ToolOutput, ToolUseError
+from hadal.tools.watched_run import watched_run
 
 __all__ = ["BashTool"]
 
@@ -88,16 +89,17 @@ class BashTool:
             },
         )
 
-    async def call(self, arguments: dict[str, Any], request_id: str) -> ToolOutput:
+    async def call(self, arguments: dict[str, Any], request_id: str, said: Said) -> ToolOutput:
         """Run a command; see `RunningTool.call`."""
         if "\0" in arguments["command"]:
             raise ToolUseError("the command has a zero byte, which no shell takes")
         prepare = _PREPARE.replace("@STATE@", f"{OUTPUT_FOLDER}/bash-{self.session}")
         argv = ("bash", "-c", _LINE, "bash", prepare, str(arguments["command"]))
         try:
-            result = await self.box.run(
-                argv, timeout_s=self.timeout_s, output_limit=KEPT_BYTES, request_id=request_id
-            )
+            result = await watched_run(
+                self.box, argv, said, request_id=request_id, timeout_s=self.timeout_s,
+                output_limit=KEPT_BYTES,
+            )  # fmt: skip
         except CommandRefusedError as error:
             raise ToolUseError(f"the command was not started: {error.message}") from error
         late = f"killed after {self.timeout_s:g} s; the shell is as it was before this command"

@@ -9,7 +9,7 @@ from hadal.errors import SandboxFileError
 from hadal.sandbox import AsyncSandbox
 from hadal.sandbox.trajectory import read_log
 from hadal.tools.cut import OUTPUT_BYTES, cut_output
-from hadal.tools.tool import ToolOutput, ToolUseError
+from hadal.tools.tool import Said, ToolOutput, ToolUseError
 
 __all__ = ["EditorTool"]
 
@@ -57,7 +57,7 @@ class EditorTool:
             },
         )  # fmt: skip
 
-    async def call(self, arguments: dict[str, Any], request_id: str) -> ToolOutput:
+    async def call(self, arguments: dict[str, Any], request_id: str, said: Said) -> ToolOutput:
         """Do one command; see `RunningTool.call`."""
         path = str(arguments["path"])
         if not path.startswith("/"):

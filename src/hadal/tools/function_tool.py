@@ -9,7 +9,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError, create_model
 
 from hadal.chat import Tool
 from hadal.errors import ConfigError
-from hadal.tools.tool import ToolOutput, ToolUseError
+from hadal.tools.tool import Said, ToolOutput, ToolUseError
 
 __all__ = ["FunctionTool", "tool"]
 
@@ -30,7 +30,7 @@ class FunctionTool:
     declaration: Tool
     arguments: type[BaseModel]
 
-    async def call(self, arguments: dict[str, Any], request_id: str) -> ToolOutput:
+    async def call(self, arguments: dict[str, Any], request_id: str, said: Said) -> ToolOutput:
         """Call it; see `RunningTool.call`."""
         try:
             read = self.arguments.model_validate(arguments)

@@ -15,7 +15,7 @@ from mcp.types import TextContent
 
 from hadal.chat import Tool
 from hadal.errors import ConfigError
-from hadal.tools.tool import ToolOutput, ToolUseError
+from hadal.tools.tool import Said, ToolOutput, ToolUseError
 
 __all__ = ["MCPTool", "mcp_tools"]
 
@@ -39,7 +39,7 @@ class MCPTool:
     name: str
     timeout_s: float = 300.0
 
-    async def call(self, arguments: dict[str, Any], request_id: str) -> ToolOutput:
+    async def call(self, arguments: dict[str, Any], request_id: str, said: Said) -> ToolOutput:
         """Call it; see `RunningTool.call`."""
         try:
             result = await self.client.call_tool(

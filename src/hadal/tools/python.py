@@ -7,7 +7,7 @@ from hadal.chat import Tool
 from hadal.errors import CommandRefusedError
 from hadal.sandbox import AsyncSandbox
 from hadal.tools.cut import KEPT_BYTES, OUTPUT_BYTES, command_output
-from hadal.tools.tool import ToolOutput, ToolUseError
+from hadal.tools.tool import Said, ToolOutput, ToolUseError
 
 __all__ = ["PythonTool"]
 
@@ -50,7 +50,7 @@ class PythonTool:
             },
         )
 
-    async def call(self, arguments: dict[str, Any], request_id: str) -> ToolOutput:
+    async def call(self, arguments: dict[str, Any], request_id: str, said: Said) -> ToolOutput:
         """Run a program; see `RunningTool.call`."""
         try:
             result = await self.box.run(

@@ -1,11 +1,15 @@
 """What a tool is."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from hadal.chat import Tool
 
-__all__ = ["FileDiff", "RunningTool", "ToolOutput", "ToolUseError"]
+__all__ = ["FileDiff", "RunningTool", "Said", "ToolOutput", "ToolUseError"]
+
+Said = Callable[[str], None]
+"""Told what a call prints, piece by piece, for people who watch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +64,13 @@ class RunningTool(Protocol):
         """Return name, description and schema."""
         ...
 
-    async def call(self, arguments: dict[str, Any], request_id: str) -> ToolOutput:
+    async def call(self, arguments: dict[str, Any], request_id: str, said: Said) -> ToolOutput:
         """Do it.
 
         Args:
             arguments: They fit the schema.
             request_id: Twice the same does it once.
+            said: Told what is printed meanwhile, by tools that can; all of it is in the output, too.
 
         Raises:
             ToolUseError: It cannot be done as asked.

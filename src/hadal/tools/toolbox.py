@@ -9,7 +9,7 @@ from hadal.chat import Tool, ToolCall
 from hadal.encoding import check_call
 from hadal.errors import ConfigError
 from hadal.tools.file_watch import FileWatch
-from hadal.tools.tool import RunningTool, ToolOutput, ToolUseError
+from hadal.tools.tool import RunningTool, Said, ToolOutput, ToolUseError
 
 __all__ = ["Toolbox"]
 
@@ -37,12 +37,15 @@ class Toolbox:
         """Return what the model is told of them."""
         return tuple(tool.declaration for tool in self._tools.values())
 
-    async def call(self, call: ToolCall, request_id: str) -> ToolOutput:
+    async def call(
+        self, call: ToolCall, request_id: str, said: Said = lambda _: None
+    ) -> ToolOutput:
         """Do what a model asks for.
 
         Args:
             call: As it was parsed.
             request_id: Twice the same does it once.
+            said: Told what is printed meanwhile.
 
         Raises:
             SandboxError: The box or its node failed: that is not the model's fault.
@@ -54,17 +57,17 @@ class Toolbox:
         try:
             arguments = call.parsed()
             _check_text(arguments)
-            return await self._watched(self._tools[call.name], arguments, request_id)
+            return await self._watched(self._tools[call.name], arguments, request_id, said)
         except ToolUseError as error:
             return ToolOutput(text=f"Error: {error}", failed=True)
 
     async def _watched(
-        self, tool: RunningTool, arguments: dict[str, Any], request_id: str
+        self, tool: RunningTool, arguments: dict[str, Any], request_id: str, said: Said
     ) -> ToolOutput:
         if self._watch is None:
-            return await tool.call(arguments, request_id)
+            return await tool.call(arguments, request_id, said)
         await self._watch.begin()
-        output = await tool.call(arguments, request_id)
+        output = await tool.call(arguments, request_id, said)
         return replace(output, files=await self._watch.look())
 
 

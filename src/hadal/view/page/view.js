@@ -139,6 +139,14 @@ function showResult(result) {
   return shown;
 }
 
+/** A call that has no result yet: what it has printed so far. */
+function showRunning(said) {
+  const shown = element("div");
+  if (said) shown.append(marked(said, element("pre")));
+  shown.append(element("div", "dim", "running"));
+  return shown;
+}
+
 /** What a call did to a file. */
 function showFile(file) {
   const head = `${file.kind} ${file.path}`;
@@ -180,7 +188,7 @@ function showStep(step) {
   for (const call of step.tool_calls || []) {
     shown.append(showCall(call));
     const result = results.get(call.tool_call_id);
-    shown.append(result ? showResult(result) : element("div", "dim", "running"));
+    shown.append(result ? showResult(result) : showRunning((run.extra.running || {})[call.tool_call_id]));
   }
   return shown;
 }
