@@ -39,6 +39,8 @@ from hadal.sandbox.specs import Capability, Spec
 
 _ANSWER_BYTES = 16 << 20
 """Of an operation on files that is answered whole: some 100,000 entries of a directory."""
+_LOOK_S = 60.0
+"""Between two looks at whether its time is over, at most: clocks are set, too."""
 
 __all__ = ["Box", "ImageDefaults"]
 
@@ -61,6 +63,7 @@ class Box:
         pid: Of its init, on the host.
         disk: Number of the device that has what it wrote.
         used: When somebody last asked something of it; monotonic seconds.
+        look_again: Before then `overdue` need not be asked; monotonic seconds.
         cause: Set before its end by whoever ends it.
     """
 
@@ -79,6 +82,7 @@ class Box:
         self.guest = guest
         self.disk = disk
         self.used = time.monotonic()
+        self.look_again = 0.0
         self.cause: GoneCause | None = None
         self._stillness = Stillness(cgroup)
         self.commands: dict[str, Command] = {}
@@ -101,6 +105,20 @@ class Box:
         if self.cause is not None or self.guest.lost.done():
             raise self.gone()
         self.resume()
+
+    def overdue(self) -> GoneCause | None:
+        """Return why its time is over, if it is, and note when that has to be asked again."""
+        left = self.spec.ttl_s - (time.time_ns() - self.created_ns) / 1e9
+        if left < 0:
+            return GoneCause.TTL
+        now = time.monotonic()
+        unused = self.spec.idle_s
+        if all(c.result.done() for c in self.commands.values()):
+            unused -= now - self.used
+            if unused < 0:
+                return GoneCause.IDLE
+        self.look_again = now + min(left, unused, _LOOK_S)
+        return None
 
     def require(self, capability: Capability) -> None:
         """Refuse what this kind of box cannot do.
@@ -331,9 +349,12 @@ class Box:
         assert command.guest is not None
         command.guest.forget()
         command.output.close(kept)
+        self._forget_old_commands()
 
-    def forget_old_commands(self, keep: int = 256) -> None:
+    def _forget_old_commands(self, keep: int = 256) -> None:
         """Drop ended commands from memory, the oldest first; the journal has them."""
+        if len(self.commands) < 2 * keep:
+            return
         ended = [key for key, c in self.commands.items() if c.result.done() and c.unwritten is None]
         for key in ended[: max(0, len(ended) - keep)]:
             del self.commands[key]

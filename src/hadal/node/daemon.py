@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import dataclasses
 import fcntl
+import gc
 import logging
 import os
 import resource
@@ -200,6 +201,7 @@ def run_daemon(config: NodeConfig, listen: Listen) -> int:
     try:
         with _only_one(config.state):
             host = _leave_host_mounts()
+            gc.set_threshold(50_000, 20, 20)  # thousands of boxes are no garbage
             asyncio.run(_serve(dataclasses.replace(config, host_mounts=host), listen))
     except HadalError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201

@@ -7,6 +7,7 @@ import os
 import secrets
 import signal
 import time
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -103,6 +104,7 @@ class Node:
         self._pending: dict[str, asyncio.Task[Box]] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
         self._slots: dict[str, int] = {}
+        self._free_slots = deque(range(self.config.max_boxes))
         self._launcher = Launcher(guest_program(), self._init_exited)
         self._watch: asyncio.Task[None] | None = None
         self._closing = False
@@ -209,7 +211,9 @@ class Node:
             logger.warning("box lost: %s", error, extra={"sandbox_id": record.id})
             return None
         self._roots[record.id] = root
-        self._slots[record.id] = record.runtime["slot"]
+        slot = self._slots[record.id] = record.runtime["slot"]
+        if slot in self._free_slots:  # not where the node had more boxes once than it may now
+            self._free_slots.remove(slot)
         self._forked[record.id] = record.runtime.get("forked", [])
         return self._box(record, spec, root, pid, guest, record.runtime["disk"])
 
@@ -295,14 +299,17 @@ class Node:
         return _Origin(box_id, root.digest or root.name, (*layers, *self._forked[box_id]))
 
     def _release(self, box_id: str) -> None:
-        self._slots.pop(box_id, None)
+        self._give_slot(box_id)
         self._forked.pop(box_id, None)
 
     def _take_slot(self, box_id: str) -> int:
-        used = set(self._slots.values())
-        slot = next(n for n in range(len(used) + 1) if n not in used)
-        self._slots[box_id] = slot
+        slot = self._slots[box_id] = self._free_slots.popleft()
         return slot
+
+    def _give_slot(self, box_id: str) -> None:
+        slot = self._slots.pop(box_id, None)
+        if slot is not None:
+            self._free_slots.append(slot)
 
     async def _make(self, record: BoxRecord, spec: Spec, slot: int, runtime: dict[str, Any]) -> Box:
         box_id = record.id
@@ -518,7 +525,7 @@ class Node:
         folder = self._folder / box_id
         if folder.exists():
             await asyncio.to_thread(remove_tree, folder)
-        self._slots.pop(box_id, None)
+        self._give_slot(box_id)
         if self._forked.pop(box_id, None):
             await self.sweep_fork_layers()
 
@@ -538,17 +545,10 @@ class Node:
         """End boxes whose time is over, however the clients fare."""
         while True:
             await asyncio.sleep(0.25)
-            now, monotonic = time.time_ns(), time.monotonic()
-            for box in list(self.boxes.values()):
-                busy = any(not c.result.done() for c in box.commands.values())
-                box.forget_old_commands()
-                if now - box.created_ns > box.spec.ttl_s * 1e9:
-                    cause = GoneCause.TTL
-                elif not busy and monotonic - box.used > box.spec.idle_s:
-                    cause = GoneCause.IDLE
-                else:
-                    continue
-                asyncio.get_running_loop().create_task(self.end(box.id, cause))
+            now = time.monotonic()
+            for box in [b for b in self.boxes.values() if b.look_again <= now]:
+                if (cause := box.overdue()) is not None:
+                    asyncio.get_running_loop().create_task(self.end(box.id, cause))
 
 
 def _function_scratch(spec: FunctionSpec) -> tuple[tuple[str, int], ...]:
