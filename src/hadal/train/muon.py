@@ -1,5 +1,8 @@
 """Muon for matrices, AdamW for everything else (report; spec/model.md 7.1)."""
 
+# torch has its operations on lists of tensors under these names only, and documents them.
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
+
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,8 +74,9 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_add_(momenta, grads)
         ahead = torch._foreach_add(grads, momenta, alpha=group["momentum"])
         updates = newton_schulz(torch.stack(ahead)).float() * (max(shape) ** 0.5 * _UPDATE_RMS)
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_sub_(parameters, updates.unbind(), alpha=group["lr"])
+        weights: list[Tensor] = [*parameters]
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_sub_(weights, [*updates.unbind()], alpha=group["lr"])
 
 
 def split_parameters(model: Transformer) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

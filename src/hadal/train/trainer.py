@@ -52,7 +52,8 @@ class Trainer:
             # Sums in an order of their own, so that a run goes on bit for bit there, too.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
-            torch.utils.deterministic.fill_uninitialized_memory = False  # a kernel for each tensor
+            # Without this every new tensor is filled first: a kernel for each.
+            torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
         self.model = Transformer(config.model.plain(), seed=config.seed).to(self.device)
         muon, adamw = split_parameters(self.model)
         settings: dict[str, Any] = {"lr": config.peak_lr, "weight_decay": 0.1}
