@@ -30,7 +30,7 @@ from hadal.train.train_config import TrainConfig
 
 VOCABULARY = 2048
 LONGEST = 18_432
-"""Tokens of the longest samples, and of a step: a fact, and 16,000 tokens behind it."""
+"""Tokens of the longest samples: a fact, and 16,000 tokens behind it."""
 FIRST_SEED = 1000
 CONTROLS = re.compile("<｜[^｜]*｜>|</?think>|｜DSML｜")
 
@@ -59,7 +59,7 @@ def main() -> None:
     config = TrainConfig(
         model=dataclasses.replace(ModelConfig.nano(), vocab_size=VOCABULARY),
         output=work / "run", steps=options.steps, workers=1, device=options.device,
-        tokens_per_worker=LONGEST, lengths=((0.0, 4096), (0.85, LONGEST)),
+        tokens_per_worker=8192, lengths=((0.0, 4096), (0.95, LONGEST)),
         decay_from=0.6, sparse_from=0.45, narrow_share=0.7,
     )  # fmt: skip
     follow(config, partial(Conversations.demonstrated, demonstrations, tokenizer))

@@ -87,6 +87,10 @@ def test_batches_are_a_function_of_their_place(data):
         assert not torch.equal(one.ids_T, data.batch(*other, tokens=4096, length=2048).ids_T)
 
 
+def test_a_step_has_a_sample_however_long(data):
+    assert len(data.batch(0, 0, tokens=512, length=2048).lengths) == 1
+
+
 def test_no_task_is_cut(encoding, data):
     for length in (data.shortest, 1500, 2048):
         batch = data.batch(length, 0, tokens=4 * length, length=length)
@@ -174,7 +178,6 @@ def test_settings_that_do_not_fit(tmp_path):
     for changes, said in (
         ({"optimizer": "sgd"}, "expected 'muon' or 'adamw'"),
         ({"steps": 0}, "must be positive"),
-        ({"lengths": ((0.0, 4096),)}, "do not fit"),
         ({"narrowest_window": 0}, "expected 1 to 128"),
     ):
         with pytest.raises(ConfigError, match=said):

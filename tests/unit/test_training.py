@@ -269,6 +269,22 @@ def difference_of_fast(stage, name, window, seed):
     }
 
 
+def test_chosen_entries_are_gathered_or_masked(monkeypatch):
+    """To the same losses and gradients."""
+    model = Transformer(ModelConfig.nano())
+    randomize(model, 0)
+    found = []
+    for times in (1, 100):
+        monkeypatch.setattr(training_attention, "_GATHERED_FROM", times)
+        output = training_forward(model, tokens(900), [500, 400], indexer_stage="sparse", fast=True)
+        found.append((output, gradients(model, output.language + output.mtp + output.indexer)))
+    (gathered, gathered_grads), (masked, masked_grads) = found
+    assert gathered.indexer.item() == pytest.approx(masked.indexer.item(), rel=1e-5)
+    assert gathered.language.item() == pytest.approx(masked.language.item(), rel=1e-6)
+    for name, grad in masked_grads.items():
+        assert (grad - gathered_grads[name]).abs().max() <= 1e-4 * grad.abs().max(), name
+
+
 @pytest.mark.parametrize("stage", ["dense", "sparse"])
 def test_long_samples_are_computed_twice(stage, monkeypatch):
     """What is computed again for the gradient, to save memory, gives the same losses and gradients."""

@@ -19,7 +19,7 @@ class TrainConfig:
         model: Sizes of the network.
         output: Folder of the run: state, metrics, log.
         steps: Optimiser steps.
-        tokens_per_worker: Of a step.
+        tokens_per_worker: Of a step, in samples of equal length; at least one, which may have more.
         lengths: Tokens of a sample, each with the share of the run at which it begins.
         peak_lr: Of both optimisers.
         final_lr: At the end of the cosine.
@@ -82,12 +82,6 @@ class TrainConfig:
         if self.steps < 1 or self.workers < 1:
             raise ConfigError(
                 f"steps and workers must be positive, got {self.steps}, {self.workers}"
-            )
-        longest = max(length for _, length in self.lengths)
-        if longest > self.tokens_per_worker:
-            raise ConfigError(
-                f"samples of {longest} tokens do not fit into {self.tokens_per_worker} of a worker's step",
-                hint="raise tokens_per_worker, or shorten lengths",
             )
 
     def lasting(self) -> dict[str, str]:
