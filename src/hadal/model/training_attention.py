@@ -5,7 +5,7 @@ chosen are masked, not left out, so that no row is gathered; equal index scores 
 as in `core_attention`; I index heads, S chosen entries.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -85,7 +85,7 @@ class _Keys:
     Window keys come block by block: the gradient of a slice of all of them would be as long as all of them.
     """
 
-    window_pieces: Sequence[Tensor]
+    window_pieces: tuple[Tensor, ...]
     entries_CK: Tensor | None
     index_keys_CK: Tensor | None
     sink_H: Tensor
