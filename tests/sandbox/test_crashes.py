@@ -30,6 +30,7 @@ class Daemon:
         self.url = f"unix://{self.state}/node.sock"
         self.deaths = 0
         self.process = None
+        self.start_s = 0.0  # of the last start that nobody killed
         self._stopping = False
         self._fault = ""
         self._keeper = None
@@ -43,6 +44,7 @@ class Daemon:
 
     def _launch(self):
         self.state.mkdir(parents=True, exist_ok=True)
+        began = time.monotonic()
         read, write = os.pipe()
         environment = {**os.environ, "HADAL_FAULT": self._fault}
         self._fault = ""
@@ -54,7 +56,8 @@ class Daemon:
             )  # fmt: skip
         os.close(write)
         with os.fdopen(read) as ready:
-            ready.readline()
+            if ready.readline():
+                self.start_s = time.monotonic() - began
 
     def _keep(self):
         while not self._stopping:
@@ -180,7 +183,8 @@ def test_random_deaths_of_the_daemon(daemon):
     while len(boxes) < len(clients) and not failures:
         time.sleep(0.01)
     while daemon.deaths < KILLS and not failures:
-        time.sleep(rng.uniform(0.05, 0.5))
+        # While it starts, and while it works: a machine on which a start takes longer has longer lives.
+        time.sleep(rng.uniform(0.05, 0.25 + daemon.start_s * 1.25))
         daemon.kill()
         before, deadline = daemon.deaths, time.monotonic() + 10
         while daemon.deaths == before and time.monotonic() < deadline:
