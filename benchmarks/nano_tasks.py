@@ -53,6 +53,9 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", default=ROWS, choices=ROWS)
     parser.add_argument("--at-once", type=int, default=8)
     options = parser.parse_args()
+    needed = {"nano", *(f for r, f in FOLDERS.items() if r in options.rows and r != "untrained")}
+    if missing := sorted(name for name in needed if not (options.work / name).is_dir()):
+        parser.error(f"{options.work} has no {', '.join(missing)}: recipes/nano.py makes it")
     console = Console(stderr=True)
     tasks = [
         make_task(family, "test", seed)
