@@ -137,13 +137,14 @@ class MoE(nn.Module):
         weights_TA = self.gate.weights(scores_TE, routes_TA)
         if trace is not None and not trace.replaying:
             self._record(trace, scores_TE, routes_TA, batch)
-        if trace is not None and trace.fast:
+        if self.shard is not WHOLE:
+            routed = self._routed_by_all(x_TD, routes_TA, weights_TA)
+        elif trace is not None and trace.fast:
             matrices = [(e.w1, e.w2, e.w3) for e in self.experts if isinstance(e, Expert)]
             limit = self.shared_experts.limit
             routed = training_experts(matrices, x_TD, routes_TA, weights_TA, limit=limit)
         else:
-            route = self._routed if self.shard is WHOLE else self._routed_by_all
-            routed = route(x_TD, routes_TA, weights_TA)
+            routed = self._routed(x_TD, routes_TA, weights_TA)
         return (routed + self.shared_experts(x_TD).float()).to(x_TD.dtype)
 
     def _routed(self, x_TD: Tensor, routes_TA: Tensor, weights_TA: Tensor) -> Tensor:

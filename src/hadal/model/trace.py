@@ -27,7 +27,7 @@ class Trace:
         indexer_stage: Which indexer loss to compute, if any: `dense` (warm-up: attention over all
             visible entries) or `sparse` (attention and loss over the selected ones).
         window: Tokens that a query sees beside entries, where that is to be fewer than the model's.
-        fast: Attend with `training_attention`; no selections are recorded then.
+        fast: Attend with `training_attention` and route with `training_experts`; no selections are recorded then.
         indexer_losses: One scalar per CSA layer.
         balance_losses: One scalar per learned-routing layer.
         expert_loads: Tokens sent to each expert [E], of each learned-routing layer.

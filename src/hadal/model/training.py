@@ -67,7 +67,8 @@ def training_forward(
             and trains the indexer to find what attention looks at; `sparse` attends to its choice.
         window: Tokens that a query sees beside entries; by default the model's. With fewer, what is
             near is to be found in entries, too.
-        fast: Attend with `training_attention`, and make logits only where a label counts.
+        fast: Use the twins `training_attention`, `training_experts` and `training_mhc`, and make logits only
+            where a label counts.
 
     Raises:
         InputError, ContextLengthError: As `Transformer.forward`.

@@ -21,7 +21,7 @@ _QUERY_BLOCK = {"cpu": 128, "cuda": 2048}
 """Queries at once: what a core's cache holds, and enough for a GPU not to wait for the next kernel."""
 _RECOMPUTED_FROM = 8192
 """Queries of a sequence from which on blocks are computed again for the gradient, not kept: every query has its
-share of every entry, and 16,000 of them in six layers would be 100 GB."""
+share of every entry, so that what is kept grows with the square of the length."""
 
 _GATHERED_FROM = 8
 """Times `top_k`: of so many entries those that were chosen are gathered, and the others cost their score alone."""

@@ -2,11 +2,10 @@
 
 import asyncio
 import codecs
-import contextlib
 from collections.abc import Sequence
 
 from hadal.errors import SandboxError
-from hadal.sandbox import AsyncSandbox, ExecResult
+from hadal.sandbox import AsyncProcess, AsyncSandbox, ExecResult
 from hadal.tools.tool import Said
 
 __all__ = ["watched_run"]
@@ -40,14 +39,16 @@ async def watched_run(
         process = await box.spawn(
             argv, timeout_s=timeout_s, output_limit=output_limit, request_id=request_id
         )
-        teller = _Teller(said)
+        printed = _Printed()
+        reading = asyncio.create_task(printed.read(process))
         try:
-            async for _, data in process:
-                if not teller.take(data):
-                    break
-            teller.tell()
+            while not reading.done():
+                await asyncio.wait([reading], timeout=_PAUSE_S)
+                if text := printed.take():
+                    said(text)
+            await reading
         finally:
-            teller.close()
+            reading.cancel()
             await process.detach()
 
     watching = asyncio.create_task(watch())
@@ -57,38 +58,29 @@ async def watched_run(
         )
     finally:
         watching.cancel()
+        [failure] = await asyncio.gather(watching, return_exceptions=True)
         # What goes wrong with the box, the command itself says.
-        with contextlib.suppress(asyncio.CancelledError, SandboxError):
-            await watching
+        if failure is not None and not isinstance(failure, asyncio.CancelledError | SandboxError):
+            raise failure
 
 
-class _Teller:
-    """Gathers what is printed into pieces that are not too many."""
+class _Printed:
+    """What has been printed and not yet told, up to a limit."""
 
-    def __init__(self, said: Said) -> None:
-        self._said = said
+    def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._waiting = ""
         self._left = _SAID_BYTES
-        self._timer: asyncio.TimerHandle | None = None
 
-    def take(self, data: bytes) -> bool:
-        """Take bytes in; return whether there may be more."""
-        self._waiting += self._decoder.decode(data[: self._left])
-        self._left -= len(data)
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_PAUSE_S, self.tell)
-        return self._left > 0
+    async def read(self, process: AsyncProcess) -> None:
+        """Take in what a command prints, until its end or the limit."""
+        async for _, data in process:
+            self._waiting += self._decoder.decode(data[: self._left])
+            self._left -= len(data)
+            if self._left <= 0:
+                return
 
-    def tell(self) -> None:
-        """Pass on what has come."""
-        self.close()
-        if self._waiting:
-            self._said(self._waiting)
-        self._waiting = ""
-
-    def close(self) -> None:
-        """Pass nothing on any more."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = None
+    def take(self) -> str:
+        """Return what has not been told."""
+        text, self._waiting = self._waiting, ""
+        return text

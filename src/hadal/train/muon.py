@@ -69,7 +69,10 @@ class Muon(torch.optim.Optimizer):
         self, group: dict[str, Any], shape: tuple[int, ...], parameters: list[nn.Parameter]
     ) -> None:
         grads = [p.grad for p in parameters if p.grad is not None]
-        momenta = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in parameters]
+        for parameter in parameters:
+            if "momentum" not in self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        momenta: list[Tensor] = [self.state[parameter]["momentum"] for parameter in parameters]
         torch._foreach_mul_(momenta, group["momentum"])
         torch._foreach_add_(momenta, grads)
         ahead = torch._foreach_add(grads, momenta, alpha=group["momentum"])

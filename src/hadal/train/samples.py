@@ -151,11 +151,11 @@ class Conversations:
         short, and a long sample of short tasks teaches nothing about what lies far back.
         """
         ids, said = list(self._prefix), [False] * len(self._prefix)
-        room = length - len(ids)
-        shortest = bisect_right(self._sizes, room // 2) if draw.random() < 0.5 else 0
+        half = (length - len(ids)) // 2
+        first = bisect_right(self._sizes, half) if draw.random() < 0.5 else 0
         while fitting := bisect_right(self._sizes, length - len(ids)):
-            task = self._tasks[draw.randrange(shortest if shortest < fitting else 0, fitting)]
-            shortest = 0
+            task = self._tasks[draw.randrange(first if first < fitting else 0, fitting)]
+            first = 0
             ids += task.ids
             said += task.said
         return Tokens(ids, said)
