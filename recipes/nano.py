@@ -56,10 +56,11 @@ def main() -> None:
         )
     if not tokenizer.exists():
         train_tokenizer(texts(demonstrations), VOCABULARY, tokenizer)
+    workers = 1 if options.device == "cuda" else 2  # a core each; more would be other samples
     config = TrainConfig(
         model=dataclasses.replace(ModelConfig.nano(), vocab_size=VOCABULARY),
-        output=work / "run", steps=options.steps, workers=1, device=options.device,
-        tokens_per_worker=8192, lengths=((0.0, 4096), (0.95, LONGEST)),
+        output=work / "run", steps=options.steps, workers=workers, device=options.device,
+        tokens_per_worker=8192 // workers, lengths=((0.0, 4096), (0.95, LONGEST)),
         decay_from=0.6, sparse_from=0.45, narrow_share=0.7,
     )  # fmt: skip
     follow(config, partial(Conversations.demonstrated, demonstrations, tokenizer))

@@ -13,7 +13,7 @@ from hadal.model.linear import Formats
 from hadal.model.moe import MoE
 from hadal.model.norm import RMSNorm
 from hadal.model.trace import Trace
-from hadal.model.training_mhc import training_sinkhorn, training_write
+from hadal.model.training_mhc import training_read, training_write
 
 __all__ = ["Block"]
 
@@ -36,10 +36,12 @@ class Block(nn.Module):
                 parameter = nn.Parameter(torch.zeros(shape, dtype=torch.float32))
                 self.register_parameter(f"hc_{site}_{name}", parameter)
 
-    def _mixture(self, site: str, streams_TMD: Tensor, *, fast: bool = False) -> mhc.Mixture:
+    def _read(self, site: str, streams_TMD: Tensor, *, fast: bool) -> tuple[Tensor, mhc.Mixture]:
         fn, base, scale = (getattr(self, f"hc_{site}_{n}") for n in ("fn", "base", "scale"))
-        balance = training_sinkhorn if fast else mhc.sinkhorn
-        return mhc.mixture(streams_TMD, fn, base, scale, self.config, balance)
+        if fast:
+            return training_read(streams_TMD, fn, base, scale, self.config)
+        mix = mhc.mixture(streams_TMD, fn, base, scale, self.config)
+        return mhc.read(streams_TMD, mix), mix
 
     def _write(self, streams_TMD: Tensor, y_TD: Tensor, mix: mhc.Mixture, *, fast: bool) -> Tensor:
         if fast:
@@ -56,11 +58,9 @@ class Block(nn.Module):
     ) -> Float[Tensor, "T M D"]:
         """Return the streams after this block; token ids route the hash layers."""
         fast = trace is not None and trace.fast
-        mix = self._mixture("attn", streams_TMD, fast=fast)
-        x_TD = self.attn_norm(mhc.read(streams_TMD, mix))
-        y_TD = self.attn(x_TD, batch, caches, trace)
+        x_TD, mix = self._read("attn", streams_TMD, fast=fast)
+        y_TD = self.attn(self.attn_norm(x_TD), batch, caches, trace)
         streams_TMD = self._write(streams_TMD, y_TD, mix, fast=fast)
-        mix = self._mixture("ffn", streams_TMD, fast=fast)
-        x_TD = self.ffn_norm(mhc.read(streams_TMD, mix))
-        y_TD = self.ffn(x_TD, ids_T, batch, trace)
+        x_TD, mix = self._read("ffn", streams_TMD, fast=fast)
+        y_TD = self.ffn(self.ffn_norm(x_TD), ids_T, batch, trace)
         return self._write(streams_TMD, y_TD, mix, fast=fast)

@@ -5,7 +5,6 @@ them while they are mixed by a doubly stochastic matrix (`write`). Shape letters
 M streams, D model width, N = (2 + M) M mixing logits.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -79,12 +78,8 @@ def mixture(
     base_N: Float[Tensor, " N"],
     scale_3: Float[Tensor, "3"],
     config: ModelConfig,
-    balance: Callable[[Tensor, int, float], Tensor] = sinkhorn,
 ) -> Mixture:
-    """Return the coefficients of a site; `fn` makes the dynamic part, `base` is the static one.
-
-    `balance` is `sinkhorn`, or a twin of it.
-    """
+    """Return the coefficients of a site; `fn` makes the dynamic part, `base` is the static one."""
     m = config.hc_mult
     logits = _logits(streams_TMD, fn_NX, config.rms_norm_eps)
     pre, post, comb = logits.split((m, m, m * m), dim=-1)
@@ -93,7 +88,7 @@ def mixture(
     return Mixture(
         pre_TM=sigmoid(pre * scale_3[0] + pre_base) + config.hc_eps,
         post_TM=2 * sigmoid(post * scale_3[1] + post_base),
-        comb_TMM=balance(comb_logits, config.hc_sinkhorn_iters, config.hc_eps),
+        comb_TMM=sinkhorn(comb_logits, config.hc_sinkhorn_iters, config.hc_eps),
     )
 
 
