@@ -7,7 +7,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
-from ctypes.util import find_library
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,12 @@ import torch
 import torch.distributed as dist
 
 from hadal.errors import ConfigError, HadalError
+from hadal.train.memory import kept
 from hadal.train.samples import Conversations
 from hadal.train.train_config import TrainConfig
 from hadal.train.trainer import Trainer
 
 __all__ = ["train"]
-
-_KEEP_MEMORY = {
-    "MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1",
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(4_000_000_000),
-    "MALLOC_TOP_PAD_": str(256 << 20),
-}
-"""Of jemalloc, and of glibc: otherwise the memory of every large tensor is given back and faulted in again,
-which doubles the time of a step."""
 
 Progress = Callable[[dict[str, float]], None]
 
@@ -56,7 +47,7 @@ def train(
     config.output.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    with _allocator(), tempfile.TemporaryDirectory(prefix="hadal-train-") as meeting:
+    with kept(), tempfile.TemporaryDirectory(prefix="hadal-train-") as meeting:
         store = f"{meeting}/store"
         workers = [
             context.Process(target=_work, args=(config, data, number, store, theirs), daemon=True)
@@ -73,23 +64,6 @@ def train(
         finally:
             for worker in workers:
                 worker.terminate()
-
-
-@contextmanager
-def _allocator() -> Generator[None]:
-    """Let processes that start meanwhile allocate as training needs it, where nobody has chosen otherwise.
-
-    With jemalloc, where it is installed: glibc takes a fifth of a step to search its free chunks (dev/LOG.md).
-    """
-    found = find_library("jemalloc")
-    wanted = _KEEP_MEMORY | ({"LD_PRELOAD": found} if found else {})
-    ours = {name: value for name, value in wanted.items() if name not in os.environ}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for name in ours:
-            del os.environ[name]
 
 
 def _check_ends(workers: list[Any]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hadal.errors import ConfigError, HadalError, StorageError
 from hadal.model import Precision, Transformer
 from hadal.model.training import TrainingOutput, training_forward
+from hadal.train.memory import Trimmer
 from hadal.train.metrics import METRICS
 from hadal.train.muon import Muon, split_parameters
 from hadal.train.samples import Batch, Conversations
@@ -64,6 +65,7 @@ class Trainer:
         if muon:
             self._optimizers.append(Muon(muon, **settings))
         self._grads = _flat_grads([*muon, *adamw])
+        self._memory = Trimmer()
         self.step = 0
 
     # --- state ---
@@ -188,6 +190,7 @@ class Trainer:
         self._grads *= (config.clip / (norm + 1e-6)).clamp(max=1.0)
         for optimizer in self._optimizers:
             optimizer.step()
+        self._memory.trim()
         self._move_biases(loads, sorted(output.expert_loads))
         self.step += 1
         return losses.shown | {"lr": rate, "norm": float(norm)}
