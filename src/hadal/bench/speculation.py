@@ -1,6 +1,8 @@
 """W6: multi-token prediction on a network that has learned something: same tokens, how much faster."""
 
 import random
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -30,6 +32,18 @@ def _text(rng: random.Random, count: int) -> list[int]:
     return text[:count]
 
 
+@contextmanager
+def _one_thread() -> Generator[None]:
+    """Add in the same order every time: with two threads every run trains another network (dev/LOG.md)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
 def trained(steps: int) -> tuple[Transformer, float]:
     """Train a small network, its MTP block included, on a made-up language; return the last loss."""
     config = replace(ModelConfig.nano(), vocab_size=_VOCAB)
