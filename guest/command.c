@@ -275,6 +275,8 @@ static pid_t fork_child(struct order *o, struct ends *e, int report)
         errno = error;
         return pid;
     }
+    if (guest.commands_group >= 0 && write(guest.commands_group, "0", 1) != 1)
+        child_failed(report, "join the group of commands");
     setsid();
     /* Above the numbers that they are moved to. */
     int high[4] = {fcntl(e->child[0], F_DUPFD, 10), fcntl(e->child[1], F_DUPFD, 10),
@@ -300,6 +302,7 @@ static void begin(struct command *c, struct order *o, struct ends *e, int report
 {
     uint64_t now = clock_ns(CLOCK_MONOTONIC);
     c->start_time = clock_ns(CLOCK_REALTIME);
+    c->oom_kills = guest.machine ? count_oom_kills() : 0;
     c->tty = o->tty;
     c->applet = o->applet;
     c->attached = true;
@@ -376,6 +379,7 @@ void command_died(struct command *c, int status)
     if (c->report.fd >= 0)
         take_report(c);
     c->status = status;
+    c->oom_kills = guest.machine ? count_oom_kills() - c->oom_kills : 0;
     c->end_time = clock_ns(CLOCK_REALTIME);
     c->ended = true;
     c->deadline = c->quiet_due = 0;
@@ -521,7 +525,8 @@ int next_deadline_ms(void)
         if (c->quiet_due && c->quiet_due < next)
             next = c->quiet_due;
     }
-    if (guest.lease_ns && guest.connection.source.fd < 0 && guest.lonely_since + guest.lease_ns < next)
+    bool seen = guest.connection.source.fd >= 0 && !guest.connection.port;
+    if (guest.lease_ns && !seen && guest.lonely_since + guest.lease_ns < next)
         next = guest.lonely_since + guest.lease_ns;
     if (guest.patience_ends && guest.patience_ends < next)
         next = guest.patience_ends;

@@ -40,7 +40,7 @@ struct command {
     int status, timed_out;
     uint64_t start_time, end_time;       /* ns since 1970 */
     uint64_t deadline, quiet, quiet_due; /* monotonic ns; 0: none */
-    uint64_t user_us, system_us, max_rss_kb;
+    uint64_t user_us, system_us, max_rss_kb, oom_kills;
     struct stream out[2];
     struct source input, report;
     struct bytes pending; /* input that the command has not taken */
@@ -52,6 +52,7 @@ struct connection {
     struct source source;
     bool welcomed;
     struct bytes in, out;
+    struct port *port; /* that it goes through, in a virtual machine; else NULL: a socket */
 };
 
 struct guest {
@@ -64,14 +65,30 @@ struct guest {
     uint64_t lease_ns, lonely_since; /* how long it lives without a node daemon */
     uint64_t patience_ends; /* until then output waits for the next one; 0: it does not */
     char boot_id[33];
+    int commands_group; /* the cgroup.procs that commands join; -1: none */
+    bool machine;       /* this kernel is the box's own */
 };
 
 extern struct guest guest;
 
 /* init.c */
+_Noreturn void serve(int oom_score, int priority, uint64_t lease_ns);
+void handle_frames(void);
 void watch(struct source *source, uint32_t events);
 void unwatch(struct source *source); /* and close */
 uint64_t clock_ns(int clock);
+
+/* port.c: a connection through the port of a virtual machine */
+ssize_t read_port(struct connection *c);  /* as read(2), into c->in; frames before a beginning are handled */
+void begin_port(struct connection *c);    /* what goes out from here on belongs to a new connection */
+bool flush_port(struct connection *c);    /* whether all of c->out has gone out */
+bool port_output_left(const struct port *port);
+_Noreturn void serve_port(int port, int oom_score, uint64_t lease_ns);
+
+/* machine.c */
+_Noreturn void boot_machine(void);
+uint64_t count_oom_kills(void); /* that this kernel has ever made */
+const char *settle_machine(const uint8_t *payload, size_t length); /* NULL, or what went wrong: see errno */
 
 /* command.c */
 void start_command(uint64_t id, const uint8_t *payload, size_t length);

@@ -1,12 +1,14 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/random.h>
+#include <sys/reboot.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
@@ -45,17 +47,23 @@ void unwatch(struct source *source)
     source->fd = -1;
 }
 
+/* Nobody is there now; commands wait a little for the next one. */
+static void be_left(void)
+{
+    guest.lonely_since = clock_ns(CLOCK_MONOTONIC);
+    guest.patience_ends = guest.lonely_since + PATIENCE_S * 1000000000ull;
+    detach_all();
+}
+
 static void drop_connection(void)
 {
-    if (guest.connection.source.fd >= 0) {
-        guest.lonely_since = clock_ns(CLOCK_MONOTONIC);
-        guest.patience_ends = guest.lonely_since + PATIENCE_S * 1000000000ull;
-    }
-    unwatch(&guest.connection.source);
+    if (guest.connection.source.fd >= 0)
+        be_left();
+    if (!guest.connection.port) /* a port stays: the next connection comes through it */
+        unwatch(&guest.connection.source);
     guest.connection.welcomed = false;
     bytes_free(&guest.connection.in);
     bytes_free(&guest.connection.out);
-    detach_all();
 }
 
 /* Nobody has come: commands go on, whatever becomes of their output. */
@@ -72,12 +80,15 @@ static void protocol_error(const char *text)
     size_t start = begin_frame(&c->out, F_ERROR, 0);
     put_text(&c->out, T_TEXT, text);
     end_frame(&c->out, start);
-    send(c->source.fd, c->out.data, c->out.length, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (c->port)
+        flush_port(c);
+    else
+        send(c->source.fd, c->out.data, c->out.length, MSG_NOSIGNAL | MSG_DONTWAIT);
     drop_connection();
 }
 
 /* The numbers of a payload that has only numbers. */
-struct numbers { uint64_t out, err, signal, rows, columns, least, most; };
+struct numbers { uint64_t out, err, signal, rows, columns, least, most, nonce; };
 
 static bool read_numbers(const uint8_t *payload, size_t length, struct numbers *n)
 {
@@ -94,6 +105,7 @@ static bool read_numbers(const uint8_t *payload, size_t length, struct numbers *
         case T_COLUMNS: n->columns = number; break;
         case T_VERSION_MIN: n->least = number; break;
         case T_VERSION_MAX: n->most = number; break;
+        case T_NONCE: n->nonce = number; break;
         default: return false;
         }
     }
@@ -103,6 +115,12 @@ static bool read_numbers(const uint8_t *payload, size_t length, struct numbers *
 static void welcome(const struct numbers *n)
 {
     struct connection *c = &guest.connection;
+    if (c->port) { /* what there was before it has ended: a port does not say so itself */
+        c->welcomed = false;
+        bytes_free(&c->out);
+        detach_all();
+        begin_port(c);
+    }
     if (n->least > PROTOCOL_VERSION || n->most < PROTOCOL_VERSION) {
         protocol_error("no common version of the protocol: this guest speaks version 1");
         return;
@@ -112,6 +130,7 @@ static void welcome(const struct numbers *n)
     put_number(&c->out, T_VERSION, PROTOCOL_VERSION);
     put_text(&c->out, T_BOOT_ID, guest.boot_id);
     put_number(&c->out, T_LAST_ID, guest.last_id);
+    put_number(&c->out, T_NONCE, n->nonce);
     end_frame(&c->out, start);
 }
 
@@ -129,11 +148,27 @@ static void list_commands(void)
     end_frame(out, begin_frame(out, F_LISTED, 0));
 }
 
+static void settle(const uint8_t *payload, size_t length)
+{
+    struct bytes *out = &guest.connection.out;
+    if (!guest.machine) {
+        protocol_error("this kernel is not the box's own");
+        return;
+    }
+    const char *wrong = settle_machine(payload, length);
+    size_t start = begin_frame(out, F_SETTLED, 0);
+    if (wrong) {
+        put_number(out, T_ERRNO, (uint64_t)errno);
+        put_text(out, T_TEXT, wrong);
+    }
+    end_frame(out, start);
+}
+
 static void handle_frame(int type, uint64_t id, const uint8_t *payload, size_t length)
 {
     struct numbers n = {0};
     struct command *c = id ? find_command(id) : NULL;
-    if (type != F_EXEC && type != F_INPUT && !read_numbers(payload, length, &n)) {
+    if (type != F_EXEC && type != F_INPUT && type != F_SETTLE && !read_numbers(payload, length, &n)) {
         protocol_error("a field that does not belong there");
         return;
     }
@@ -148,6 +183,7 @@ static void handle_frame(int type, uint64_t id, const uint8_t *payload, size_t l
     switch (type) {
     case F_EXEC: start_command(id, payload, length); break;
     case F_LIST: list_commands(); break;
+    case F_SETTLE: settle(payload, length); break;
     case F_PING: end_frame(&guest.connection.out, begin_frame(&guest.connection.out, F_PONG, id)); break;
     /* The rest may come for a command that has just ended: nothing is left to do then. */
     case F_INPUT: if (c) give_input(c, payload, length); break;
@@ -165,18 +201,10 @@ static void handle_frame(int type, uint64_t id, const uint8_t *payload, size_t l
     }
 }
 
-static void read_connection(void)
+/* All that are whole. */
+void handle_frames(void)
 {
     struct connection *c = &guest.connection;
-    bytes_reserve(&c->in, 64 * 1024);
-    ssize_t n = read(c->source.fd, c->in.data + c->in.length, c->in.capacity - c->in.length);
-    if (n < 0 && (errno == EAGAIN || errno == EINTR))
-        return;
-    if (n <= 0) {
-        drop_connection();
-        return;
-    }
-    c->in.length += (size_t)n;
     size_t used = 0;
     while (c->source.fd >= 0 && c->in.length - used >= HEADER_BYTES) {
         const uint8_t *header = c->in.data + used;
@@ -187,12 +215,39 @@ static void read_connection(void)
         }
         if (c->in.length - used < HEADER_BYTES + length)
             break;
+        size_t end = used + HEADER_BYTES + length;
         handle_frame((int)read_number(header + 4, 2), read_number(header + 8, 8), header + HEADER_BYTES,
                      length);
-        used += HEADER_BYTES + length;
+        if (!c->in.length)
+            return; /* the connection was dropped, and all that had come through it */
+        used = end;
     }
     if (c->source.fd >= 0)
         bytes_drop(&c->in, used);
+}
+
+static ssize_t read_socket(struct connection *c)
+{
+    bytes_reserve(&c->in, 64 * 1024);
+    ssize_t n = read(c->source.fd, c->in.data + c->in.length, c->in.capacity - c->in.length);
+    if (n > 0)
+        c->in.length += (size_t)n;
+    return n;
+}
+
+static void read_connection(void)
+{
+    struct connection *c = &guest.connection;
+    ssize_t n;
+    do { /* a port is watched for changes only: all that has come is read */
+        n = c->port ? read_port(c) : read_socket(c);
+        if (n > 0)
+            handle_frames();
+    } while (n > 0 && c->port);
+    if (n == 0 && c->port)
+        be_left(); /* or the next one is there, and its HELLO has been faster than the news of it */
+    else if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
+        drop_connection();
 }
 
 static void accept_connection(void)
@@ -202,6 +257,22 @@ static void accept_connection(void)
         return;
     drop_connection(); /* the daemon that had it is gone, or wants a new one */
     guest.connection.source = (struct source){.kind = S_CONNECTION, .fd = fd};
+}
+
+/* What may be sent at once has gone out: whether all of it has. */
+static bool flush_socket(struct connection *c)
+{
+    ssize_t n = send(c->source.fd, c->out.data, c->out.length, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (n < 0 && errno != EAGAIN && errno != EINTR)
+        drop_connection();
+    else if (n > 0)
+        bytes_drop(&c->out, (size_t)n);
+    return n > 0;
+}
+
+static bool output_left(const struct connection *c)
+{
+    return c->out.length || (c->port && port_output_left(c->port));
 }
 
 /* Frames go out in turns, a little of each command at a time, so that none waits behind a flood. */
@@ -215,18 +286,10 @@ static void write_connection(void)
             for (struct command *command = guest.commands; command; command = command->next)
                 more |= send_pending(command);
         }
-        if (!c->out.length)
+        if (!output_left(c) || !(c->port ? flush_port(c) : flush_socket(c)))
             break;
-        ssize_t n = send(c->source.fd, c->out.data, c->out.length, MSG_NOSIGNAL | MSG_DONTWAIT);
-        if (n < 0 && (errno == EAGAIN || errno == EINTR))
-            break;
-        if (n < 0) {
-            drop_connection();
-            break;
-        }
-        bytes_drop(&c->out, (size_t)n);
     }
-    watch(&c->source, EPOLLIN | (c->out.length ? EPOLLOUT : 0));
+    watch(&c->source, EPOLLIN | (output_left(c) ? EPOLLOUT : 0) | (c->port ? EPOLLET : 0));
 }
 
 static void reap(void)
@@ -265,7 +328,30 @@ static void handle_event(struct source *source)
     }
 }
 
+/* Asked when the lease is over: a port may have been taken up again without a word. */
+static bool is_lonely(void)
+{
+    struct pollfd port = {.fd = guest.connection.source.fd, .events = 0};
+    guest.lonely_since = clock_ns(CLOCK_MONOTONIC);
+    return port.fd < 0 || (poll(&port, 1, 0) == 1 && port.revents & POLLHUP);
+}
+
+static _Noreturn void leave(void)
+{
+    if (guest.machine)
+        reboot(RB_POWER_OFF);
+    _exit(73);
+}
+
 void serve_box(int listening, int oom_score, int priority, uint64_t lease_ns)
+{
+    guest.listening = (struct source){.kind = S_LISTEN, .fd = listening};
+    guest.connection.source = (struct source){.kind = S_CONNECTION, .fd = -1};
+    guest.commands_group = -1;
+    serve(oom_score, priority, lease_ns);
+}
+
+void serve(int oom_score, int priority, uint64_t lease_ns)
 {
     sigset_t all;
     sigfillset(&all);
@@ -273,13 +359,11 @@ void serve_box(int listening, int oom_score, int priority, uint64_t lease_ns)
     guest.epoll = epoll_create1(EPOLL_CLOEXEC);
     guest.oom_score = oom_score;
     guest.priority = priority;
-    guest.listening = (struct source){.kind = S_LISTEN, .fd = listening};
     guest.signals = (struct source){.kind = S_SIGNALS};
     sigset_t child;
     sigemptyset(&child);
     sigaddset(&child, SIGCHLD);
     guest.signals.fd = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK);
-    guest.connection.source = (struct source){.kind = S_CONNECTION, .fd = -1};
     uint8_t random[16];
     if (guest.epoll < 0 || guest.signals.fd < 0 || getrandom(random, sizeof random, 0) != sizeof random)
         _exit(72);
@@ -293,6 +377,7 @@ void serve_box(int listening, int oom_score, int priority, uint64_t lease_ns)
     guest.lease_ns = lease_ns;
     guest.lonely_since = clock_ns(CLOCK_MONOTONIC);
     watch(&guest.listening, EPOLLIN);
+    watch(&guest.connection.source, EPOLLIN | EPOLLET);
     watch(&guest.signals, EPOLLIN);
     for (;;) {
         struct epoll_event events[64];
@@ -302,9 +387,9 @@ void serve_box(int listening, int oom_score, int priority, uint64_t lease_ns)
         enforce_times();
         if (guest.patience_ends && clock_ns(CLOCK_MONOTONIC) >= guest.patience_ends)
             end_patience();
-        if (guest.connection.source.fd < 0 && guest.lease_ns &&
-            clock_ns(CLOCK_MONOTONIC) - guest.lonely_since > guest.lease_ns)
-            _exit(73); /* nobody will ever come for this box: it takes its processes with it */
+        if (guest.lease_ns && clock_ns(CLOCK_MONOTONIC) - guest.lonely_since > guest.lease_ns &&
+            is_lonely())
+            leave(); /* nobody will ever come for this box: it takes its processes with it */
         write_connection();
         sweep_commands();
     }

@@ -3,6 +3,7 @@
  *   hadal-guest spawn FD           take launch requests on this socket (SOCK_SEQPACKET)
  *   hadal-guest unpack DIRECTORY   an image layer from standard input, as tar
  *   hadal-guest version
+ *   /init                          in an initial RAM disk: boot a virtual machine and be its first process
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -199,6 +200,8 @@ int main(int count, char **arguments)
     char *last = arguments[count - 1];
     command_line = arguments[0];
     command_line_size = (size_t)(last + strlen(last) - command_line);
+    if (getpid() == 1 && !strcmp(arguments[0], "/init"))
+        boot_machine();
     if (count == 3 && !strcmp(arguments[1], "spawn"))
         return spawn(atoi(arguments[2]));
     if (count == 3 && !strcmp(arguments[1], "unpack")) {

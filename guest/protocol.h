@@ -32,6 +32,7 @@ enum frame {
     F_FORGET = 9,     /* of an ended command: all is kept safe */
     F_LIST = 10,      /* answered by one COMMAND each, then LISTED */
     F_PING = 11,
+    F_SETTLE = 12,    /* fields of "settle": who this machine is; answered by SETTLED */
     /* from the guest */
     F_WELCOME = 64,   /* fields: VERSION, BOOT_ID, LAST_ID */
     F_STARTED = 65,   /* fields: PID, TIME */
@@ -44,6 +45,7 @@ enum frame {
     F_LISTED = 72,
     F_PONG = 73,
     F_ERROR = 74,     /* fields: TEXT: the connection ends */
+    F_SETTLED = 75,   /* fields: ERRNO and TEXT where it failed */
 };
 
 enum tag {
@@ -70,6 +72,8 @@ enum tag {
     T_COLUMNS = 21,
     T_START_TIME = 22,
     T_LAST_ID = 23,   /* the largest id of a command so far */
+    T_NONCE = 24,     /* of HELLO, and of the WELCOME that answers it */
+    T_OOM_KILLS = 25, /* processes that this kernel killed while the command ran */
     /* EXEC */
     T_ARGUMENT = 32,
     T_ENVIRONMENT = 33, /* NAME=value */
@@ -107,6 +111,8 @@ enum tag {
     T_PHASE = 96,
     T_ELAPSED_US = 97,
     T_EVENT = 98,       /* EVENT_* */
+    /* settle: HOSTNAME, FILE, TIME, and */
+    T_SEED = 112,     /* random bytes */
     /* applets */
     T_PATH = 128,
     T_MODE = 130,
@@ -122,6 +128,10 @@ enum tag {
     T_LENGTH = 149,
 };
 
+/* Through a port of a virtual machine, which has no beginning and no end of connections, these two bytes
+ * and no others are escaped: PORT_BEGIN goes before HELLO and before WELCOME, and what has not become a
+ * whole frame by then is dropped. PORT_ESCAPE goes before a byte that is sent with PORT_FLIP. */
+enum { PORT_BEGIN = 0x7e, PORT_ESCAPE = 0x7d, PORT_FLIP = 0x20 };
 enum { TIMEOUT_NONE = 0, TIMEOUT_LIFE = 1, TIMEOUT_QUIET = 2 };
 enum { EVENT_CLONED = 1, EVENT_READY = 2, EVENT_FAILED = 3, EVENT_EXITED = 4 };
 

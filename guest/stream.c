@@ -211,6 +211,7 @@ static void send_exit(struct command *c)
     put_number(out, T_USER_US, c->user_us);
     put_number(out, T_SYSTEM_US, c->system_us);
     put_number(out, T_MAX_RSS_KB, c->max_rss_kb);
+    put_number(out, T_OOM_KILLS, c->oom_kills);
     end_frame(out, start);
 }
 

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,14 @@ from hadal.node.wire import (
     WINDOW,
     Fields,
     Frame,
+    PortReader,
     Tag,
     TimedOut,
     WireError,
     decode_fields,
     encode_fields,
     encode_frame,
+    port_bytes,
 )
 
 __all__ = ["CommandOrder", "Exit", "Guest", "GuestCommand", "GuestLostError", "OutputSink"]
@@ -100,6 +103,7 @@ class Exit:
         started_ns, ended_ns: Since 1970, by the clock of the box.
         user_us, system_us: Processor time of it and what it waited for.
         max_rss_kb: Largest memory of any of those.
+        oom_kills: Processes that the box's own kernel killed meanwhile, for want of memory.
     """
 
     status: int
@@ -111,6 +115,7 @@ class Exit:
     user_us: int
     system_us: int
     max_rss_kb: int
+    oom_kills: int = 0
 
 
 class OutputSink(Protocol):
@@ -227,8 +232,10 @@ class Guest(asyncio.Protocol):
         lost: Done when the connection has ended.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, port: bool = False) -> None:
         loop = asyncio.get_running_loop()
+        self._port = PortReader() if port else None
+        self._nonce = secrets.randbits(63) if port else 0
         self.boot_id = ""
         self.last_id = 0
         self.commands: dict[int, GuestCommand] = {}
@@ -236,14 +243,20 @@ class Guest(asyncio.Protocol):
         self._welcome: asyncio.Future[None] = loop.create_future()
         self._listing: asyncio.Future[dict[int, bool]] | None = None
         self._listed: dict[int, bool] = {}
+        self._settling: asyncio.Future[dict[int, bytes]] | None = None
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
         self._writable = asyncio.Event()
         self._writable.set()
 
     @classmethod
-    async def connect(cls, path: Path, *, timeout_s: float = 10.0) -> "Guest":
+    async def connect(cls, path: Path, *, timeout_s: float = 10.0, port: bool = False) -> "Guest":
         """Connect to the guest that listens at a path.
+
+        Args:
+            path: Of a socket.
+            timeout_s: Until it has answered.
+            port: Whether that leads through the port of a virtual machine.
 
         Raises:
             GuestLostError: Nobody listens, or it is not one of ours.
@@ -251,15 +264,24 @@ class Guest(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(timeout_s):
-                _, guest = await loop.create_unix_connection(cls, str(path))
-                hello = {Tag.VERSION_MIN: PROTOCOL_VERSION, Tag.VERSION_MAX: PROTOCOL_VERSION}
-                guest.send(Frame.HELLO, 0, encode_fields(hello))
+                _, guest = await loop.create_unix_connection(lambda: cls(port=port), str(path))
+                guest._hello()
                 await asyncio.shield(guest._welcome)
         except (OSError, TimeoutError) as error:
             raise GuestLostError(
                 f"no guest answers at {path}: {str(error) or 'no answer'}"
             ) from error
         return guest
+
+    def _hello(self) -> None:
+        hello = {Tag.VERSION_MIN: PROTOCOL_VERSION, Tag.VERSION_MAX: PROTOCOL_VERSION}
+        assert self._transport is not None
+        if self._port is None:
+            self._transport.write(encode_frame(Frame.HELLO, 0, encode_fields(hello)))
+        else:
+            hello |= {Tag.NONCE: self._nonce}
+            frame = encode_frame(Frame.HELLO, 0, encode_fields(hello))
+            self._transport.write(port_bytes(frame, begins=True))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by asyncio."""
@@ -271,7 +293,7 @@ class Guest(asyncio.Protocol):
         error = GuestLostError(f"the guest is gone: {exc}" if exc else "the guest is gone")
         for command in self.commands.values():
             command.lost(error)
-        for future in (self._welcome, self._listing):
+        for future in (self._welcome, self._listing, self._settling):
             if future is not None and not future.done():
                 future.set_exception(error)
                 future.exception()
@@ -299,7 +321,8 @@ class Guest(asyncio.Protocol):
     def send(self, kind: Frame, command: int, payload: bytes = b"") -> None:
         """Send a frame. After the end of the connection nothing is sent: `lost` says so."""
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(encode_frame(kind, command, payload))
+            frame = encode_frame(kind, command, payload)
+            self._transport.write(frame if self._port is None else port_bytes(frame))
 
     def execute(self, number: int, order: CommandOrder, sink: OutputSink) -> GuestCommand:
         """Start a command. Numbers grow; one that has been used is refused by the guest."""
@@ -346,8 +369,40 @@ class Guest(asyncio.Protocol):
         finally:
             self._listing = None
 
+    async def settle(self, fields: Fields) -> None:
+        """Tell a virtual machine who it is.
+
+        Raises:
+            GuestLostError: It does not do it.
+        """
+        self._settling = asyncio.get_running_loop().create_future()
+        self.send(Frame.SETTLE, 0, encode_fields(fields))
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                answer = await self._settling
+        except TimeoutError:
+            self.close()
+            raise GuestLostError(f"the machine does not settle in {_ANSWER_S} s") from None
+        finally:
+            self._settling = None
+        if Tag.ERRNO in answer:
+            what = answer.get(Tag.TEXT, b"")[:200].decode(errors="replace")
+            raise GuestLostError(
+                f"the machine cannot settle: {what}: {os.strerror(_small(answer, Tag.ERRNO))}"
+            )
+
     def data_received(self, data: bytes) -> None:
-        """Called by asyncio: take the frames that are whole."""
+        """Called by asyncio."""
+        if self._port is None:
+            self._take(data)
+            return
+        for number, part in enumerate(self._port.read(data)):
+            if number:  # a connection begins, perhaps ours
+                self._buffer.clear()
+            self._take(part)
+
+    def _take(self, data: bytes) -> None:
+        """Take the frames that are whole."""
         buffer = self._buffer
         buffer += data
         at = 0
@@ -370,6 +425,8 @@ class Guest(asyncio.Protocol):
             del buffer[:at]
 
     def _frame(self, kind: int, number: int, payload: bytes) -> None:
+        if self._port is not None and not self._welcome.done() and kind != Frame.WELCOME:
+            return  # said to whoever was here before
         command = self.commands.get(number)
         match kind:
             case Frame.STDOUT | Frame.STDERR:
@@ -392,6 +449,8 @@ class Guest(asyncio.Protocol):
                 command.input_taken(_number(decode_fields(payload), Tag.OFFSET))
             case Frame.WELCOME:
                 fields = decode_fields(payload)
+                if _number(fields, Tag.NONCE) != self._nonce:
+                    return  # the answer to whoever was here before
                 self.boot_id = fields.get(Tag.BOOT_ID, b"").decode("ascii")
                 self.last_id = _number(fields, Tag.LAST_ID)
                 if not self._welcome.done():
@@ -402,12 +461,14 @@ class Guest(asyncio.Protocol):
                     raise WireError("a list of commands without an end")
             case Frame.LISTED if self._listing is not None and not self._listing.done():
                 self._listing.set_result(self._listed)
+            case Frame.SETTLED if self._settling is not None and not self._settling.done():
+                self._settling.set_result(decode_fields(payload))
             case Frame.ERROR:
                 text = decode_fields(payload).get(Tag.TEXT, b"")[:200].decode(errors="replace")
                 raise WireError(f"it refuses what we sent: {text}")
             case Frame.STARTED | Frame.EXIT | Frame.FAILED | Frame.INPUT_ACK if command is None:
                 pass  # it is forgotten here
-            case Frame.COMMAND | Frame.LISTED | Frame.PONG:
+            case Frame.COMMAND | Frame.LISTED | Frame.PONG | Frame.SETTLED:
                 pass  # nobody waits for it any more
             case _:
                 raise WireError(f"a frame of type {kind}")
@@ -436,6 +497,7 @@ def _read_exit(fields: Mapping[int, bytes]) -> Exit:
         user_us=_number(fields, Tag.USER_US),
         system_us=_number(fields, Tag.SYSTEM_US),
         max_rss_kb=_number(fields, Tag.MAX_RSS_KB),
+        oom_kills=_number(fields, Tag.OOM_KILLS),
     )
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "Event",
     "Fields",
     "Frame",
+    "PortReader",
     "Tag",
     "TimedOut",
     "WireError",
@@ -24,6 +25,7 @@ __all__ = [
     "encode_fields",
     "encode_frame",
     "iterate_fields",
+    "port_bytes",
 ]
 
 PROTOCOL_VERSION = 1
@@ -32,6 +34,7 @@ WINDOW = 256 * 1024
 """Unacknowledged bytes, each stream and direction."""
 TAIL = 16 * 1024
 """Bytes kept of what a command writes beyond its limit."""
+_BEGIN, _ESCAPE, _FLIP = b"\x7e", b"\x7d", 0x20
 _FIELD = struct.Struct("<HI")
 _NUMBER = struct.Struct("<Q")
 
@@ -50,6 +53,7 @@ class Frame(enum.IntEnum):
     FORGET = 9
     LIST = 10
     PING = 11
+    SETTLE = 12
     WELCOME = 64
     STARTED = 65
     FAILED = 66
@@ -61,6 +65,7 @@ class Frame(enum.IntEnum):
     LISTED = 72
     PONG = 73
     ERROR = 74
+    SETTLED = 75
 
 
 class Tag(enum.IntEnum):
@@ -89,6 +94,8 @@ class Tag(enum.IntEnum):
     COLUMNS = 21
     START_TIME = 22
     LAST_ID = 23
+    NONCE = 24
+    OOM_KILLS = 25
     ARGUMENT = 32
     ENVIRONMENT = 33
     DIRECTORY = 34
@@ -123,6 +130,7 @@ class Tag(enum.IntEnum):
     PHASE = 96
     ELAPSED_US = 97
     EVENT = 98
+    SEED = 112
     PATH = 128
     MODE = 130
     SIZE = 131
@@ -135,6 +143,47 @@ class Tag(enum.IntEnum):
     MASK = 140
     LINK_TARGET = 141
     LENGTH = 149
+
+
+class PortReader:
+    """Takes apart what comes through the port of a virtual machine, where no connection begins or ends.
+
+    What is before the first beginning belongs to nobody. The twin of guest/port.c.
+    """
+
+    def __init__(self) -> None:
+        self._begun = False
+        self._escaped = False
+
+    def read(self, data: bytes) -> list[bytes]:
+        """Return the bytes of the connection that goes on, and of each one that begins in these."""
+        passages = data.split(_BEGIN)
+        found: list[bytes] = []
+        for number, passage in enumerate(passages):
+            if number:
+                self._begun, self._escaped = True, False
+            found.append(self._unescape(passage) if self._begun else b"")
+        return found
+
+    def _unescape(self, data: bytes) -> bytes:
+        first, *rest = data.split(_ESCAPE)
+        parts = [first]
+        if self._escaped and first:
+            parts = [bytes([first[0] ^ _FLIP]), first[1:]]
+            self._escaped = False
+        for part in rest:
+            if part:
+                parts += (bytes([part[0] ^ _FLIP]), part[1:])
+        if rest and not rest[-1]:
+            self._escaped = True
+        return b"".join(parts)
+
+
+def port_bytes(data: bytes, *, begins: bool = False) -> bytes:
+    """Return frames as they go through a port; the first ones of a connection begin it."""
+    data = data.replace(_ESCAPE, _ESCAPE + bytes([_ESCAPE[0] ^ _FLIP]))
+    data = data.replace(_BEGIN, _ESCAPE + bytes([_BEGIN[0] ^ _FLIP]))
+    return _BEGIN + data if begins else data
 
 
 class TimedOut(enum.IntEnum):

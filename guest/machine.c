@@ -1,0 +1,314 @@
+/* The first process of a virtual machine: from an initial RAM disk that holds nothing but this program and
+ * modules of the kernel, to the root of a box. The disks say what they are by their serial numbers:
+ * layer0 is the top layer of the image, scratch is what the box writes. */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/random.h>
+#include <net/if.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/reboot.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "guest.h"
+
+#define LAYERS 64
+#define PLAIN (MS_NOSUID | MS_NOEXEC | MS_NODEV)
+#define DEVICES_WAIT_MS 10000
+
+/* The console is where the node daemon looks when a machine does not answer. */
+static _Noreturn void stop(const char *what)
+{
+    fprintf(stderr, "hadal: cannot boot: %s: %s\n", what, strerror(errno));
+    sync();
+    reboot(RB_POWER_OFF);
+    _exit(74);
+}
+
+static void mount_or_stop(const char *source, const char *target, const char *type, unsigned long flags,
+                          const char *options)
+{
+    if (mkdir(target, 0755) && errno != EEXIST)
+        stop(target);
+    if (mount(source, target, type, flags, options))
+        stop(target);
+}
+
+static void mount_kernel(void)
+{
+    mount_or_stop("devtmpfs", "/dev", "devtmpfs", 0, "mode=0755");
+    int console = open("/dev/console", O_RDWR | O_NOCTTY);
+    for (int i = 0; console >= 0 && i < 3; i++)
+        dup2(console, i);
+    mount_or_stop("proc", "/proc", "proc", PLAIN, NULL);
+    mount_or_stop("sysfs", "/sys", "sysfs", PLAIN, NULL);
+}
+
+/* In the order in which they need one another; one that this machine has no device for does no harm. */
+static void load_modules(void)
+{
+    FILE *order = fopen("/modules/order", "r");
+    char name[128], path[160];
+    while (order && fscanf(order, "%127s", name) == 1) {
+        snprintf(path, sizeof path, "/modules/%s", name);
+        int fd = open(path, O_RDONLY | O_CLOEXEC);
+        if (fd < 0 || (syscall(SYS_finit_module, fd, "", 0) && errno != EEXIST && errno != ENODEV))
+            stop(path);
+        close(fd);
+    }
+    if (order)
+        fclose(order);
+}
+
+/* The first line of a file of the kernel; false if there is none. */
+static bool read_line(const char *path, char *line, size_t size)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : read(fd, line, size - 1);
+    if (fd >= 0)
+        close(fd);
+    if (n <= 0)
+        return false;
+    line[n] = 0;
+    line[strcspn(line, "\n")] = 0;
+    return true;
+}
+
+/* The device in a class whose file says so; waits for it. */
+static void find_device(const char *class, const char *file, const char *wanted, char *device, size_t size)
+{
+    char path[512], line[128];
+    for (int waited = 0; waited < DEVICES_WAIT_MS; waited++) {
+        DIR *all = opendir(class);
+        for (struct dirent *entry; all && (entry = readdir(all));) {
+            snprintf(path, sizeof path, "%s/%s/%s", class, entry->d_name, file);
+            if (!read_line(path, line, sizeof line) || strcmp(line, wanted))
+                continue;
+            snprintf(device, size, "/dev/%s", entry->d_name);
+            closedir(all);
+            return;
+        }
+        if (all)
+            closedir(all);
+        usleep(1000);
+    }
+    errno = ENODEV;
+    stop(wanted);
+}
+
+static int open_port(void)
+{
+    char device[280];
+    find_device("/sys/class/virtio-ports", "name", "hadal", device, sizeof device);
+    int port = open(device, O_RDWR | O_NONBLOCK | O_CLOEXEC);
+    if (port < 0)
+        stop(device);
+    return port;
+}
+
+static void mount_disk(const char *serial, const char *target, const char *type, unsigned long flags)
+{
+    char device[280];
+    find_device("/sys/block", "serial", serial, device, sizeof device);
+    mount_or_stop(device, target, type, flags, type[1] == 'x' ? "discard" : NULL);
+}
+
+static void mount_root(void)
+{
+    const char *count = getenv("hadal_layers");
+    int layers = count ? atoi(count) : 0;
+    struct bytes options = {0};
+    if (layers < 1 || layers > LAYERS) {
+        errno = EINVAL;
+        stop("number of layers");
+    }
+    bytes_add(&options, "lowerdir=", 9);
+    for (int i = 0; i < layers; i++) {
+        char serial[16], target[16];
+        snprintf(serial, sizeof serial, "layer%d", i);
+        snprintf(target, sizeof target, "/l%d", i);
+        mount_disk(serial, target, "erofs", MS_RDONLY | MS_NODEV | MS_NOATIME);
+        bytes_add(&options, i ? ":" : "", i > 0);
+        bytes_add(&options, target, strlen(target));
+    }
+    mount_disk("scratch", "/rw", "ext4", MS_NODEV | MS_NOATIME);
+    if ((mkdir("/rw/upper", 0755) && errno != EEXIST) || (mkdir("/rw/work", 0700) && errno != EEXIST))
+        stop("/rw/upper");
+    static const char rest[] = ",upperdir=/rw/upper,workdir=/rw/work,xino=on,index=off,metacopy=off";
+    bytes_add(&options, rest, sizeof rest);
+    mount_or_stop("overlay", "/root", "overlay", MS_NODEV, (char *)options.data);
+    bytes_free(&options);
+}
+
+static void fill_root(void)
+{
+    char shared[64];
+    const char *shm = getenv("hadal_shm_mb");
+    snprintf(shared, sizeof shared, "size=%sm,mode=1777", shm ? shm : "64");
+    if (chdir("/root"))
+        stop("/root");
+    static const char *const moved[] = {"dev", "proc", "sys"};
+    for (size_t i = 0; i < sizeof moved / sizeof *moved; i++) {
+        char from[16];
+        snprintf(from, sizeof from, "/%s", moved[i]);
+        mount_or_stop(from, moved[i], NULL, MS_MOVE, NULL);
+    }
+    mount_or_stop("devpts", "dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "ptmxmode=0666,mode=0620,gid=5");
+    mount_or_stop("tmpfs", "dev/shm", "tmpfs", PLAIN, shared);
+    mount_or_stop("mqueue", "dev/mqueue", "mqueue", PLAIN, NULL);
+    static const char *const links[][2] = {
+        {"/proc/self/fd", "dev/fd"}, {"/proc/self/fd/0", "dev/stdin"}, {"/proc/self/fd/1", "dev/stdout"},
+        {"/proc/self/fd/2", "dev/stderr"}, {"pts/ptmx", "dev/ptmx"},
+    };
+    for (size_t i = 0; i < sizeof links / sizeof *links; i++) {
+        unlink(links[i][1]);
+        if (symlink(links[i][0], links[i][1]))
+            stop(links[i][1]);
+    }
+    if (mount(".", "/", NULL, MS_MOVE, NULL) || chroot(".") || chdir("/"))
+        stop("enter the root");
+}
+
+static bool write_text(const char *path, const char *text)
+{
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    bool written = fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text);
+    if (fd >= 0)
+        close(fd);
+    return written;
+}
+
+/* Commands have a group of their own, whose processes are counted; this one is not in it. */
+static void make_group(void)
+{
+    const char *most = getenv("hadal_pids");
+    mount_or_stop("cgroup2", "/sys/fs/cgroup", "cgroup2", PLAIN, NULL);
+    if (!write_text("/sys/fs/cgroup/cgroup.subtree_control", "+pids") || mkdir("/sys/fs/cgroup/box", 0755) ||
+        (most && !write_text("/sys/fs/cgroup/box/pids.max", most)))
+        stop("group of commands");
+    guest.commands_group = open("/sys/fs/cgroup/box/cgroup.procs", O_WRONLY | O_CLOEXEC);
+    if (guest.commands_group < 0)
+        stop("group of commands");
+}
+
+static void loopback_up(void)
+{
+    struct ifreq request = {.ifr_name = "lo"};
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || ioctl(fd, SIOCGIFFLAGS, &request))
+        stop("lo");
+    request.ifr_flags |= IFF_UP;
+    if (ioctl(fd, SIOCSIFFLAGS, &request))
+        stop("lo");
+    close(fd);
+}
+
+void boot_machine(void)
+{
+    mount_kernel();
+    load_modules();
+    int port = open_port();
+    mount_root();
+    fill_root();
+    make_group();
+    loopback_up();
+    write_text("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
+    write_text("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
+    struct rlimit core = {1, 1}, files = {1024, 1 << 20};
+    setrlimit(RLIMIT_CORE, &core);
+    setrlimit(RLIMIT_NOFILE, &files);
+    umask(022);
+    const char *lease = getenv("hadal_lease_s");
+    clearenv();
+    guest.machine = true;
+    setpriority(PRIO_PROCESS, 0, -20);
+    int oom_score = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+    serve_port(port, oom_score, (lease ? strtoull(lease, NULL, 10) : 0) * 1000000000u);
+}
+
+uint64_t count_oom_kills(void)
+{
+    static int fd = -1;
+    char text[16384];
+    if (fd < 0)
+        fd = open("/proc/vmstat", O_RDONLY | O_CLOEXEC);
+    ssize_t n = pread(fd, text, sizeof text - 1, 0);
+    if (n <= 0)
+        return 0;
+    text[n] = 0;
+    const char *at = strstr(text, "\noom_kill ");
+    return at ? strtoull(at + 10, NULL, 10) : 0;
+}
+
+static const char *write_file(const struct field *field)
+{
+    const char *name = (const char *)field->value, *end = name + field->length;
+    const char *content = memchr(name, 0, field->length);
+    char path[300];
+    errno = EINVAL;
+    if (!content || strchr(name, '/') || snprintf(path, sizeof path, "/etc/%s", name) >= (int)sizeof path)
+        return "name of a file";
+    content++;
+    mkdir("/etc", 0755);
+    unlink(path); /* it may be a link */
+    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
+    bool written = fd >= 0 && write(fd, content, (size_t)(end - content)) == end - content;
+    if (fd >= 0)
+        close(fd);
+    return written ? NULL : "a file in /etc";
+}
+
+/* Two machines that were one have the same random numbers to come: not after this. */
+static const char *take_seed(const struct field *field)
+{
+    struct { struct rand_pool_info info; uint8_t data[64]; } pool = {0};
+    size_t length = field->length < sizeof pool.data ? field->length : sizeof pool.data;
+    int fd = open("/dev/urandom", O_RDWR | O_CLOEXEC);
+    pool.info.entropy_count = (int)(8 * length);
+    pool.info.buf_size = (int)length;
+    memcpy(pool.data, field->value, length);
+    bool taken = fd >= 0 && ioctl(fd, RNDADDENTROPY, &pool) == 0 && ioctl(fd, RNDRESEEDCRNG) == 0;
+    if (fd >= 0)
+        close(fd);
+    return taken ? NULL : "random numbers";
+}
+
+static const char *set_time(uint64_t ns)
+{
+    struct timespec now = {.tv_sec = (time_t)(ns / 1000000000), .tv_nsec = (long)(ns % 1000000000)};
+    return clock_settime(CLOCK_REALTIME, &now) ? "clock" : NULL;
+}
+
+const char *settle_machine(const uint8_t *payload, size_t length)
+{
+    const uint8_t *at = payload;
+    const char *wrong = NULL;
+    struct field field;
+    bool broken = false;
+    while (!wrong && next_field(&at, payload + length, &field, &broken)) {
+        switch (field.tag) {
+        case T_HOSTNAME:
+            if (sethostname((const char *)field.value, field.length))
+                wrong = "hostname";
+            break;
+        case T_FILE: wrong = write_file(&field); break;
+        case T_TIME: wrong = set_time(read_number(field.value, field.length)); break;
+        case T_SEED: wrong = take_seed(&field); break;
+        default: errno = EINVAL; wrong = "a field that does not belong there";
+        }
+    }
+    if (broken)
+        errno = EINVAL;
+    return broken ? "fields that go beyond the frame" : wrong;
+}
