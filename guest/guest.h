@@ -87,6 +87,7 @@ _Noreturn void serve_port(int port, int oom_score, uint64_t lease_ns);
 
 /* machine.c */
 _Noreturn void boot_machine(void);
+int show_usage(void); /* an applet */
 uint64_t count_oom_kills(void); /* that this kernel has ever made */
 const char *settle_machine(const uint8_t *payload, size_t length); /* NULL, or what went wrong: see errno */
 

@@ -17,7 +17,9 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
+#include <sys/sysinfo.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -249,6 +251,24 @@ uint64_t count_oom_kills(void)
     text[n] = 0;
     const char *at = strstr(text, "\noom_kill ");
     return at ? strtoull(at + 10, NULL, 10) : 0;
+}
+
+int show_usage(void)
+{
+    struct sysinfo memory;
+    struct statvfs disk;
+    char processes[32] = "0";
+    struct bytes out = {0};
+    if (sysinfo(&memory) || statvfs("/", &disk))
+        return applet_failed("usage");
+    read_line("/sys/fs/cgroup/box/pids.current", processes, sizeof processes);
+    put_number(&out, T_SIZE, (uint64_t)(memory.totalram - memory.freeram) * memory.mem_unit);
+    put_number(&out, T_PID, strtoull(processes, NULL, 10));
+    put_number(&out, T_LENGTH, (uint64_t)(disk.f_blocks - disk.f_bfree) * disk.f_frsize);
+    put_number(&out, T_OOM_KILLS, count_oom_kills());
+    bool written = write(1, out.data, out.length) == (ssize_t)out.length;
+    bytes_free(&out);
+    return written ? 0 : applet_failed("usage");
 }
 
 static const char *write_file(const struct field *field)

@@ -2,6 +2,7 @@
  *
  *   hadal-guest spawn FD           take launch requests on this socket (SOCK_SEQPACKET)
  *   hadal-guest unpack DIRECTORY   an image layer from standard input, as tar
+ *   hadal-guest tsc                kHz of the time stamp counter
  *   hadal-guest version
  *   /init                          in an initial RAM disk: boot a virtual machine and be its first process
  */
@@ -195,6 +196,29 @@ static int spawn(int control)
     }
 }
 
+#ifdef __x86_64__
+static uint64_t counter(void)
+{
+    return __builtin_ia32_rdtsc();
+}
+#endif
+
+/* What a machine is told whose emulated processor has nothing to measure its counter by. */
+static int print_tsc_khz(void)
+{
+#ifdef __x86_64__
+    uint64_t ticks = counter(), ns = now_ns();
+    usleep(100000);
+    ticks = counter() - ticks;
+    ns = now_ns() - ns;
+    printf("%llu\n", (unsigned long long)((double)ticks / (double)ns * 1e6));
+    return 0;
+#else
+    fprintf(stderr, "no time stamp counter on this architecture\n");
+    return 1;
+#endif
+}
+
 int main(int count, char **arguments)
 {
     char *last = arguments[count - 1];
@@ -209,10 +233,12 @@ int main(int count, char **arguments)
             return applet_failed(arguments[2]);
         return unpack(".", true);
     }
+    if (count == 2 && !strcmp(arguments[1], "tsc"))
+        return print_tsc_khz();
     if (count == 2 && !strcmp(arguments[1], "version")) {
         printf("hadal-guest protocol %d\n", PROTOCOL_VERSION);
         return 0;
     }
-    fprintf(stderr, "usage: hadal-guest spawn FD | unpack DIRECTORY | version\n");
+    fprintf(stderr, "usage: hadal-guest spawn FD | unpack DIRECTORY | tsc | version\n");
     return 2;
 }

@@ -84,11 +84,41 @@ static void make_directories(const char *path)
     free(prefix);
 }
 
+/* Make an empty file for a file to be mounted on, and the directories above it. */
+static void make_file(const char *path)
+{
+    char *folder = strdup(path), *name = strrchr(folder, '/');
+    int parent = -1, file = -1;
+    if (name && name != folder) {
+        *name++ = 0;
+        make_directories(folder);
+        parent = open_in_root(folder, O_PATH | O_DIRECTORY);
+    } else {
+        parent = dup(root);
+        name = name ? name + 1 : folder;
+    }
+    act_as(box->uid_base);
+    if (parent >= 0)
+        file = openat(parent, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
+    if (file < 0)
+        launch_failed(box, path);
+    act_as(0);
+    close(file);
+    close(parent);
+    free(folder);
+}
+
 static void attach(int mount_fd, const char *target, bool make)
 {
+    struct stat status;
     int at = open_in_root(target, O_PATH);
     if (at < 0 && errno == ENOENT && make) {
-        make_directories(target);
+        if (fstat(mount_fd, &status))
+            launch_failed(box, target);
+        if (S_ISDIR(status.st_mode))
+            make_directories(target);
+        else
+            make_file(target);
         at = open_in_root(target, O_PATH);
     }
     if (at < 0 || syscall(SYS_move_mount, mount_fd, "", at, "",

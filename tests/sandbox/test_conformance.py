@@ -2,12 +2,14 @@
 
 import pytest
 
-from hadal.sandbox import ContainerSpec, FunctionSpec, Sandbox
+from hadal.sandbox import ContainerSpec, FunctionSpec, MicroVMSpec, Sandbox
 from hadal.sandbox.testing import all_checks
 from tests.sandbox.conftest import needs_root
+from tests.sandbox.machine_image import import_image, needs_machines
 
 pytestmark = needs_root
-BACKENDS = {"container": ContainerSpec, "function": FunctionSpec}
+BACKENDS = {"container": ContainerSpec, "function": FunctionSpec, "microvm": MicroVMSpec}
+MACHINES = {"microvm"}
 
 
 def cases():
@@ -18,9 +20,20 @@ def cases():
                 yield pytest.param(backend, check, id=f"{backend}-{check.name}", marks=marks)
 
 
+@pytest.fixture(scope="module")
+def machine_image(node, tmp_path_factory):
+    """The image of machines: `host` is for containers."""
+    needs_machines()
+    return import_image(node / "node" / "images", tmp_path_factory.mktemp("image"))
+
+
 @pytest.mark.parametrize(("backend", "check"), list(cases()))
-def test_backend(node, backend, check):
+def test_backend(node, request, backend, check):
+    common = {}
+    if backend in MACHINES:
+        common["image"] = request.getfixturevalue("machine_image")
+
     def make(*, trajectory=None, **changes):
-        return Sandbox.create(BACKENDS[backend](**changes), trajectory=trajectory)
+        return Sandbox.create(BACKENDS[backend](**common | changes), trajectory=trajectory)
 
     check.run(make)

@@ -371,6 +371,25 @@ def test_what_a_box_may_not_do(with_box):
     with_box(body)
 
 
+def test_files_are_bound_to_places_that_are_not_there_yet(with_box, tmp_path):
+    (tmp_path / "one").write_text("first")
+    (tmp_path / "two").write_text("second")
+    binds = [
+        (Path("/usr"), "/usr", True),
+        (tmp_path / "one", "/deep/er/one", True),
+        (tmp_path / "two", "/two", False),
+    ]
+
+    async def body(box):
+        _, out, _ = await box.shell("cat /deep/er/one /two; stat -c %a /deep/er")
+        assert out == b"firstsecond755\n"
+        ended, _, err = await box.shell("echo x > /deep/er/one")
+        assert ended.status
+        assert b"Read-only" in err
+
+    with_box(body, binds=tuple(binds))
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [

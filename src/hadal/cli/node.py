@@ -159,6 +159,32 @@ def _addresses(listen: "Listen") -> str:
 
 
 @app.command
+def kernel(package: Path, *, state: Path | None = None, as_json: _Json = False) -> None:
+    """Give virtual machines a kernel: one out of a Debian package, which need not be installed.
+
+    Examples:
+        apt-get download linux-image-6.1.0-56-cloud-amd64
+
+        hadal node kernel linux-image-*.deb
+
+    Args:
+        package: The file of the package.
+        state: State folder of the node. Default: that of the embedded node.
+        as_json: Print JSON.
+    """
+    from hadal.node.machines.kernel import install_kernel
+    from hadal.node.machines.machines import kernel_folder
+    from hadal.sandbox.embedded import state_folder
+
+    if not package.is_file():
+        raise ConfigError(f"no package {package}", hint="`apt-get download` fetches one")
+    made = install_kernel(package, kernel_folder((state or state_folder()).resolve()))
+    found = {"kernel": str(made.image), "modules": str(made.modules)}
+    text = json.dumps(found) if as_json else f"machines boot {made.image}"
+    sys.stdout.write(f"{text}\n")
+
+
+@app.command
 def status(*, json_output: _Json = False, where: NodeOptions | None = None) -> None:
     """Say whether a node runs, and what it has. Exit code 1: it does not.
 

@@ -32,6 +32,7 @@ from hadal.node.command import (
 )
 from hadal.node.guest import CommandOrder, Exit, Guest, GuestLostError
 from hadal.node.journal import INLINE_BYTES, BoxRecord, Journal, Record
+from hadal.node.machines.machine import Machine
 from hadal.node.output import Output, Passage
 from hadal.node.stillness import Stillness
 from hadal.sandbox.protocol import CommandRequest, command_record
@@ -61,7 +62,8 @@ class Box:
         id, name: What the node and the caller call it.
         spec: What was asked for.
         pid: Of its init, on the host.
-        disk: Number of the device that has what it wrote.
+        disk: Number of the device that has what it wrote; -1 where that is a machine's own.
+        machine: That it is in; None where it shares the node's kernel.
         used: When somebody last asked something of it; monotonic seconds.
         look_again: Before then `overdue` need not be asked; monotonic seconds.
         cause: Set before its end by whoever ends it.
@@ -69,7 +71,7 @@ class Box:
 
     def __init__(
         self, *, record: BoxRecord, spec: Spec, defaults: ImageDefaults, folder: Path, cgroup: Cgroup,
-        journal: Journal, blobs: Blobs, pid: int, guest: Guest, disk: int,
+        journal: Journal, blobs: Blobs, pid: int, guest: Guest, disk: int, machine: Machine | None,
     ) -> None:  # fmt: skip
         self.id = record.id
         self.name = record.name
@@ -81,6 +83,7 @@ class Box:
         self.pid = pid
         self.guest = guest
         self.disk = disk
+        self.machine = machine
         self.used = time.monotonic()
         self.look_again = 0.0
         self.cause: GoneCause | None = None
@@ -163,6 +166,12 @@ class Box:
     def held_still(self) -> contextlib.AbstractAsyncContextManager[None]:
         """Return a block in which no process of it runs, so that its files are of one moment."""
         return self._stillness.held()
+
+    def let_go(self) -> None:
+        """End the connections to it; it lives on."""
+        self.guest.close()
+        if self.machine is not None:
+            self.machine.close()
 
     def gone(self) -> SandboxGoneError:
         """Return the error that says why it is no more."""
@@ -316,7 +325,7 @@ class Box:
             await asyncio.sleep(0)  # the node says why first
             command.fail(self.gone())
         else:
-            oom = self.cgroup.oom_kills() > kills
+            oom = ended.oom_kills > 0 or self.cgroup.oom_kills() > kills
             command.output.finish()
             command.unwritten = lambda: self._write_end(command, ended, oom)
             with contextlib.suppress(JournalError):  # the next request for it tries again

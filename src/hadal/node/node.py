@@ -8,7 +8,7 @@ import secrets
 import signal
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from hadal.node.box import Box, ImageDefaults
 from hadal.node.box_networks import BoxNetworks
 from hadal.node.branching import ForkLayers
 from hadal.node.calls import Calls
-from hadal.node.cgroups import BoxLimits, Cgroup, Cgroups
+from hadal.node.cgroups import BoxLimits, Cgroups
 from hadal.node.faults import reach
 from hadal.node.files import BoxFiles
 from hadal.node.forks import Forks
@@ -35,8 +35,10 @@ from hadal.node.guest import Guest, GuestLostError
 from hadal.node.guest_program import guest_program
 from hadal.node.images import ImageStore, ResolvedImage
 from hadal.node.journal import BoxRecord, Journal
-from hadal.node.launcher import Launcher, LaunchRequest
-from hadal.node.network import BoxNetwork
+from hadal.node.launch_request import check_mounts, launch_request
+from hadal.node.launcher import Launcher
+from hadal.node.machines.machine import Machine
+from hadal.node.machines.machines import MEMORY_OF_QEMU_MB, Machines
 from hadal.node.scratch import DiskPool, Disks
 from hadal.node.snapshots import Snapshots
 from hadal.node.steps import begin_step
@@ -44,7 +46,7 @@ from hadal.node.tree_removal import remove_tree
 from hadal.sandbox.network_policy import NetworkPolicy
 from hadal.sandbox.protocol import CreateRequest
 from hadal.sandbox.results import BoxInfo
-from hadal.sandbox.specs import FunctionSpec, Spec, read_spec
+from hadal.sandbox.specs import FunctionSpec, MicroVMSpec, Spec, read_spec
 
 __all__ = ["Node", "NodeConfig"]
 
@@ -137,6 +139,9 @@ class Node:
         self.blobs.sweep()
         self.disks = Disks(self.config.state / "d")
         self._disk_pool = DiskPool(self.disks)
+        self.machines = Machines(
+            self.config.state / "machines", self.images, self._launcher, self.disks
+        )
         self.fork_layers = ForkLayers(self.config.state / "f", self.disks)
         await self._recover()
         await self.sweep_fork_layers()
@@ -151,7 +156,7 @@ class Node:
         await asyncio.gather(*self._ending.values(), return_exceptions=True)
         self._closing = True
         for box in self.boxes.values():
-            box.guest.close()
+            box.let_go()
         self._disk_pool.close()
         await self.networks.close()
         await self.images.close()
@@ -203,9 +208,14 @@ class Node:
         # Paused, or held by a daemon that died: it must run to say what became of its commands.
         with contextlib.suppress(OSError):
             self.cgroups.of(record.id).thaw()
+        machine: Machine | None = None
+        folder = self._folder / record.id
         try:
-            guest = await Guest.connect(self._folder / record.id / "guest")
             spec = read_spec(record.spec)
+            if isinstance(spec, MicroVMSpec):
+                machine, guest = await self.machines.find(folder)
+            else:
+                guest = await Guest.connect(folder / "guest")
             root = await self.images.acquire(record.runtime["image"])
         except (GuestLostError, HadalError) as error:
             logger.warning("box lost: %s", error, extra={"sandbox_id": record.id})
@@ -215,7 +225,7 @@ class Node:
         if slot in self._free_slots:  # not where the node had more boxes once than it may now
             self._free_slots.remove(slot)
         self._forked[record.id] = record.runtime.get("forked", [])
-        return self._box(record, spec, root, pid, guest, record.runtime["disk"])
+        return self._box(record, spec, root, pid, guest, record.runtime["disk"], machine)
 
     # --- making boxes ---
 
@@ -223,6 +233,7 @@ class Node:
         """Make a box; the same request again, or its name or trajectory, returns the one there is.
 
         Raises:
+            ConfigError: Its spec asks for what is not on this node.
             NoCapacityError: The node is full.
             ImageError: Its image cannot be had.
             LaunchError: It could not be made.
@@ -252,6 +263,7 @@ class Node:
 
     async def _create(self, request: CreateRequest, origin: _Origin | None = None) -> Box:
         spec = read_spec(request.spec)
+        check_mounts(spec)
         if len(self._slots) >= self.config.max_boxes:
             raise NoCapacityError(
                 f"the node has {len(self._slots)} boxes, as many as it may",
@@ -323,57 +335,40 @@ class Node:
         reach("make.folder")
         (folder / "mounts").mkdir(parents=True)
         cgroup = self.cgroups.of(box_id)
-        cgroup.create(BoxLimits(memory_bytes=spec.memory_mb << 20, cpus=spec.cpus, pids=spec.pids))
+        beside = MEMORY_OF_QEMU_MB if isinstance(spec, MicroVMSpec) else 0
+        cgroup.create(
+            BoxLimits(memory_bytes=(spec.memory_mb + beside) << 20, cpus=spec.cpus, pids=spec.pids)
+        )
         reach("make.launch", writes=False)
+        copies = map(self.fork_layers.path, self._forked[box_id])
+        request = launch_request(
+            folder, spec, layers=(*copies, *root.layers), binds=root.binds, cgroup=cgroup, network=network,
+            uid_base=self.config.first_uid + slot * _UIDS, lease_s=self.config.lease_s,
+        )  # fmt: skip
+        if isinstance(spec, MicroVMSpec):
+            runtime["disk"] = -1
+            launched, guest, machine = await self.machines.start(
+                spec, root, folder, request, request.etc
+            )
+            return self._box(record, spec, root, launched.pid, guest, -1, machine)
         disk = await self._disk_pool.take(spec.disk_mb << 20, spec.inodes)
         runtime["disk"] = disk.device
         try:
-            request = self._request(box_id, spec, slot, root, cgroup, disk.descriptor, network)
-            launched = await self._launcher.launch(request)
+            launched = await self._launcher.launch(replace(request, scratch=disk.descriptor))
         finally:
             os.close(disk.descriptor)
         reach("make.launched", writes=False)
         guest = await Guest.connect(folder / "guest")
         return self._box(record, spec, root, launched.pid, guest, disk.device)
 
-    def _request(
-        self, box_id: str, spec: Spec, slot: int, root: ResolvedImage, cgroup: Cgroup,
-        scratch: int, network: BoxNetwork,
-    ) -> LaunchRequest:  # fmt: skip
-        folder = self._folder / box_id
-        binds = [*root.binds]
-        binds += [(Path(m.source), m.target, m.read_only) for m in spec.mounts]
-        hosts = f"127.0.0.1\tlocalhost\n::1\tlocalhost\n127.0.1.1\t{box_id}\n"
-        return LaunchRequest(
-            hostname=box_id,
-            layers=(*map(self.fork_layers.path, self._forked[box_id]), *root.layers),
-            run_directory=folder / "mounts",
-            socket=folder / "guest",
-            scratch=scratch,
-            uid_base=self.config.first_uid + slot * _UIDS,
-            cgroups=cgroup.procs,
-            shm_bytes=spec.shm_mb << 20,
-            etc={
-                "hostname": f"{box_id}\n".encode(),
-                "hosts": hosts.encode(),
-                "resolv.conf": network.resolv_conf,
-            },
-            network=network.path,
-            binds=tuple(binds),
-            tmpfs=_function_scratch(spec) if isinstance(spec, FunctionSpec) else (),
-            # Not 0: then a kernel that pipes dumps to a program would do so all the same.
-            limits=("core=1:1", f"nofile=1024:{max(20_000, spec.nofile)}", "memlock=65536:65536"),
-            read_only=spec.read_only or isinstance(spec, FunctionSpec),
-            lease_s=self.config.lease_s,
-        )
-
     def _box(
-        self, record: BoxRecord, spec: Spec, root: ResolvedImage, pid: int, guest: Guest, disk: int
-    ) -> Box:
+        self, record: BoxRecord, spec: Spec, root: ResolvedImage, pid: int, guest: Guest, disk: int,
+        machine: Machine | None = None,
+    ) -> Box:  # fmt: skip
         return Box(
             record=record, spec=spec, defaults=_defaults(root), folder=self._folder / record.id,
             cgroup=self.cgroups.of(record.id), journal=self.journal, blobs=self.blobs, pid=pid,
-            guest=guest, disk=disk,
+            guest=guest, disk=disk, machine=machine,
         )  # fmt: skip
 
     async def sweep_fork_layers(self) -> None:
@@ -496,7 +491,7 @@ class Node:
     async def _end(self, box: Box) -> None:
         assert box.cause is not None
         await asyncio.wait([box.guest.lost], timeout=5)
-        box.guest.close()
+        box.let_go()
         self.journal.end_box(box.id, box.cause)  # again, where it could not be written down before
         await self._remove(box.id)
         self.boxes.pop(box.id, None)
@@ -549,11 +544,6 @@ class Node:
             for box in [b for b in self.boxes.values() if b.look_again <= now]:
                 if (cause := box.overdue()) is not None:
                     asyncio.get_running_loop().create_task(self.end(box.id, cause))
-
-
-def _function_scratch(spec: FunctionSpec) -> tuple[tuple[str, int], ...]:
-    """The only places where a call can write; they are emptied after it."""
-    return tuple((path, spec.disk_mb << 20) for path in ("/tmp", "/var/tmp", "/home/call"))
 
 
 def _defaults(root: ResolvedImage) -> ImageDefaults:

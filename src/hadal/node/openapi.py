@@ -27,7 +27,7 @@ from hadal.sandbox.results import (
     NodeStatus,
     Usage,
 )
-from hadal.sandbox.specs import ContainerSpec, FunctionSpec
+from hadal.sandbox.specs import ContainerSpec, FunctionSpec, MicroVMSpec
 
 __all__ = ["document"]
 
@@ -39,7 +39,7 @@ _BASE64: Final[Schema] = {"type": "string", "contentEncoding": "base64"}
 _TYPES: Final = (BoxInfo, CallResult, Change, Event, ExecResult, FileStat, NodeStatus, Usage)
 _BODIES: Final = (
     CallRequest, CommandRequest, CreateRequest, FileChange, NetworkRequest, SignalRequest, SnapshotRequest,
-    StopRequest, ErrorBody, ContainerSpec, FunctionSpec,
+    StopRequest, ErrorBody, ContainerSpec, FunctionSpec, MicroVMSpec,
 )  # fmt: skip
 _ERRORS: Final = {
     "400": "The request is wrong; the message says where",
@@ -172,7 +172,7 @@ def document() -> Schema:
     for kind in (*_TYPES, *_BODIES):
         _add(kind, schemas)
     schemas["CreateRequest"]["properties"]["spec"] = {
-        "oneOf": [_ref("ContainerSpec"), _ref("FunctionSpec")]
+        "oneOf": [_ref("ContainerSpec"), _ref("FunctionSpec"), _ref("MicroVMSpec")]
     }
     paths: dict[str, Schema] = {}
     for route in _ROUTES:

@@ -86,15 +86,10 @@ class Disks:
             UnsupportedError: This host has no loop devices or no ext4.
             NodeError: The disk is full.
         """
-        size += inodes * _INODE_BYTES + size // 256 + (1 << 19)  # what it needs for itself
-        size -= size % _BLOCK
         try:
-            template = self._template(size, inodes)
             file = os.open(self._folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
             try:
-                os.ftruncate(file, size)
-                for offset, data in template:
-                    os.pwrite(file, data, offset)
+                self.format(file, size, inodes)
                 return self._attach(file)
             finally:
                 os.close(file)
@@ -104,6 +99,24 @@ class Disks:
             ) from error
         except OSError as error:
             raise NodeError(f"cannot make a disk of {size:,} bytes: {error.strerror}") from error
+
+    def format(self, file: int, size: int, inodes: int) -> None:
+        """Make an empty file the file of a disk.
+
+        Args:
+            file: A descriptor of it.
+            size: Bytes that can be written.
+            inodes: Files that can be made.
+
+        Raises:
+            OSError: It cannot be written, or no file system can be made.
+        """
+        size += inodes * _INODE_BYTES + size // 256 + (1 << 19)  # what it needs for itself
+        size -= size % _BLOCK
+        template = self._template(size, inodes)
+        os.ftruncate(file, size)
+        for offset, data in template:
+            os.pwrite(file, data, offset)
 
     def _attach(self, file: int) -> Disk:
         control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)

@@ -17,7 +17,7 @@ from hadal.sandbox.results import (
     FileStat,
     Usage,
 )
-from hadal.sandbox.specs import ContainerSpec, FunctionSpec, Mount
+from hadal.sandbox.specs import ContainerSpec, FunctionSpec, MicroVMSpec, Mount
 from hadal.sandbox.sync import Files, Process, Sandbox
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "FileStat",
     "Files",
     "FunctionSpec",
+    "MicroVMSpec",
     "Mount",
     "NetworkPolicy",
     "Process",

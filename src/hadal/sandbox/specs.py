@@ -1,7 +1,7 @@
 """What a caller may ask of a box, before it exists: one class for each backend, on a common base."""
 
 import enum
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -12,6 +12,7 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
     WithJsonSchema,
+    model_validator,
 )
 
 from hadal.errors import ConfigError
@@ -21,6 +22,7 @@ __all__ = [
     "Capability",
     "ContainerSpec",
     "FunctionSpec",
+    "MicroVMSpec",
     "Mount",
     "Spec",
     "read_spec",
@@ -158,7 +160,32 @@ class FunctionSpec(BoxSpec):
     )
 
 
-Spec = ContainerSpec | FunctionSpec
+class MicroVMSpec(BoxSpec):
+    """A small virtual machine: a kernel of its own, with the image's layers as disks.
+
+    Attributes:
+        memory_mb: MiB of its memory, that of its kernel included.
+    """
+
+    backend: Literal["microvm"] = "microvm"
+    memory_mb: int = Field(default=256, ge=96, le=1 << 21)
+
+    capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.TTY})
+
+    @model_validator(mode="after")
+    def _has_nothing_of_the_node(self) -> Self:
+        if self.mounts:
+            raise ValueError("a microvm has no mounts of the node's files: copy them in")
+        if self.network.default != "none":
+            raise ValueError("a microvm has no network yet: use a container")
+        if self.from_ is not None:
+            raise ValueError("a microvm cannot start from a snapshot yet")
+        if self.read_only:
+            raise ValueError("the root of a microvm can always be written")
+        return self
+
+
+Spec = ContainerSpec | FunctionSpec | MicroVMSpec
 _ADAPTER: TypeAdapter[Spec] = TypeAdapter(Annotated[Spec, Field(discriminator="backend")])
 
 

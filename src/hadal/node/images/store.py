@@ -360,6 +360,26 @@ class ImageStore:
             config=record.config,
         )
 
+    def disks_of(self, image: ResolvedImage) -> tuple[Path, ...]:
+        """Return the layers of an image in use as files that a kernel mounts as disks, the top one first.
+
+        Raises:
+            ImageError: Not all of it lies in such files.
+        """
+        found: list[Path] = []
+        for layer in image.references:
+            hold = self._layers.find(layer) if is_digest(layer) else None
+            if hold is not None:
+                hold.close()  # whoever has acquired the image holds it
+            if hold is None or hold.path.suffix != ".erofs" or image.binds:
+                raise ImageError(
+                    f"image {image.name} cannot be the disks of a machine: not all of it is EROFS images",
+                    hint="import or pull it on a host with erofs-utils; `host` and directories are for"
+                    " containers",
+                )
+            found.append(hold.path)
+        return tuple(found)
+
     async def release(self, image: ResolvedImage) -> None:
         """Give back what `acquire` gave, once; boxes that run keep what they have mounted.
 

@@ -12,6 +12,7 @@ from hadal.errors import GoneCause
 from hadal.node.changes import list_changes
 from hadal.node.journal import Record
 from hadal.node.routes.http import NODE, box_of, number, read_body
+from hadal.node.usage import usage_of
 from hadal.sandbox.network_policy import NetworkPolicy
 from hadal.sandbox.protocol import CallRequest, CreateRequest, NetworkRequest, SnapshotRequest
 
@@ -129,17 +130,7 @@ async def changes(request: web.Request) -> web.Response:
 @routes.get("/v1/boxes/{box}/usage")
 async def usage(request: web.Request) -> web.Response:
     """GET /v1/boxes/{box}/usage."""
-    box = box_of(request)
-    return web.json_response(
-        {
-            "memory_bytes": box.cgroup.memory_bytes(),
-            "memory_limit_bytes": box.spec.memory_mb << 20,
-            "cpu_s": box.cgroup.cpu_s(),
-            "pids": box.cgroup.pids() - 1,
-            "disk_bytes": request.app[NODE].disks.used_bytes(box.disk),
-            "oom_kills": box.cgroup.oom_kills(),
-        }
-    )
+    return web.json_response(await usage_of(box_of(request), request.app[NODE].disks))
 
 
 def _record_body(record: Record) -> dict[str, Any]:

@@ -131,7 +131,7 @@ def ports(make: MakeBox) -> None:
         "while True:\n c, _ = s.accept()\n data = b''\n"
         " while part := c.recv(65536): data += part\n c.sendall(data[::-1]); c.close()\n"
     )
-    with make(image="host") as box:
+    with make() as box:
         process = box.spawn(["python3", "-c", server])
         equal(next(iter(process)), ("stdout", b"ready\n"))
         port = box.forward(8123)

@@ -1,0 +1,113 @@
+"""What machines boot from: kernels and their modules, and the initial RAM disk."""
+
+import shutil
+import stat
+import subprocess
+
+import pytest
+
+from hadal.errors import ConfigError, UnsupportedError
+from hadal.node.machines.initramfs import make_initramfs
+from hadal.node.machines.kernel import find_kernel, install_kernel
+
+NEEDED = {
+    "virtio_mmio": "virtio,virtio_ring", "virtio_pci": "virtio", "virtio_blk": "virtio,virtio_ring",
+    "virtio_console": "", "virtio_net": "net_failover", "virtio-rng": "", "virtio_balloon": "virtio",
+    "erofs": "libcrc32c", "overlay": "", "virtio": "virtio_ring", "virtio_ring": "", "libcrc32c": "",
+    "net_failover": "failover", "failover": "",
+}  # fmt: skip
+
+
+def install(root, version="6.1", leave_out=(), builtin=("crc32c_generic",)):
+    """A kernel as its package has it; the modules say only what they need."""
+    modules = root / "lib/modules" / version
+    (modules / "kernel").mkdir(parents=True)
+    (root / "boot").mkdir(exist_ok=True)
+    (root / "boot" / f"vmlinuz-{version}").write_bytes(b"kernel")
+    text = "".join(f"kernel/lib/{name.replace('_', '-')}.ko\n" for name in builtin)
+    (modules / "modules.builtin").write_text(text)
+    for name, needs in NEEDED.items():
+        if name not in leave_out:
+            content = b"\x7fELF\0license=GPL\0depends=" + needs.encode() + b"\0name=x\0"
+            (modules / "kernel" / f"{name}.ko").write_bytes(content)
+
+
+def test_modules_come_after_what_they_need(tmp_path):
+    install(tmp_path)
+    kernel = find_kernel(tmp_path)
+    assert kernel.image == tmp_path / "boot/vmlinuz-6.1"
+    order = [path.stem for path in kernel.needed_modules()]
+    assert sorted(order) == sorted(NEEDED)
+    for name, needs in NEEDED.items():
+        assert all(order.index(other) < order.index(name) for other in needs.split(",") if other)
+
+
+def test_what_is_built_in_needs_no_module(tmp_path):
+    install(tmp_path, leave_out={"erofs", "libcrc32c"}, builtin=("crc32c_generic", "erofs"))
+    assert "erofs" not in [path.stem for path in find_kernel(tmp_path).needed_modules()]
+
+
+def test_a_missing_module_is_named(tmp_path):
+    install(tmp_path, leave_out={"libcrc32c"})
+    with pytest.raises(UnsupportedError, match="libcrc32c"):
+        find_kernel(tmp_path).needed_modules()
+
+
+def test_a_folder_of_the_user_comes_before_that_of_the_node_and_no_kernel_says_what_to_do(
+    tmp_path, monkeypatch
+):
+    install(tmp_path / "mine")
+    monkeypatch.setenv("HADAL_KERNEL", str(tmp_path / "mine"))
+    assert find_kernel(tmp_path).image == tmp_path / "mine/boot/vmlinuz-6.1"
+    monkeypatch.setenv("HADAL_KERNEL", str(tmp_path / "none"))
+    with pytest.raises(UnsupportedError, match="none") as caught:
+        find_kernel(tmp_path)
+    assert "linux-image-cloud-amd64" in caught.value.hint
+
+
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="no dpkg-deb")
+def test_a_kernel_comes_out_of_a_package(tmp_path):
+    install(tmp_path / "tree")
+    (tmp_path / "tree/DEBIAN").mkdir()
+    about = "Package: kernel\nVersion: 1\nArchitecture: all\nMaintainer: nobody\nDescription: x\n"
+    (tmp_path / "tree/DEBIAN/control").write_text(about)
+    package = tmp_path / "kernel.deb"
+    subprocess.run(["dpkg-deb", "-b", tmp_path / "tree", package], check=True, capture_output=True)
+    folder = tmp_path / "state/machines/kernel"
+    install(folder, version="5.0")
+    assert install_kernel(package, folder).image == folder / "boot/vmlinuz-6.1"
+    assert [p.name for p in (folder / "boot").iterdir()] == ["vmlinuz-6.1"]
+    package.write_bytes(package.read_bytes()[:-200])
+    with pytest.raises(ConfigError, match=r"kernel\.deb"):
+        install_kernel(package, folder)
+    assert find_kernel(folder).image == folder / "boot/vmlinuz-6.1"
+
+
+def entries(archive):
+    """Name, mode and content of each entry of an archive of cpio's newc format."""
+    at = 0
+    while True:
+        assert archive[at : at + 6] == b"070701"
+        fields = [int(archive[at + 6 + 8 * n : at + 14 + 8 * n], 16) for n in range(13)]
+        size, name_size = fields[6], fields[11]
+        name = archive[at + 110 : at + 110 + name_size - 1].decode()
+        at = (at + 110 + name_size + 3) & ~3
+        if name == "TRAILER!!!":
+            return
+        yield name, fields[1], archive[at : at + size]
+        at = (at + size + 3) & ~3
+
+
+def test_the_initial_disk_has_the_program_and_the_modules_in_order(tmp_path):
+    for name in ("program", "b.ko", "a.ko"):
+        (tmp_path / name).write_bytes(name.encode() * 3)
+    found = {
+        name: (mode, content)
+        for name, mode, content in entries(
+            make_initramfs(tmp_path / "program", [tmp_path / "b.ko", tmp_path / "a.ko"])
+        )
+    }
+    assert list(found) == ["modules", "init", "modules/b.ko", "modules/a.ko", "modules/order"]
+    assert stat.S_ISDIR(found["modules"][0])
+    assert found["init"] == (stat.S_IFREG | 0o755, b"program" * 3)
+    assert found["modules/order"][1] == b"b.ko\na.ko\n"
