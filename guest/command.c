@@ -23,7 +23,7 @@ struct order {
     char **arguments, **environment;
     int argument_count, environment_count;
     char *directory, *user;
-    bool tty, input, applet;
+    bool tty, input, applet, kept;
     uint64_t rows, columns, timeout_ms, quiet_ms, output_limit, nofile;
 };
 
@@ -88,6 +88,7 @@ static bool read_order(struct order *o, const uint8_t *payload, size_t length)
         case T_QUIET_MS: o->quiet_ms = number; break;
         case T_OUTPUT_LIMIT: o->output_limit = number; break;
         case T_NOFILE: o->nofile = number; break;
+        case T_KEPT: o->kept = number; break;
         default: broken = true;
         }
     }
@@ -279,11 +280,13 @@ static pid_t fork_child(struct order *o, struct ends *e, int report)
         child_failed(report, "join the group of commands");
     setsid();
     /* Above the numbers that they are moved to. */
-    int high[4] = {fcntl(e->child[0], F_DUPFD, 10), fcntl(e->child[1], F_DUPFD, 10),
-                   fcntl(e->child[2], F_DUPFD, 10), fcntl(report, F_DUPFD, 10)};
-    for (int i = 0; i < 4; i++)
+    int high[5] = {fcntl(e->child[0], F_DUPFD, 10), fcntl(e->child[1], F_DUPFD, 10),
+                   fcntl(e->child[2], F_DUPFD, 10), fcntl(report, F_DUPFD, 10),
+                   o->kept ? fcntl(guest.kept, F_DUPFD, 10) : -1};
+    int count = o->kept ? 5 : 4;
+    for (int i = 0; i < count; i++)
         dup2(high[i], i);
-    close_range(4, ~0u, 0);
+    close_range((unsigned)count, ~0u, 0);
     fcntl(3, F_SETFD, FD_CLOEXEC);
     if (o->tty)
         ioctl(0, TIOCSCTTY, 0);

@@ -65,6 +65,7 @@ struct guest {
     uint64_t lease_ns, lonely_since; /* how long it lives without a node daemon */
     uint64_t patience_ends; /* until then output waits for the next one; 0: it does not */
     char boot_id[33];
+    int kept;           /* a descriptor for commands that are to have it; -1: none */
     int commands_group; /* the cgroup.procs that commands join; -1: none */
     bool machine;       /* this kernel is the box's own */
 };

@@ -66,9 +66,14 @@ const char *read_launch(struct launch *l, const uint8_t *payload, size_t length)
         case T_RLIMIT: full |= !add(&l->rlimits, &field); break;
         case T_VOLATILE: l->volatile_overlay = number; break;
         case T_LEASE_S: l->lease_s = number; break;
+        case T_KEEP: l->keep = number; break;
         case T_READ_ONLY: l->read_only = number; break;
         default: return "a field that a launch request does not have";
         }
+    }
+    if (l->keep) {
+        l->kept_fd = l->scratch_fd;
+        l->scratch_fd = -1;
     }
     if (broken)
         return "a field that goes beyond the request";
@@ -244,24 +249,25 @@ void become_box(struct launch *l)
 {
     /* The init has no other open files than what it needs: nothing of the host leaks into the box. */
     l->phase = "files";
-    int kept[4] = {l->listening, l->reply, l->netns_fd, l->scratch_fd};
-    for (int i = 0; i < 4; i++)
+    int kept[5] = {l->listening, l->reply, l->netns_fd, l->scratch_fd, l->kept_fd};
+    for (int i = 0; i < 5; i++)
         if (kept[i] >= 0 && (kept[i] = fcntl(kept[i], F_DUPFD, 16)) < 0)
             launch_failed(l, "keep a file");
-    for (int i = 0; i < 4; i++) /* 0 to 2 are /dev/null */
+    for (int i = 0; i < 5; i++) /* 0 to 2 are /dev/null */
         if (kept[i] >= 0 && dup2(kept[i], 3 + i) < 0)
             launch_failed(l, "keep a file");
     l->listening = 3;
     l->reply = 4;
     int network = l->netns_fd >= 0 ? 5 : -1, null = open("/dev/null", O_RDWR);
     l->scratch_fd = l->scratch_fd >= 0 ? 6 : -1;
+    l->kept_fd = l->kept_fd >= 0 ? 7 : -1;
     for (int i = 0; i < 3; i++)
         if (null < 0 || dup2(null, i) < 0)
             launch_failed(l, "/dev/null");
-    if (close_range(7, ~0u, 0) || (network < 0 && close(5) && errno != EBADF) ||
-        (l->scratch_fd < 0 && close(6) && errno != EBADF))
+    if (close_range(8, ~0u, 0) || (network < 0 && close(5) && errno != EBADF) ||
+        (l->scratch_fd < 0 && close(6) && errno != EBADF) || (l->kept_fd < 0 && close(7) && errno != EBADF))
         launch_failed(l, "close_range");
-    for (int i = 3; i < 7; i++)
+    for (int i = 3; i < 8; i++)
         fcntl(i, F_SETFD, FD_CLOEXEC);
     setsid();
     prctl(PR_SET_NAME, "init");
@@ -306,5 +312,5 @@ void become_box(struct launch *l)
     bytes_free(&fields);
     close(l->reply);
     int listening = l->listening;
-    serve_box(listening, oom_score, priority, l->lease_s * 1000000000u);
+    serve_box(listening, l->kept_fd, oom_score, priority, l->lease_s * 1000000000u);
 }

@@ -20,12 +20,13 @@ struct launch {
     char *hostname, *scratch, *run_directory, *socket, *netns;
     uint64_t scratch_bytes, scratch_inodes, shm_bytes;
     uint64_t uid_base, uid_count, lease_s;
-    bool user_namespace, volatile_overlay, read_only;
+    bool user_namespace, volatile_overlay, read_only, keep;
     struct list lowers, cgroups, files, binds, tmpfs, rlimits;
 
     int reply;        /* socket to the node daemon */
     int netns_fd;     /* -1: a new network namespace */
     int scratch_fd;   /* a mount that nobody else has; -1: by path, or a tmpfs */
+    int kept_fd;      /* for commands that are to have it; -1: none */
     int listening;    /* the socket of the guest */
     uint64_t started; /* monotonic ns */
     const char *phase;
@@ -47,7 +48,7 @@ void drop_privileges(struct launch *launch);
 void join_new_keyring(void);
 
 /* init.c: serves the node daemon on the socket; does not return. */
-_Noreturn void serve_box(int listening, int oom_score, int priority, uint64_t lease_ns);
+_Noreturn void serve_box(int listening, int kept, int oom_score, int priority, uint64_t lease_ns);
 
 void send_event(int reply, uint64_t request, int event, struct bytes *fields);
 uint64_t now_ns(void);

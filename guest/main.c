@@ -89,7 +89,8 @@ static void report_failure(struct launch *l, const char *phase, int error, const
 
 static void launch_box(int control, const uint8_t *request, size_t length, int scratch)
 {
-    struct launch l = {.reply = control, .netns_fd = -1, .scratch_fd = scratch, .listening = -1,
+    struct launch l = {.reply = control, .netns_fd = -1, .scratch_fd = scratch, .kept_fd = -1,
+                       .listening = -1,
                        .started = now_ns(), .phase = "start"};
     const char *wrong = read_launch(&l, request, length);
     if (wrong) {

@@ -86,6 +86,7 @@ enum tag {
     T_OUTPUT_LIMIT = 40,/* bytes, each stream; 0: none */
     T_APPLET = 41,      /* 1: the first argument names one of ours, run without the image */
     T_NOFILE = 42,
+    T_KEPT = 43,        /* 1: with the descriptor that the box was made with, as number 4 */
     /* launch request */
     T_REQUEST = 64,
     T_HOSTNAME = 65,
@@ -106,6 +107,7 @@ enum tag {
     T_RLIMIT = 81,      /* "name=soft:hard" */
     T_TMPFS = 82,       /* target, zero byte, bytes as text */
     T_READ_ONLY = 83,
+    T_KEEP = 85,        /* 1: the descriptor sent along is for commands, see T_KEPT */
     T_LEASE_S = 84,     /* without a node daemon for so long, the box ends itself */
     /* launch reply */
     T_PHASE = 96,

@@ -390,6 +390,23 @@ def test_files_are_bound_to_places_that_are_not_there_yet(with_box, tmp_path):
     with_box(body, binds=tuple(binds))
 
 
+def test_a_descriptor_is_for_commands_that_are_to_have_it(with_box):
+    memory = os.memfd_create("kept")
+    os.write(memory, b"what was kept")
+
+    async def body(box):
+        _, out, _ = await box.shell("cat <&4; ls /proc/self/fd", kept=True)
+        assert out == b"what was kept0\n1\n2\n3\n4\n"  # 3 is the directory that ls reads
+        _, out, _ = await box.shell("ls /proc/self/fd")
+        assert out == b"0\n1\n2\n3\n"
+
+    os.lseek(memory, 0, os.SEEK_SET)
+    try:
+        with_box(body, keep=memory, scratch=None, scratch_bytes=1 << 20, scratch_inodes=100)
+    finally:
+        os.close(memory)
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [

@@ -57,6 +57,7 @@ class CommandOrder:
         output_limit: Bytes of each stream that are kept; 0 for all.
         applet: Whether the guest itself does it.
         nofile: Open files it may have.
+        kept: Whether it has the descriptor that the box was made with, as number 4.
     """
 
     arguments: Sequence[bytes]
@@ -70,6 +71,7 @@ class CommandOrder:
     output_limit: int = 0
     applet: bool = False
     nofile: int = 1024
+    kept: bool = False
 
     def fields(self) -> Fields:
         """Return what the guest is told."""
@@ -87,6 +89,8 @@ class CommandOrder:
             Tag.APPLET: int(self.applet),
             Tag.NOFILE: self.nofile,
         }
+        if self.kept:
+            fields[Tag.KEPT] = 1
         if self.tty is not None:
             fields |= {Tag.TTY: 1, Tag.ROWS: self.tty[0], Tag.COLUMNS: self.tty[1]}
         return fields

@@ -107,6 +107,7 @@ class Tag(enum.IntEnum):
     OUTPUT_LIMIT = 40
     APPLET = 41
     NOFILE = 42
+    KEPT = 43
     REQUEST = 64
     HOSTNAME = 65
     LOWER = 66
@@ -127,6 +128,7 @@ class Tag(enum.IntEnum):
     TMPFS = 82
     READ_ONLY = 83
     LEASE_S = 84
+    KEEP = 85
     PHASE = 96
     ELAPSED_US = 97
     EVENT = 98
