@@ -167,11 +167,11 @@ class Box:
         """Return a block in which no process of it runs, so that its files are of one moment."""
         return self._stillness.held()
 
-    def let_go(self) -> None:
+    async def let_go(self) -> None:
         """End the connections to it; it lives on."""
         self.guest.close()
         if self.machine is not None:
-            self.machine.close()
+            await self.machine.close()
 
     def gone(self) -> SandboxGoneError:
         """Return the error that says why it is no more."""

@@ -156,7 +156,7 @@ class Node:
         await asyncio.gather(*self._ending.values(), return_exceptions=True)
         self._closing = True
         for box in self.boxes.values():
-            box.let_go()
+            await box.let_go()
         self._disk_pool.close()
         await self.networks.close()
         await self.images.close()
@@ -348,7 +348,7 @@ class Node:
         if isinstance(spec, MicroVMSpec):
             runtime["disk"] = -1
             launched, guest, machine = await self.machines.start(
-                spec, root, folder, request, request.etc
+                spec, root, folder, request, cgroup
             )
             return self._box(record, spec, root, launched.pid, guest, -1, machine)
         disk = await self._disk_pool.take(spec.disk_mb << 20, spec.inodes)
@@ -491,7 +491,7 @@ class Node:
     async def _end(self, box: Box) -> None:
         assert box.cause is not None
         await asyncio.wait([box.guest.lost], timeout=5)
-        box.let_go()
+        await box.let_go()
         self.journal.end_box(box.id, box.cause)  # again, where it could not be written down before
         await self._remove(box.id)
         self.boxes.pop(box.id, None)

@@ -5,6 +5,8 @@ ends with its lease, and a machine that breaks out of QEMU finds itself in it.
 """
 
 import asyncio
+import contextlib
+import logging
 import math
 import os
 import subprocess
@@ -12,14 +14,16 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hadal.errors import LaunchError
-from hadal.node.guest import CommandOrder, Guest, GuestCommand, GuestLostError
-from hadal.node.machines.qemu import Hardware, microvm
+from hadal.errors import LaunchError, NodeError
+from hadal.node.guest import CommandOrder, Exit, Guest, GuestCommand, GuestLostError
+from hadal.node.machines.monitor import Monitor
+from hadal.node.machines.qemu import FOLDER, Hardware
 from hadal.node.wire import Tag
 from hadal.sandbox.specs import MicroVMSpec
 
 __all__ = ["Machine", "start_machine"]
 
+_LOG = logging.getLogger(__name__)
 USER = 1000
 """Of QEMU in its jail."""
 _CONSOLE_BYTES = 64 * 1024
@@ -55,10 +59,12 @@ class Machine:
 
     Attributes:
         jail: The guest of the box that QEMU runs in.
+        monitor: Of QEMU.
         folder: Of the machine, on the host: its disk and its sockets.
     """
 
     jail: Guest
+    monitor: Monitor
     folder: Path
 
     @classmethod
@@ -66,62 +72,78 @@ class Machine:
         """Connect to a machine that another daemon has started, and to its guest.
 
         Raises:
-            GuestLostError: It is not there any more.
+            NodeError: It is not there any more.
         """
-        machine = cls(await Guest.connect(jail), folder)
+        keeper = await Guest.connect(jail)
         try:
+            machine = cls(keeper, await Monitor.connect(folder / "qmp"), folder)
             return machine, await Guest.connect(folder / "port", port=True)
         except BaseException:
-            machine.close()
+            keeper.close()
             raise
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Let go of it; it runs on."""
+        await self.monitor.close()
         self.jail.close()
 
 
 async def start_machine(
-    jail: Guest, folder: Path, program: str, spec: MicroVMSpec, hardware: Hardware, lease_s: int
+    jail: Guest, folder: Path, call: list[str], state: Path | None
 ) -> tuple[Machine, Guest]:
     """Start QEMU in a jail, and return when its guest answers.
+
+    Args:
+        jail: The guest of that.
+        folder: Of the machine, on the host.
+        call: Of QEMU.
+        state: Of the devices of a template that it waits for; None where it boots.
 
     Raises:
         LaunchError: It does not; with the end of what its console says.
     """
-    options = {
-        "layers": hardware.layers,
-        "pids": spec.pids,
-        "shm_mb": spec.shm_mb,
-        "lease_s": lease_s,
-    }
-    call = microvm(program, hardware, options)
     console = _Console()
     order = CommandOrder(
-        arguments=[os.fsencode(a) for a in call], user=str(USER), directory=b"/machine"
+        arguments=[os.fsencode(a) for a in call],
+        user=str(USER),
+        directory=os.fsencode(FOLDER),
+        kept=True,
     )
     console.command = jail.execute(jail.last_id + 1, order, console)
+    console.command.ended.add_done_callback(lambda ended: _log_end(ended, folder, console))
     try:
-        guest = await _answer(folder / "port", console)
-    except GuestLostError as error:
+        await _listens(folder / "qmp", console)
+        machine = Machine(jail, await Monitor.connect(folder / "qmp"), folder)
+        if state is not None:
+            await machine.monitor.load_devices(state)
+            await machine.monitor.go_on()
+        return machine, await Guest.connect(folder / "port", timeout_s=_BOOT_S, port=True)
+    except NodeError as error:
         raise LaunchError(
-            f"the machine does not answer: {error.message}; its console: {console.last_lines()}"
+            f"the machine does not start: {error.message}; its console: {console.last_lines()}"
         ) from error
-    return Machine(jail, folder), guest
 
 
-async def _answer(port: Path, console: _Console) -> Guest:
+def _log_end(ended: "asyncio.Future[Exit]", folder: Path, console: _Console) -> None:
+    """Keep what a machine said last, where QEMU has ended and not with its jail."""
+    if not ended.cancelled() and ended.exception() is None:
+        status, details = ended.result().status, {"sandbox_id": folder.parent.name}
+        _LOG.warning(
+            "QEMU has ended with status %d: %s", status, console.last_lines(), extra=details
+        )
+
+
+async def _listens(socket: Path, console: _Console) -> None:
+    """Wait until QEMU listens: its monitor last, when all else is there."""
     assert console.command is not None
     deadline = time.monotonic() + _BOOT_S
     while True:
-        left = deadline - time.monotonic()
-        if console.command.ended.done() or left < 0:
+        if console.command.ended.done() or time.monotonic() > deadline:
             raise GuestLostError("QEMU has not started")
-        try:
-            return await Guest.connect(port, timeout_s=left, port=True)
-        except GuestLostError as error:
-            # It is not there yet, or bound and does not listen yet.
-            if not isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError):
-                raise
+        with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+            _, writer = await asyncio.open_unix_connection(str(socket))
+            writer.close()
+            return
         await asyncio.sleep(_QUIET_S)
 
 

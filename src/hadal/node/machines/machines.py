@@ -1,11 +1,16 @@
-"""The machines of a node: what all of them need, made once, and each one started."""
+"""The machines of a node: what all of them need, made once, and each one started, from a template if it can be."""
 
 import asyncio
+import hashlib
+import json
 import os
-from dataclasses import replace
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from hadal.errors import LaunchError
+from hadal.errors import LaunchError, NodeError
+from hadal.node.cgroups import Cgroup
 from hadal.node.guest import Guest, GuestLostError
 from hadal.node.guest_program import guest_program
 from hadal.node.images import ImageStore, ResolvedImage
@@ -20,7 +25,9 @@ from hadal.node.machines.machine import (
     settle,
     start_machine,
 )
-from hadal.node.machines.qemu import BOOT, FOLDER, LAYERS, qemu_program
+from hadal.node.machines.memory import empty_memory
+from hadal.node.machines.qemu import BOOT, FOLDER, LAYERS, Hardware, microvm, qemu_program
+from hadal.node.machines.templates import Template, Templates, copy_disk
 from hadal.node.scratch import Disks
 from hadal.sandbox.specs import MicroVMSpec
 
@@ -37,11 +44,54 @@ def kernel_folder(state: Path) -> Path:
     return state / "machines" / "kernel"
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """A machine to be: equal plans are served by one template.
+
+    Attributes:
+        program: QEMU.
+        hardware: Of it.
+        options: Of its first process.
+        disk: Bytes and files of what it writes.
+        layers, kernel, ramdisk: Files that it has.
+    """
+
+    program: str
+    hardware: Hardware
+    options: dict[str, int]
+    disk: tuple[int, int]
+    layers: tuple[Path, ...]
+    kernel: Path
+    ramdisk: Path
+
+    def key(self) -> str:
+        """Return the name of its template."""
+        about = asdict(self) | {"layers": [path.name for path in self.layers]}
+        tsc_mhz = self.hardware.tsc_khz // 1000  # as far as it can be measured
+        about |= {"hardware": str(replace(self.hardware, tsc_khz=tsc_mhz))}
+        files = [
+            (str(p), p.stat().st_size, p.stat().st_mtime_ns)
+            for p in (Path(self.program), self.kernel)
+        ]
+        about |= {"files": files, "ramdisk": hashlib.sha256(self.ramdisk.read_bytes()).hexdigest()}
+        return hashlib.sha256(json.dumps(about, default=str).encode()).hexdigest()[:32]
+
+    def binds(self) -> list[tuple[Path, str, bool]]:
+        """Return what its jail sees of its files."""
+        layers = [(path, f"{LAYERS}/{n}", True) for n, path in enumerate(self.layers)]
+        return [
+            *layers,
+            (self.kernel, f"{BOOT}/kernel", True),
+            (self.ramdisk, f"{BOOT}/initrd", True),
+        ]
+
+
 class Machines:
     """Starts machines and finds them again.
 
     Args:
-        folder: For what all need: an initial RAM disk for each kernel, and `kernel/`, one of the user's.
+        folder: For what all need: templates, an initial RAM disk for each kernel, and `kernel/`, one of the
+            user's.
         images: Where roots come from.
         launcher: Makes jails.
         disks: Formats what machines write.
@@ -54,9 +104,11 @@ class Machines:
         self._disks = disks
         self._tsc_khz: int | None = None
         self._ramdisks: dict[Kernel, Path] = {}
+        self._templates = Templates(folder / "templates")
+        self._making: dict[str, asyncio.Lock] = {}
 
     async def start(
-        self, spec: MicroVMSpec, root: ResolvedImage, folder: Path, jail: LaunchRequest, etc: dict[str, bytes],
+        self, spec: MicroVMSpec, root: ResolvedImage, folder: Path, jail: LaunchRequest, cgroup: Cgroup,
     ) -> tuple[Launched, Guest, Machine]:  # fmt: skip
         """Start a machine in a jail and give it its identity.
 
@@ -65,7 +117,7 @@ class Machines:
             root: Its image, in use.
             folder: Of the box.
             jail: How the box around QEMU is made, but for what QEMU needs in it.
-            etc: Files of the machine in /etc.
+            cgroup: Of the box.
 
         Raises:
             ImageError: Its image is not of the kind that machines have.
@@ -73,63 +125,106 @@ class Machines:
             LaunchError: It does not start.
         """
         layers = self._images.disks_of(root)
-        program = qemu_program()
-        kernel = find_kernel(kernel_folder(self._folder.parent))
-        ramdisk, tsc_khz = await asyncio.to_thread(self._prepare, kernel)
-        machine = folder / "vm"
-        await asyncio.to_thread(self._make_folder, machine, spec)
-        files = [*layers, kernel.image, ramdisk]
-        places = [f"{LAYERS}/{n}" for n in range(len(layers))] + [
-            f"{BOOT}/kernel",
-            f"{BOOT}/initrd",
-        ]
-        async with self._images.using("host") as host:
-            binds = [*host.binds, (machine, FOLDER, False)]
-            binds += [(file, place, True) for file, place in zip(files, places, strict=True)]
-            jail = replace(
-                jail, layers=host.layers, binds=tuple(binds),
-                scratch_bytes=_JAIL_BYTES, scratch_inodes=_JAIL_INODES,
-            )  # fmt: skip
-            launched = await self._launcher.launch(jail)
+        plan, key = await asyncio.to_thread(self._plan, spec, layers, jail.lease_s)
+        async with self._making.setdefault(key, asyncio.Lock()):
+            template = await asyncio.to_thread(self._templates.find, key)
+            booted = None
+            if template is None:
+                booted = await self._boot(plan, key, folder, jail, cgroup)
+        if template is not None:
+            jail = replace(jail, keep=template.memory)
+        started = booted or await self._start(plan, folder, jail, template)
         try:
-            keeper = await Guest.connect(jail.socket)
-            hardware = hardware_of(spec, len(layers), tsc_khz)
-            running, guest = await start_machine(
-                keeper, machine, program, spec, hardware, jail.lease_s
-            )
-            await settle(guest, jail.hostname, etc)
+            etc = jail.etc | {"machine-id": f"{uuid.uuid4().hex}\n".encode()}
+            await settle(started[1], jail.hostname, etc)
         except GuestLostError as error:
             raise LaunchError(f"the machine has ended while it was started: {error}") from error
-        return launched, guest, running
+        return started
 
     async def find(self, folder: Path) -> tuple[Machine, Guest]:
         """Connect to the machine of a box that another daemon has started.
 
         Raises:
-            GuestLostError: It is not there any more.
+            NodeError: It is not there any more.
         """
         return await Machine.find(folder / "guest", folder / "vm")
 
-    def _prepare(self, kernel: Kernel) -> tuple[Path, int]:
+    def _plan(self, spec: MicroVMSpec, layers: Sequence[Path], lease_s: int) -> tuple[_Plan, str]:
+        program, kernel = qemu_program(), find_kernel(kernel_folder(self._folder.parent))
         if self._tsc_khz is None:
             self._tsc_khz = measure_tsc_khz(guest_program())
         if kernel not in self._ramdisks:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            path = self._folder / f"initrd-{kernel.image.name}"
-            part = path.with_suffix(f".{os.getpid()}")
-            part.write_bytes(make_initramfs(guest_program(), kernel.needed_modules()))
-            part.chmod(0o644)
-            part.replace(path)
-            self._ramdisks[kernel] = path
-        return self._ramdisks[kernel], self._tsc_khz
+            self._ramdisks[kernel] = self._make_ramdisk(kernel)
+        count = len(layers)
+        plan = _Plan(
+            program=program,
+            hardware=hardware_of(spec, count, self._tsc_khz),
+            options={"layers": count, "pids": spec.pids, "shm_mb": spec.shm_mb, "lease_s": lease_s},
+            disk=(spec.disk_mb << 20, spec.inodes),
+            layers=tuple(layers),
+            kernel=kernel.image,
+            ramdisk=self._ramdisks[kernel],
+        )
+        return plan, plan.key()
 
-    def _make_folder(self, folder: Path, spec: MicroVMSpec) -> None:
+    def _make_ramdisk(self, kernel: Kernel) -> Path:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"initrd-{kernel.image.name}"
+        part = path.with_suffix(f".{os.getpid()}")
+        part.write_bytes(make_initramfs(guest_program(), kernel.needed_modules()))
+        part.chmod(0o644)
+        part.replace(path)
+        return path
+
+    async def _boot(
+        self, plan: _Plan, key: str, folder: Path, jail: LaunchRequest, cgroup: Cgroup
+    ) -> tuple[Launched, Guest, Machine]:
+        """Boot a machine, and make a template of it before it goes on."""
+        memory = empty_memory(plan.hardware.memory_mb << 20)
+        try:
+            started = await self._start(plan, folder, replace(jail, keep=memory), None)
+            launched, _, machine = started
+            (pid,) = set(cgroup.processes()) - {launched.pid}
+            await machine.monitor.stop()
+            await machine.monitor.save_devices(f"{FOLDER}/devices")
+            await asyncio.to_thread(self._templates.make, key, pid, memory, machine.folder)
+            await machine.monitor.go_on()
+        finally:
+            os.close(memory)
+        return started
+
+    async def _start(
+        self, plan: _Plan, folder: Path, jail: LaunchRequest, template: Template | None
+    ) -> tuple[Launched, Guest, Machine]:
+        machine = folder / "vm"
+        await asyncio.to_thread(self._make_folder, machine, plan.disk, template)
+        async with self._images.using("host") as host:
+            jail = replace(
+                jail, layers=host.layers, binds=(*host.binds, (machine, FOLDER, False), *plan.binds()),
+                scratch_bytes=_JAIL_BYTES, scratch_inodes=_JAIL_INODES,
+            )  # fmt: skip
+            launched = await self._launcher.launch(jail)
+        call = microvm(plan.program, plan.hardware, plan.options, waits=template is not None)
+        state = None if template is None else template.folder / "devices"
+        try:
+            keeper = await Guest.connect(jail.socket)
+        except NodeError as error:
+            raise LaunchError(f"the jail of the machine has ended: {error}") from error
+        running, guest = await start_machine(keeper, machine, call, state)
+        return launched, guest, running
+
+    def _make_folder(self, folder: Path, disk: tuple[int, int], template: Template | None) -> None:
         """Make what a machine may write: QEMU's user owns it, as its jail sees it."""
         folder.mkdir(mode=0o700)
-        file = os.open(folder / "disk", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            self._disks.format(file, spec.disk_mb << 20, spec.inodes)
-            os.fchown(file, USER, USER)
-        finally:
-            os.close(file)
+        if template is not None:
+            copy_disk(template.folder / "disk", folder / "disk", USER)
+        else:
+            file = os.open(
+                folder / "disk", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+            )
+            try:
+                self._disks.format(file, *disk)
+                os.fchown(file, USER, USER)
+            finally:
+                os.close(file)
         os.chown(folder, USER, USER)

@@ -57,13 +57,16 @@ def _disk(name: str, path: str, *, read_only: bool) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def microvm(program: str, hardware: Hardware, options: dict[str, int]) -> list[str]:
+def microvm(
+    program: str, hardware: Hardware, options: dict[str, int], *, waits: bool = False
+) -> list[str]:
     """Return the call for a `microvm` machine: virtio-mmio found through ACPI, no PCI, no BIOS to speak of.
 
     Args:
         program: QEMU.
         hardware: Of the machine.
         options: For the first process of the machine, which finds them in its environment.
+        waits: Whether it waits for the state of a template's devices instead of booting.
     """
     # Without a timer to measure its counter by, an emulated processor hangs at boot: it is told.
     line = f"console=ttyS0 quiet tsc_early_khz={hardware.tsc_khz} tsc=nowatchdog reboot=t panic=-1"
@@ -73,7 +76,12 @@ def microvm(program: str, hardware: Hardware, options: dict[str, int]) -> list[s
     return [
         program, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
         "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-        "-M", "microvm,pic=off,pit=off,rtc=off", "-accel", "tcg", "-cpu", "max",
+        # The memory is a descriptor of the jail: the machine's own, or that of a template, mapped privately.
+        # A state without a head is one of devices only.
+        "-object", f"memory-backend-file,id=memory,size={hardware.memory_mb}M,mem-path=/proc/self/fd/4,share={'off' if waits else 'on'}",
+        "-global", "migration.send-configuration=off",
+        *(("-S", "-incoming", "defer") if waits else ()),
+        "-M", "microvm,pic=off,pit=off,rtc=off,suppress-vmdesc=on,memory-backend=memory", "-accel", "tcg", "-cpu", "max",
         "-smp", str(hardware.cpus), "-m", str(hardware.memory_mb),
         "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
         "-qmp", f"unix:{FOLDER}/qmp,server=on,wait=off",
