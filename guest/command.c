@@ -276,6 +276,10 @@ static pid_t fork_child(struct order *o, struct ends *e, int report)
         errno = error;
         return pid;
     }
+    if (o->kept && guest.kept < 0) {
+        errno = EBADF;
+        child_failed(report, "the descriptor of the box");
+    }
     if (guest.commands_group >= 0 && write(guest.commands_group, "0", 1) != 1)
         child_failed(report, "join the group of commands");
     setsid();

@@ -259,7 +259,7 @@ static void accept_connection(void)
     guest.connection.source = (struct source){.kind = S_CONNECTION, .fd = fd};
 }
 
-/* What may be sent at once has gone out: whether all of it has. */
+/* Send what goes out at once: whether anything did. */
 static bool flush_socket(struct connection *c)
 {
     ssize_t n = send(c->source.fd, c->out.data, c->out.length, MSG_NOSIGNAL | MSG_DONTWAIT);

@@ -71,6 +71,8 @@ const char *read_launch(struct launch *l, const uint8_t *payload, size_t length)
         default: return "a field that a launch request does not have";
         }
     }
+    if (l->keep && l->scratch_fd < 0)
+        return "a descriptor to keep that did not come";
     if (l->keep) {
         l->kept_fd = l->scratch_fd;
         l->scratch_fd = -1;

@@ -241,11 +241,11 @@ void boot_machine(void)
 
 uint64_t count_oom_kills(void)
 {
-    static int fd = -1;
     char text[16384];
-    if (fd < 0)
-        fd = open("/proc/vmstat", O_RDONLY | O_CLOEXEC);
-    ssize_t n = pread(fd, text, sizeof text - 1, 0);
+    int fd = open("/proc/vmstat", O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    if (fd >= 0)
+        close(fd);
     if (n <= 0)
         return 0;
     text[n] = 0;

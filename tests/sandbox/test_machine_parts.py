@@ -18,6 +18,11 @@ NEEDED = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _no_kernel_of_the_user(monkeypatch):
+    monkeypatch.delenv("HADAL_KERNEL", raising=False)
+
+
 def install(root, version="6.1", leave_out=(), builtin=("crc32c_generic",)):
     """A kernel as its package has it; the modules say only what they need."""
     modules = root / "lib/modules" / version

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from hadal.errors import GoneCause, ImageError, SandboxGoneError
+from hadal.errors import GoneCause, ImageError, SandboxGoneError, UnsupportedError
 from hadal.sandbox import MicroVMSpec, Sandbox
 from tests.sandbox.conftest import needs_root
 from tests.sandbox.machine_image import import_image, needs_machines
@@ -48,6 +48,14 @@ def test_a_kernel_that_panics_is_told(node, image):
         with pytest.raises(SandboxGoneError) as caught:
             box.run("echo c > /proc/sysrq-trigger; sleep 60")
         assert caught.value.cause == GoneCause.CRASHED
+
+
+def test_what_a_machine_cannot_do_is_said(node, image):
+    with Sandbox.create(MicroVMSpec(image=image)) as box:
+        with pytest.raises(UnsupportedError, match="disk"):
+            box.changes()
+        with pytest.raises(UnsupportedError, match="fork"):
+            box.fork(1)
 
 
 def test_the_host_is_no_image_of_a_machine(node):

@@ -159,7 +159,7 @@ def _addresses(listen: "Listen") -> str:
 
 
 @app.command
-def kernel(package: Path, *, state: Path | None = None, as_json: _Json = False) -> None:
+def kernel(package: Path, *, state: Path | None = None, json_output: _Json = False) -> None:
     """Give virtual machines a kernel: one out of a Debian package, which need not be installed.
 
     Examples:
@@ -170,7 +170,7 @@ def kernel(package: Path, *, state: Path | None = None, as_json: _Json = False) 
     Args:
         package: The file of the package.
         state: State folder of the node. Default: that of the embedded node.
-        as_json: Print JSON.
+        json_output: Print JSON.
     """
     from hadal.node.machines.kernel import install_kernel
     from hadal.node.machines.machines import kernel_folder
@@ -180,7 +180,7 @@ def kernel(package: Path, *, state: Path | None = None, as_json: _Json = False) 
         raise ConfigError(f"no package {package}", hint="`apt-get download` fetches one")
     made = install_kernel(package, kernel_folder((state or state_folder()).resolve()))
     found = {"kernel": str(made.image), "modules": str(made.modules)}
-    text = json.dumps(found) if as_json else f"machines boot {made.image}"
+    text = json.dumps(found) if json_output else f"machines boot {made.image}"
     sys.stdout.write(f"{text}\n")
 
 

@@ -13,7 +13,7 @@ __all__ = ["Kernel", "find_kernel", "install_kernel"]
 
 _MODULES = ("virtio_mmio", "virtio_pci", "virtio_blk", "virtio_console", "virtio_net", "virtio-rng", "virtio_balloon", "crc32c_generic", "erofs", "overlay")  # fmt: skip
 """What a box needs of its kernel, in modules where it is not in the kernel itself."""
-_DEPENDS = re.compile(rb"\0?depends=([^\0]*)\0")
+_DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 
 
 @dataclass(frozen=True)

@@ -74,13 +74,14 @@ class Machine:
         Raises:
             NodeError: It is not there any more.
         """
-        keeper = await Guest.connect(jail)
-        try:
+        with contextlib.ExitStack() as opened:
+            guest = await Guest.connect(folder / "port", port=True)
+            opened.callback(guest.close)
+            keeper = await Guest.connect(jail)
+            opened.callback(keeper.close)
             machine = cls(keeper, await Monitor.connect(folder / "qmp"), folder)
-            return machine, await Guest.connect(folder / "port", port=True)
-        except BaseException:
-            keeper.close()
-            raise
+            opened.pop_all()
+        return machine, guest
 
     async def close(self) -> None:
         """Let go of it; it runs on."""

@@ -73,7 +73,7 @@ class _Plan:
             (str(p), p.stat().st_size, p.stat().st_mtime_ns)
             for p in (Path(self.program), self.kernel)
         ]
-        about |= {"files": files, "ramdisk": hashlib.sha256(self.ramdisk.read_bytes()).hexdigest()}
+        about |= {"files": files}
         return hashlib.sha256(json.dumps(about, default=str).encode()).hexdigest()[:32]
 
     def binds(self) -> list[tuple[Path, str, bool]]:
@@ -169,9 +169,10 @@ class Machines:
 
     def _make_ramdisk(self, kernel: Kernel) -> Path:
         self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"initrd-{kernel.image.name}"
+        content = make_initramfs(guest_program(), kernel.needed_modules())
+        path = self._folder / f"initrd-{hashlib.sha256(content).hexdigest()[:16]}"  # part of a key
         part = path.with_suffix(f".{os.getpid()}")
-        part.write_bytes(make_initramfs(guest_program(), kernel.needed_modules()))
+        part.write_bytes(content)
         part.chmod(0o644)
         part.replace(path)
         return path

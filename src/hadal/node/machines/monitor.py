@@ -91,9 +91,12 @@ class Monitor:
         finally:
             os.close(state)
         await self._tell("migrate-incoming", uri="fd:state")
-        async with asyncio.timeout(_ANSWER_S):
-            while await self._is_loading():  # noqa: ASYNC110 - it says when by being asked
-                await asyncio.sleep(_POLL_S)
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                while await self._is_loading():  # noqa: ASYNC110 - it says when by being asked
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError as error:
+            raise NodeError(f"QEMU does not load its devices in {_ANSWER_S:.0f} s") from error
 
     async def _is_loading(self) -> bool:
         return (await self._tell("query-status"))["status"] == "inmigrate"

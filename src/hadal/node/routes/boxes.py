@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from hadal.errors import GoneCause
+from hadal.errors import GoneCause, UnsupportedError
 from hadal.node.changes import list_changes
 from hadal.node.journal import Record
 from hadal.node.routes.http import NODE, box_of, number, read_body
@@ -121,6 +121,8 @@ async def resume(request: web.Request) -> web.Response:
 async def changes(request: web.Request) -> web.Response:
     """GET /v1/boxes/{box}/changes: what differs from the image."""
     box, limit = box_of(request), number(request, "limit", 0) or None
+    if box.machine is not None:
+        raise UnsupportedError("what a machine has changed is on a disk that only it reads")
     content = request.query.get("content", "1") != "0"
     with request.app[NODE].disks.open(box.disk) as disk:
         found = await asyncio.to_thread(list_changes, disk / "upper", content=content, limit=limit)

@@ -24,6 +24,7 @@ def memory(make: MakeBox) -> None:
         holds(result.oom_killed, f"not told as out of memory: {result}")
         equal(box.run("echo on").stdout, "on\n")
         holds(not box.run("exit 1").oom_killed, "a later failure is told as out of memory")
+        holds(box.usage().oom_kills > 0, "what was killed is not counted")
         holds(box.usage().memory_bytes <= 128 << 20, "more memory than allowed")
 
 
