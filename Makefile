@@ -26,9 +26,11 @@ help:
 	@echo "make bench       measurements; they never fail"
 	@echo "make mutants     plant faults in the model and see the tests find them"
 
+# Virtual machines: QEMU, and a kernel for them, which is fetched and not installed.
+MACHINE_PACKAGES := $(if $(filter x86_64,$(shell uname -m)),qemu-system-x86 qemu-utils)
 # What boxes use of the system, beyond the kernel; without them they have fewer images and no networks. Training
 # is a fifth faster with jemalloc.
-EXTRA_PACKAGES := erofs-utils nftables libjemalloc2
+EXTRA_PACKAGES := erofs-utils nftables libjemalloc2 $(MACHINE_PACKAGES)
 
 setup: $(STAMP)
 
@@ -40,6 +42,7 @@ $(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard guest/*.[ch])
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --editable '.[engine,serve,node,mcp,plot,parity,dev]'
 	@$(MAKE) --no-print-directory extra-packages
+	@$(BIN)/hadal node kernel || echo "note: no kernel for virtual machines; containers need none"
 	@touch $@
 
 clients: $(CLIENTS)/.ready
@@ -65,7 +68,7 @@ system-packages:
 extra-packages:
 	@if dpkg -s $(EXTRA_PACKAGES) >/dev/null 2>&1; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		{ apt-get update -qq && apt-get install -y -qq $(EXTRA_PACKAGES) >/dev/null; } || \
+		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends $(EXTRA_PACKAGES) >/dev/null; } || \
 		echo "note: $(EXTRA_PACKAGES) could not be installed; 'hadal doctor' says what boxes miss"; \
 	else echo "note: install $(EXTRA_PACKAGES) for all that boxes can do; see 'hadal doctor'"; fi
 

@@ -5,6 +5,9 @@ import os
 import pytest
 import torch
 
+from hadal.node.machines.machines import kernel_folder
+from hadal.sandbox.embedded import state_folder
+
 
 def pytest_configure(config: pytest.Config) -> None:
     # Workers of a parallel run share the cores: more threads than cores spin against each other.
@@ -23,7 +26,10 @@ def node(tmp_path_factory):
     if os.geteuid() != 0:
         pytest.skip("boxes are made by root")
     home = tmp_path_factory.mktemp("hadal")
+    kernel = kernel_folder(state_folder())
     with pytest.MonkeyPatch.context() as patch:
+        if "HADAL_KERNEL" not in os.environ and kernel.exists():
+            patch.setenv("HADAL_KERNEL", str(kernel))  # that set-up has fetched
         patch.setenv("HADAL_HOME", str(home))
         yield home
     log = home / "node" / "node.log"

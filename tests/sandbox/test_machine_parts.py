@@ -1,15 +1,19 @@
 """What machines boot from: kernels and their modules, and the initial RAM disk."""
 
+import json
+import os
 import shutil
 import stat
 import subprocess
 
 import pytest
 
+from hadal.cli.main import app
 from hadal.errors import ConfigError, UnsupportedError
 from hadal.node.machines.initramfs import make_initramfs
-from hadal.node.machines.kernel import find_kernel, install_kernel
+from hadal.node.machines.kernel import fetch_kernel, find_kernel, install_kernel
 
+needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="no dpkg-deb")
 NEEDED = {
     "virtio_mmio": "virtio,virtio_ring", "virtio_pci": "virtio", "virtio_blk": "virtio,virtio_ring",
     "virtio_console": "", "virtio_net": "net_failover", "virtio-rng": "", "virtio_balloon": "virtio",
@@ -70,14 +74,20 @@ def test_a_folder_of_the_user_comes_before_that_of_the_node_and_no_kernel_says_w
     assert "linux-image-cloud-amd64" in caught.value.hint
 
 
-@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="no dpkg-deb")
-def test_a_kernel_comes_out_of_a_package(tmp_path):
-    install(tmp_path / "tree")
-    (tmp_path / "tree/DEBIAN").mkdir()
+def make_package(folder):
+    """The file of a package of a kernel."""
+    install(folder / "tree")
+    (folder / "tree/DEBIAN").mkdir()
     about = "Package: kernel\nVersion: 1\nArchitecture: all\nMaintainer: nobody\nDescription: x\n"
-    (tmp_path / "tree/DEBIAN/control").write_text(about)
-    package = tmp_path / "kernel.deb"
-    subprocess.run(["dpkg-deb", "-b", tmp_path / "tree", package], check=True, capture_output=True)
+    (folder / "tree/DEBIAN/control").write_text(about)
+    package = folder / "kernel.deb"
+    subprocess.run(["dpkg-deb", "-b", folder / "tree", package], check=True, capture_output=True)
+    return package
+
+
+@needs_dpkg
+def test_a_kernel_comes_out_of_a_package(tmp_path):
+    package = make_package(tmp_path)
     folder = tmp_path / "state/machines/kernel"
     install(folder, version="5.0")
     assert install_kernel(package, folder).image == folder / "boot/vmlinuz-6.1"
@@ -86,6 +96,54 @@ def test_a_kernel_comes_out_of_a_package(tmp_path):
     with pytest.raises(ConfigError, match=r"kernel\.deb"):
         install_kernel(package, folder)
     assert find_kernel(folder).image == folder / "boot/vmlinuz-6.1"
+
+
+@pytest.fixture
+def apt(tmp_path, monkeypatch):
+    """Make an apt that does as it is told: by a shell script for each of its two programs."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+    def does(name, script):
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+
+    return does
+
+
+@needs_dpkg
+def test_a_kernel_is_fetched_by_the_name_that_the_newest_has(tmp_path, apt, capsys):
+    package = make_package(tmp_path)
+    apt(
+        "apt-cache",
+        "echo linux-image-cloud-amd64; echo '  Depends: linux-image-6.1.0-1-cloud-amd64'",
+    )
+    apt("apt-get", f'[ "$*" = "download -q linux-image-6.1.0-1-cloud-amd64" ] && cp {package} .')
+    app(
+        ["node", "kernel", "--state", str(tmp_path / "state"), "--json"],
+        result_action="return_value",
+    )
+    image = tmp_path / "state/machines/kernel/boot/vmlinuz-6.1"
+    assert json.loads(capsys.readouterr().out)["kernel"] == str(image)
+    assert image.exists()
+
+
+def test_why_no_kernel_is_fetched_is_said(tmp_path, apt, monkeypatch):
+    apt("apt-cache", "true")
+    with pytest.raises(UnsupportedError, match="does not know linux-image-cloud-amd64") as caught:
+        fetch_kernel(tmp_path)
+    assert "apt-get update" in caught.value.hint
+    apt("apt-cache", "echo '  Depends: linux-image-1'")
+    apt("apt-get", "echo 'E: no network' >&2; exit 100")
+    with pytest.raises(ConfigError, match="no network"):
+        fetch_kernel(tmp_path)
+    apt("apt-get", "true")
+    with pytest.raises(ConfigError, match="fetched no linux-image-1"):
+        fetch_kernel(tmp_path)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UnsupportedError, match="no apt-cache"):
+        fetch_kernel(tmp_path)
 
 
 def entries(archive):

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -159,26 +160,32 @@ def _addresses(listen: "Listen") -> str:
 
 
 @app.command
-def kernel(package: Path, *, state: Path | None = None, json_output: _Json = False) -> None:
+def kernel(
+    package: Path | None = None, *, state: Path | None = None, json_output: _Json = False
+) -> None:
     """Give virtual machines a kernel: one out of a Debian package, which need not be installed.
 
-    Examples:
-        apt-get download linux-image-6.1.0-56-cloud-amd64
+    Without a package it is Debian's newest for virtual machines, fetched by apt-get.
 
-        hadal node kernel linux-image-*.deb
+    Examples:
+        hadal node kernel
+
+        hadal node kernel linux-image-6.1.0-56-cloud-amd64_6.1.192-1_amd64.deb
 
     Args:
         package: The file of the package.
         state: State folder of the node. Default: that of the embedded node.
         json_output: Print JSON.
     """
-    from hadal.node.machines.kernel import install_kernel
+    from hadal.node.machines.kernel import fetch_kernel, install_kernel
     from hadal.node.machines.machines import kernel_folder
     from hadal.sandbox.embedded import state_folder
 
-    if not package.is_file():
+    if package is not None and not package.is_file():
         raise ConfigError(f"no package {package}", hint="`apt-get download` fetches one")
-    made = install_kernel(package, kernel_folder((state or state_folder()).resolve()))
+    folder = kernel_folder((state or state_folder()).resolve())
+    with tempfile.TemporaryDirectory() as fetched:
+        made = install_kernel(package or fetch_kernel(Path(fetched)), folder)
     found = {"kernel": str(made.image), "modules": str(made.modules)}
     text = json.dumps(found) if json_output else f"machines boot {made.image}"
     sys.stdout.write(f"{text}\n")

@@ -9,7 +9,10 @@ from pathlib import Path
 
 from hadal.errors import ConfigError, UnsupportedError
 
-__all__ = ["Kernel", "find_kernel", "install_kernel"]
+__all__ = ["Kernel", "fetch_kernel", "find_kernel", "install_kernel"]
+
+_NEWEST = "linux-image-cloud-amd64"
+"""The package that depends on Debian's newest kernel for virtual machines."""
 
 _MODULES = ("virtio_mmio", "virtio_pci", "virtio_blk", "virtio_console", "virtio_net", "virtio-rng", "virtio_balloon", "crc32c_generic", "erofs", "overlay")  # fmt: skip
 """What a box needs of its kernel, in modules where it is not in the kernel itself."""
@@ -100,8 +103,8 @@ def find_kernel(folder: Path) -> Kernel:
             return kernel
     raise UnsupportedError(
         f"no kernel for virtual machines in {' or '.join(map(str, roots))}",
-        hint="`hadal node kernel PACKAGE.deb` takes one out of a package, such as Debian's"
-        " linux-image-cloud-amd64; or set HADAL_KERNEL to a folder with boot/ and lib/modules/",
+        hint="`hadal node kernel` fetches that of Debian's linux-image-cloud-amd64, or takes one out of a"
+        " package of yours; or set HADAL_KERNEL to a folder with boot/ and lib/modules/",
     )
 
 
@@ -141,3 +144,46 @@ def install_kernel(package: Path, folder: Path) -> Kernel:
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return _kernels(folder)[0]
+
+
+def fetch_kernel(folder: Path) -> Path:
+    """Fetch the package of Debian's newest kernel for virtual machines, and return its file.
+
+    Args:
+        folder: Where it is put.
+
+    Raises:
+        UnsupportedError: This host has no apt, or its apt does not know such a package.
+        ConfigError: It cannot be fetched.
+    """
+    said = _apt(["apt-cache", "depends", "--important", _NEWEST], folder)
+    found = re.search(r"Depends: (linux-image-\S+)", said)
+    if found is None:
+        raise UnsupportedError(
+            f"apt does not know {_NEWEST}: {said.strip()[:500] or 'no answer'}",
+            hint="`apt-get update` first; elsewhere give the file of a package",
+        )
+    _apt(["apt-get", "download", "-q", found[1]], folder)
+    packages = list(folder.glob("*.deb"))
+    if not packages:
+        raise ConfigError(f"apt-get has fetched no {found[1]}")
+    return packages[0]
+
+
+def _apt(call: list[str], folder: Path) -> str:
+    """Run a command of apt in a folder and return what it says."""
+    try:
+        done = subprocess.run(
+            call, cwd=folder, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"}
+        )  # fmt: skip
+    except FileNotFoundError as error:
+        raise UnsupportedError(
+            f"no {call[0]} to fetch a kernel with",
+            hint="give the file of a package such as Debian's linux-image-6.1.0-*-cloud-amd64",
+        ) from error
+    if done.returncode:
+        raise ConfigError(
+            f"`{' '.join(call)}` failed: {(done.stderr or done.stdout).strip()[-500:]}",
+            hint="`apt-get update`, or give the file of a package",
+        )
+    return done.stdout
