@@ -280,7 +280,8 @@ static pid_t fork_child(struct order *o, struct ends *e, int report)
         errno = EBADF;
         child_failed(report, "the descriptor of the box");
     }
-    if (guest.commands_group >= 0 && write(guest.commands_group, "0", 1) != 1)
+    /* Applets are not in it: they work while commands are held. */
+    if (guest.commands_group >= 0 && !o->applet && write(guest.commands_group, "0", 1) != 1)
         child_failed(report, "join the group of commands");
     setsid();
     /* Above the numbers that they are moved to. */

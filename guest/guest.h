@@ -67,6 +67,7 @@ struct guest {
     char boot_id[33];
     int kept;           /* a descriptor for commands that are to have it; -1: none */
     int commands_group; /* the cgroup.procs that commands join; -1: none */
+    int freezer, events; /* of that group: its cgroup.freeze and cgroup.events */
     bool machine;       /* this kernel is the box's own */
 };
 

@@ -28,6 +28,7 @@
 #define LAYERS 64
 #define PLAIN (MS_NOSUID | MS_NOEXEC | MS_NODEV)
 #define DEVICES_WAIT_MS 10000
+#define HELD_WAIT_MS 5000
 
 /* The console is where the node daemon looks when a machine does not answer. */
 static _Noreturn void stop(const char *what)
@@ -200,7 +201,9 @@ static void make_group(void)
         (most && !write_text("/sys/fs/cgroup/box/pids.max", most)))
         stop("group of commands");
     guest.commands_group = open("/sys/fs/cgroup/box/cgroup.procs", O_WRONLY | O_CLOEXEC);
-    if (guest.commands_group < 0)
+    guest.freezer = open("/sys/fs/cgroup/box/cgroup.freeze", O_WRONLY | O_CLOEXEC);
+    guest.events = open("/sys/fs/cgroup/box/cgroup.events", O_RDONLY | O_CLOEXEC);
+    if (guest.commands_group < 0 || guest.freezer < 0 || guest.events < 0)
         stop("group of commands");
 }
 
@@ -310,6 +313,30 @@ static const char *set_time(uint64_t ns)
     return clock_settime(CLOCK_REALTIME, &now) ? "clock" : NULL;
 }
 
+static bool are_held(void)
+{
+    char text[256];
+    ssize_t n = pread(guest.events, text, sizeof text - 1, 0);
+    text[n > 0 ? n : 0] = 0;
+    return strstr(text, "frozen 1") != NULL;
+}
+
+/* Held, commands see nothing of what happens to the machine meanwhile: that it is copied, and becomes another. */
+static const char *hold_commands(bool held)
+{
+    if (write(guest.freezer, held ? "1" : "0", 1) != 1)
+        return "freezer of commands";
+    for (int waited = 0; held && !are_held(); waited++) {
+        if (waited == HELD_WAIT_MS) {
+            (void)!write(guest.freezer, "0", 1);
+            errno = ETIMEDOUT;
+            return "commands that do not stand still";
+        }
+        usleep(1000);
+    }
+    return NULL;
+}
+
 const char *settle_machine(const uint8_t *payload, size_t length)
 {
     const uint8_t *at = payload;
@@ -325,6 +352,7 @@ const char *settle_machine(const uint8_t *payload, size_t length)
         case T_FILE: wrong = write_file(&field); break;
         case T_TIME: wrong = set_time(read_number(field.value, field.length)); break;
         case T_SEED: wrong = take_seed(&field); break;
+        case T_HELD: wrong = hold_commands(read_number(field.value, field.length) != 0); break;
         default: errno = EINVAL; wrong = "a field that does not belong there";
         }
     }

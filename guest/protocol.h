@@ -115,6 +115,7 @@ enum tag {
     T_EVENT = 98,       /* EVENT_* */
     /* settle: HOSTNAME, FILE, TIME, and */
     T_SEED = 112,     /* random bytes */
+    T_HELD = 113,     /* 1: no command runs on; 0: they do */
     /* applets */
     T_PATH = 128,
     T_MODE = 130,

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hadal.node.guest import CommandOrder, Guest
+from hadal.node.guest import Guest
+from hadal.node.guest_command import CommandOrder
 from hadal.node.guest_program import guest_program
 from hadal.node.images import ImageStore
 from hadal.node.images.erofs import can_mount_erofs, unmount

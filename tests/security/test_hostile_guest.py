@@ -8,7 +8,8 @@ import struct
 import pytest
 
 from hadal.errors import CommandRefusedError
-from hadal.node.guest import CommandOrder, Guest, GuestLostError
+from hadal.node.guest import Guest, GuestLostError
+from hadal.node.guest_command import CommandOrder
 from hadal.node.wire import HEADER, WINDOW, Frame, Tag, encode_fields, encode_frame
 
 WELCOME = encode_frame(

@@ -30,7 +30,8 @@ from hadal.node.command import (
     result_fields,
     result_of,
 )
-from hadal.node.guest import CommandOrder, Exit, Guest, GuestLostError
+from hadal.node.guest import Guest, GuestLostError
+from hadal.node.guest_command import CommandOrder, Exit
 from hadal.node.journal import INLINE_BYTES, BoxRecord, Journal, Record
 from hadal.node.machines.machine import Machine
 from hadal.node.output import Output, Passage

@@ -13,7 +13,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from hadal.errors import ImageError
-from hadal.node.guest import CommandOrder, Guest, GuestCommand
+from hadal.node.guest import Guest
+from hadal.node.guest_command import CommandOrder, GuestCommand
 from hadal.node.guest_program import guest_program
 from hadal.node.images.resolved import ResolvedImage
 from hadal.node.images.tree import remove_tree

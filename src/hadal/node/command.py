@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from hadal.errors import CommandRefusedError, SandboxFileError, UnknownOutcomeError
 from hadal.node.blobs import Blobs
-from hadal.node.guest import Exit, GuestCommand
+from hadal.node.guest_command import Exit, GuestCommand
 from hadal.node.journal import Record
 from hadal.node.output import Output
 from hadal.node.wire import Tag, TimedOut, decode_fields

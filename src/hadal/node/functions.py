@@ -8,7 +8,8 @@ from typing import Any
 
 from hadal.errors import LaunchError, SandboxError
 from hadal.node.box import Box
-from hadal.node.guest import CommandOrder, GuestLostError
+from hadal.node.guest import GuestLostError
+from hadal.node.guest_command import CommandOrder
 from hadal.sandbox.specs import FunctionSpec
 
 __all__ = ["CallServer"]

@@ -133,6 +133,7 @@ class Tag(enum.IntEnum):
     ELAPSED_US = 97
     EVENT = 98
     SEED = 112
+    HELD = 113
     PATH = 128
     MODE = 130
     SIZE = 131

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hadal.errors import LaunchError, NodeError
-from hadal.node.guest import CommandOrder, Exit, Guest, GuestCommand, GuestLostError
+from hadal.node.guest import Guest, GuestLostError
+from hadal.node.guest_command import CommandOrder, Exit, GuestCommand
 from hadal.node.machines.monitor import Monitor
 from hadal.node.machines.qemu import FOLDER, Hardware
 from hadal.node.wire import Tag
