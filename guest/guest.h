@@ -68,6 +68,7 @@ struct guest {
     int kept;           /* a descriptor for commands that are to have it; -1: none */
     int commands_group; /* the cgroup.procs that commands join; -1: none */
     int freezer, events; /* of that group: its cgroup.freeze and cgroup.events */
+    int boot_id_file;    /* what a machine says is the id of its boot */
     bool machine;       /* this kernel is the box's own */
 };
 

@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
+#include <sys/random.h>
 #include <sys/reboot.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -207,6 +208,25 @@ static void make_group(void)
         stop("group of commands");
 }
 
+/* A copy of a machine has not booted when it did: what the kernel says is covered by a file of ours, on the
+ * initial RAM disk, where no path leads. */
+static int make_boot_id(void)
+{
+    int fd = open("/boot_id", O_RDWR | O_CREAT | O_CLOEXEC, 0444);
+    if (fd < 0)
+        stop("/boot_id");
+    return fd;
+}
+
+static void show_boot_id(int fd)
+{
+    char path[32];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    if (mount(path, "/proc/sys/kernel/random/boot_id", NULL, MS_BIND, NULL) ||
+        mount(NULL, "/proc/sys/kernel/random/boot_id", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY, NULL))
+        stop("boot_id");
+}
+
 static void loopback_up(void)
 {
     struct ifreq request = {.ifr_name = "lo"};
@@ -224,8 +244,10 @@ void boot_machine(void)
     mount_kernel();
     load_modules();
     int port = open_port();
+    guest.boot_id_file = make_boot_id();
     mount_root();
     fill_root();
+    show_boot_id(guest.boot_id_file);
     make_group();
     loopback_up();
     write_text("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
@@ -292,6 +314,21 @@ static const char *write_file(const struct field *field)
     return written ? NULL : "a file in /etc";
 }
 
+static const char *new_boot_id(void)
+{
+    uint8_t id[16];
+    char text[40];
+    if (getrandom(id, sizeof id, 0) != sizeof id)
+        return "random numbers";
+    id[6] = (uint8_t)((id[6] & 0x0f) | 0x40); /* RFC 9562, version 4 */
+    id[8] = (uint8_t)((id[8] & 0x3f) | 0x80);
+    char *at = text;
+    for (int i = 0; i < 16; i++)
+        at += sprintf(at, i == 4 || i == 6 || i == 8 || i == 10 ? "-%02x" : "%02x", id[i]);
+    *at++ = '\n';
+    return pwrite(guest.boot_id_file, text, (size_t)(at - text), 0) == at - text ? NULL : "id of the boot";
+}
+
 /* Two machines that were one have the same random numbers to come: not after this. */
 static const char *take_seed(const struct field *field)
 {
@@ -304,7 +341,7 @@ static const char *take_seed(const struct field *field)
     bool taken = fd >= 0 && ioctl(fd, RNDADDENTROPY, &pool) == 0 && ioctl(fd, RNDRESEEDCRNG) == 0;
     if (fd >= 0)
         close(fd);
-    return taken ? NULL : "random numbers";
+    return taken ? new_boot_id() : "random numbers";
 }
 
 static const char *set_time(uint64_t ns)

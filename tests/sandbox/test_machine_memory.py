@@ -1,15 +1,18 @@
 """The memory of machines, and templates: what is written is what was there, and damage is seen."""
 
+import json
 import mmap
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
-from hadal.errors import NodeError
+from hadal.errors import NodeError, UnsupportedError
 from hadal.node.machines import memory
-from hadal.node.machines.templates import Templates, copy_disk
+from hadal.node.machines.snapshots import Overlays, Templates, link_disks, save_machine
+from hadal.node.sparse import copy_file
 from tests.sandbox.conftest import needs_root
 
 PAGE = mmap.PAGESIZE
@@ -52,10 +55,52 @@ def test_what_a_process_has_is_written(tmp_path, kind):
         (tmp_path / "base").write_bytes(content({3: 7, 40: 8}))
         base, pages = memory.load_memory(tmp_path / "base"), {3: 7, 40: 8}
     with holder(base, kind, 0, 1, 40, 63) as process:
-        memory.dump_memory(process.pid, base, tmp_path / "dump")
+        with (tmp_path / "file").open("xb") as file:
+            memory.save_memory(process.pid, base, file.fileno())
+        copy = memory.copy_memory(process.pid, base)
         process.stdin.close()
-    assert (tmp_path / "dump").read_bytes() == content(pages | {0: 1, 1: 2, 40: 41, 63: 64})
+    assert (tmp_path / "file").read_bytes() == content(pages | {0: 1, 1: 2, 40: 41, 63: 64})
+    assert os.pread(copy, SIZE + 1, 0) == (tmp_path / "file").read_bytes()
+    with pytest.raises(PermissionError):
+        os.pwrite(copy, b"x", 0)
+    os.close(copy)
     os.close(base)
+
+
+@needs_root
+def test_the_memory_that_a_process_was_started_with_is_found(tmp_path):
+    base = memory.empty_memory(SIZE)
+    call = [sys.executable, "-c", "print('ready', flush=True); input()"]
+    for given, found in ((base, True), (os.open("/dev/null", os.O_RDONLY), False)):
+        with subprocess.Popen(
+            call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, close_fds=False,
+            preexec_fn=lambda given=given: os.dup2(given, memory.DESCRIPTOR),
+        ) as process:  # fmt: skip
+            process.stdout.readline()
+            if found:
+                again = memory.memory_of(process.pid)
+                assert os.fstat(again).st_ino == os.fstat(base).st_ino
+                os.close(again)
+            else:
+                with pytest.raises(NodeError, match="something else"):
+                    memory.memory_of(process.pid)
+            process.stdin.close()
+    with pytest.raises(NodeError, match="no memory"):
+        memory.memory_of(process.pid)
+    os.close(base)
+
+
+@needs_root
+def test_a_process_that_maps_its_memory_as_qemu_does_not_is_refused(tmp_path):
+    small, large = memory.empty_memory(SIZE // 2), memory.empty_memory(SIZE)
+    with holder(large, "private") as process:
+        with (tmp_path / "target").open("xb") as file:
+            with pytest.raises(NodeError, match="as QEMU does"):
+                memory.save_memory(process.pid, small, file.fileno())
+            assert os.fstat(file.fileno()).st_size == 0
+        process.stdin.close()
+    os.close(small)
+    os.close(large)
 
 
 def test_nobody_writes_the_memory_of_a_template(tmp_path):
@@ -74,8 +119,8 @@ def test_nobody_writes_the_memory_of_a_template(tmp_path):
 @needs_root
 def test_a_process_without_such_memory_is_refused(tmp_path):
     base = memory.empty_memory(SIZE)
-    with pytest.raises(NodeError, match="no memory"):
-        memory.dump_memory(os.getppid(), base, tmp_path / "dump")
+    with pytest.raises(NodeError, match="as QEMU does"):
+        memory.copy_memory(os.getppid(), base)
     os.close(base)
 
 
@@ -84,7 +129,7 @@ def test_the_copy_of_a_disk_has_its_holes(tmp_path):
         file.truncate(1 << 30)
         os.pwrite(file.fileno(), b"begin", 0)
         os.pwrite(file.fileno(), b"middle" * 1000, 500 << 20)
-    copy_disk(tmp_path / "disk", tmp_path / "copy")
+    copy_file(tmp_path / "disk", tmp_path / "copy")
     status = (tmp_path / "copy").stat()
     assert status.st_size == 1 << 30
     assert status.st_blocks * 512 < 1 << 20
@@ -94,31 +139,79 @@ def test_the_copy_of_a_disk_has_its_holes(tmp_path):
         assert file.read(6000) == b"middle" * 1000
 
 
+def make_machine(box, disks):
+    """The folder of a box with a machine that stands on some disks."""
+    (box / "vm").mkdir(parents=True)
+    (box / "disks").mkdir()
+    for name in ("devices", "disk"):
+        (box / "vm" / name).write_bytes(name.encode() * 1000)
+    for number in range(disks):
+        (box / "disks" / str(number)).write_bytes(b"%d" % number * 4096)
+    return box
+
+
+def test_what_a_machine_stands_on_is_shared_and_its_own_is_copied(tmp_path):
+    box = make_machine(tmp_path / "box", 2)
+    save_machine(box, tmp_path / "saved")
+    disks = tmp_path / "saved/disks"
+    assert [(disks / str(n)).read_bytes()[:1] for n in range(3)] == [b"0", b"1", b"d"]
+    assert [(disks / str(n)).stat().st_nlink for n in range(3)] == [2, 2, 1]
+    assert (tmp_path / "saved/devices").read_bytes() == b"devices" * 1000
+    for number in range(2, 65):
+        (box / "disks" / str(number)).touch()
+    with pytest.raises(UnsupportedError, match="stands on 65 others"):
+        save_machine(box, tmp_path / "again")
+
+
+@pytest.mark.skipif(shutil.which("qemu-img") is None, reason="no qemu-img")
+def test_an_overlay_is_an_empty_disk_of_the_size_of_the_lowest_below(tmp_path):
+    (tmp_path / "disks").mkdir()
+    with (tmp_path / "disks/0").open("wb") as file:
+        file.truncate(5 << 20)
+    overlays = Overlays()
+    for name in ("a", "b"):
+        overlays.make(tmp_path / "disks", tmp_path / name)
+        call = ["qemu-img", "info", "--output=json", tmp_path / name]
+        said = json.loads(subprocess.run(call, capture_output=True, check=True).stdout)
+        assert said["format"] == "qcow2"
+        assert said["virtual-size"] == 5 << 20
+        subprocess.run(["qemu-img", "check", tmp_path / name], check=True, capture_output=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "disks"]
+
+
+def test_without_qemu_img_that_is_said(tmp_path, monkeypatch):
+    (tmp_path / "disks").mkdir()
+    (tmp_path / "disks/0").write_bytes(b"x" * 4096)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UnsupportedError, match="qemu-img") as caught:
+        Overlays().make(tmp_path / "disks", tmp_path / "a")
+    assert "qemu-utils" in caught.value.hint
+
+
 @pytest.fixture
 def template(tmp_path):
     """A template, and the folder of its parts."""
-    machine = tmp_path / "machine"
-    machine.mkdir()
-    for name in ("devices", "disk"):
-        (machine / name).write_bytes(name.encode() * 1000)
     base = memory.empty_memory(SIZE)
     with holder(base, "shared", 5) as process:
-        Templates(tmp_path / "t").make("key", process.pid, base, machine)
+        box = make_machine(tmp_path / "box", 0)
+        Templates(tmp_path / "t").make("key", process.pid, base, box)
         process.stdin.close()
     os.close(base)
     return tmp_path / "t/key"
 
 
 @needs_root
-def test_a_template_is_found_by_another_daemon(template):
+def test_a_template_is_found_by_another_daemon(template, tmp_path):
     found = Templates(template.parent).find("key")
     assert os.pread(found.memory, SIZE, 0) == content({5: 6})
-    assert (found.folder / "devices").read_bytes() == b"devices" * 1000
+    assert found.devices.read_bytes() == b"devices" * 1000
+    assert link_disks(found.disks, tmp_path / "disks") == 1
+    assert (tmp_path / "disks/0").read_bytes() == b"disk" * 1000
     assert Templates(template.parent).find("other") is None
 
 
 @needs_root
-@pytest.mark.parametrize("name", ["memory", "devices", "disk", "whole.json"])
+@pytest.mark.parametrize("name", ["memory", "devices", "disks/0", "whole.json"])
 @pytest.mark.parametrize("how", ["flipped", "cut off", "gone"])
 def test_a_damaged_template_is_none(template, name, how):
     path = template / name
@@ -126,8 +219,8 @@ def test_a_damaged_template_is_none(template, name, how):
     middle = len(data) // 3
     if how == "gone":
         path.unlink()
-    elif how == "cut off":
-        path.write_bytes(data[:-1])
     else:
-        path.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
+        path.chmod(0o600)
+        new = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+        path.write_bytes(data[:-1] if how == "cut off" else new)
     assert Templates(template.parent).find("key") is None

@@ -43,6 +43,67 @@ def test_what_one_machine_writes_no_other_has(node, image):
         assert first.files.read("/home/f") == b"mine\n"
 
 
+_COUNTER = """
+import itertools, os, time
+def put(name, text):
+    with open(name + ".part", "w") as file:
+        file.write(text)
+    os.rename(name + ".part", name)
+for n in itertools.count():
+    put("/run/count", f"{n} {os.getpid()} {os.urandom(8).hex()}")
+    time.sleep(0.02)
+"""
+
+
+def test_what_runs_goes_on_in_a_fork_and_sees_nothing_of_the_other(node, image):
+    """Processes, files and memory are those of one moment; what must be one's own is."""
+    with Sandbox.create(MicroVMSpec(image=image)) as box:
+        box.files.write("/home/counter.py", _COUNTER)
+        box.run("echo one > /home/f; nohup python3 /home/counter.py > /dev/null 2>&1 &", check=True)
+        box.run("while [ ! -e /run/count ]; do sleep 0.05; done", timeout_s=60, check=True)
+        waiting = box.spawn("sleep 3; echo waited")
+        first, second = box.fork(2)
+        with first, second:
+            counts = [b.run("cat /run/count").stdout.split() for b in (box, first, second)]
+            assert len({pid for _, pid, _ in counts}) == 1
+            text = "cat /etc/machine-id /proc/sys/kernel/random/boot_id; hostname; head -c 16 /dev/urandom | sha256sum"
+            rows = [b.run(text).stdout.splitlines() for b in (box, first, second)]
+            for column in zip(*rows, strict=True):
+                assert len(set(column)) == 3
+            seen = set()
+            for member in (box, first, second):
+                assert member.run("cat /home/f").stdout == "one\n"
+                assert abs(int(member.run("date +%s").stdout) - time.time()) < 3
+                later = member.run("cat /run/count").stdout.split()
+                assert int(later[0]) > 3
+                seen.add(later[2])
+            assert len(seen) == 3
+            first.run("echo two >> /home/f; kill $(cut -d ' ' -f 2 /run/count)", check=True)
+            assert (
+                second.run("cat /home/f; kill -0 $(cut -d ' ' -f 2 /run/count)").stdout == "one\n"
+            )
+            (third,) = first.fork(1)
+            with third:
+                assert third.run("cat /home/f").stdout == "one\ntwo\n"
+                assert box.run("cat /home/f").stdout == "one\n"
+        assert waiting.wait().stdout == "waited\n"
+    assert not any((node / "node/machines/copies").iterdir())
+
+
+def test_a_command_of_the_other_runs_on_in_a_fork_and_does_not_wait_for_a_reader(node, image):
+    with Sandbox.create(MicroVMSpec(image=image)) as box:
+        running = box.spawn(
+            "head -c 3000000 /dev/zero; sleep 1; head -c 3000000 /dev/zero; touch /home/done"
+        )
+        (fork,) = box.fork(1)
+        with fork:
+            until = "while [ ! -e /home/done ]; do sleep 0.1; done"
+            fork.run(until, timeout_s=30, check=True)
+            result = running.wait()
+            assert result.exit_code == 0
+            box.run("test -e /home/done", check=True)
+
+
 def test_a_kernel_that_panics_is_told(node, image):
     with Sandbox.create(MicroVMSpec(image=image)) as box:
         with pytest.raises(SandboxGoneError) as caught:
@@ -54,8 +115,8 @@ def test_what_a_machine_cannot_do_is_said(node, image):
     with Sandbox.create(MicroVMSpec(image=image)) as box:
         with pytest.raises(UnsupportedError, match="disk"):
             box.changes()
-        with pytest.raises(UnsupportedError, match="fork"):
-            box.fork(1)
+        with pytest.raises(UnsupportedError, match="snapshot"):
+            box.snapshot()
 
 
 def test_the_host_is_no_image_of_a_machine(node):

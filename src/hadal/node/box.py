@@ -372,15 +372,22 @@ class Box:
     # --- after a restart of the daemon ---
 
     async def reconcile(self) -> None:
-        """Ask the guest about every command whose end the journal does not know."""
+        """Ask the guest about every command whose end the journal does not know.
+
+        Commands that only the guest knows are another's: operations of an earlier daemon, or, in a copy of
+        a machine, commands of the one that was copied. They run on by themselves.
+        """
         known = await self.guest.list()
         for record in self._journal.begun(self.id):
             if record.event.kind != "command":
                 continue  # the node knows what to do about those
             if record.guest_id in known:
+                del known[record.guest_id]
                 self._adopt(record)
             else:
                 await self._run_now(record)
+        for number in known:
+            self.guest.leave(number)
 
     async def _run_now(self, record: Record) -> Command:
         """Run a command that was written down and never reached the guest."""

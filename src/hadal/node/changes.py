@@ -8,10 +8,10 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 from hadal.errors import SandboxFileError
+from hadal.node.sparse import data_of
 from hadal.sandbox.results import Change
 
 __all__ = ["list_changes"]
@@ -116,26 +116,11 @@ class _Digests:
             os.close(file)
 
     def _content(self, file: int, size: int) -> str:
-        zeros = size - sum(end - start for start, end in _written(file, size))
+        zeros = size - sum(end - start for start, end in data_of(file, size))
         if zeros > self._zeros_left:
             return f"sparse:{_sparse(file, size)}"
         self._zeros_left -= zeros
         return _plain(file, size)
-
-
-def _written(file: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yield what is no hole of a file, as offsets; where a file system knows no holes, all of it."""
-    at = 0
-    while at < size:
-        try:
-            start = os.lseek(file, at, os.SEEK_DATA)
-            at = min(os.lseek(file, start, os.SEEK_HOLE), size)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            return  # only a hole is left, or the file has shrunk
-        if start < at:
-            yield start, at
 
 
 def _read(file: int, start: int, end: int) -> bytes:
@@ -146,7 +131,7 @@ def _read(file: int, start: int, end: int) -> bytes:
 
 def _plain(file: int, size: int) -> str:
     sha, at, zeros = hashlib.sha256(), 0, bytes(_CHUNK)
-    for start, end in (*_written(file, size), (size, size)):
+    for start, end in (*data_of(file, size), (size, size)):
         while at < start:
             sha.update(memoryview(zeros)[: start - at])
             at += min(_CHUNK, start - at)
@@ -163,7 +148,7 @@ def _sparse(file: int, size: int) -> str:
     Equal content has equal digests, whichever of its zeros are holes.
     """
     sha, at = hashlib.sha256(b"%d\n" % size), 0
-    for start, end in _written(file, size):
+    for start, end in data_of(file, size):
         at = max(at, start - start % _BLOCK)
         while at < end:
             part = _read(file, at, at + _CHUNK)

@@ -1,7 +1,8 @@
-"""Forks: boxes that begin with the files of another."""
+"""Forks: boxes that begin with the files of another, and machines with all that runs in another."""
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, cast
 
 from hadal.errors import GoneCause, HadalError
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from hadal.node.node import Node
 
 __all__ = ["Forks"]
+
+_Make = Callable[[str], Awaitable[Box]]
 
 
 class Forks:
@@ -26,7 +29,7 @@ class Forks:
         self._node = node
 
     async def make(self, box_id: str, count: int, request_id: str) -> list[Box]:
-        """Make boxes that begin with the files of one: as they are now, while nothing in it runs.
+        """Make boxes that begin with what one has: as it is now, while nothing in it runs.
 
         Raises:
             NodeError: The copy cannot be made.
@@ -44,19 +47,30 @@ class Forks:
             journal, box, "fork", {"count": count}, request_id=request_id, record=record
         ) as step:
             step.stays_begun = True
-            layer = await self._node.fork_layers.copy(box, request_id)
-            step.stays_begun = False
-            try:
-                for number in range(count):
-                    child = await self._node.make_like(box, f"{request_id}/{number}", layer)
-                    made.append(child)
-            except HadalError:
-                ending = (self._node.end(child.id, GoneCause.KILLED) for child in made)
-                await asyncio.gather(*ending)
-                await self._node.sweep_fork_layers()
-                raise
+            async with self._copied(box, request_id) as make:
+                step.stays_begun = False
+                try:
+                    for number in range(count):
+                        child = await make(f"{request_id}/{number}")
+                        made.append(child)
+                except HadalError:
+                    ending = (self._node.end(child.id, GoneCause.KILLED) for child in made)
+                    await asyncio.gather(*ending)
+                    await self._node.sweep_fork_layers()
+                    raise
             step.result = {"boxes": [child.id for child in made]}
         return made
+
+    @contextlib.asynccontextmanager
+    async def _copied(self, box: Box, request_id: str) -> AsyncGenerator[_Make]:
+        """Copy what a box has, and yield what makes another of it, given the id of the request for that."""
+        node = self._node
+        if box.machine is None:
+            layer = await node.fork_layers.copy(box, request_id)
+            yield lambda name: node.make_like(box, name, layer)
+            return
+        async with node.machines.copied(box.machine, box.guest, box.cgroup, box.pid) as snapshot:
+            yield lambda name: node.make_like(box, name, snapshot=snapshot)
 
     async def undo(self, box_id: str) -> None:
         """After a restart: the boxes of a fork that was not completed end, since nobody was told of them.

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hadal.errors import CommandRefusedError, NodeError
-from hadal.node.guest_command import CommandOrder, Exit, GuestCommand, OutputSink
+from hadal.node.guest_command import CommandOrder, Exit, GuestCommand, OutputSink, Unread
 from hadal.node.wire import (
     HEADER,
     PROTOCOL_VERSION,
@@ -166,6 +166,14 @@ class Guest(asyncio.Protocol):
         fields = encode_fields({Tag.OUT_OFFSET: stdout, Tag.ERR_OFFSET: stderr})
         self.send(Frame.ATTACH, number, fields)
         return command
+
+    def leave(self, number: int) -> None:
+        """Let a command run that nobody here knows any more: its output and its end are dropped."""
+        sink = Unread()
+        command = sink.command = self.attach(number, sink, 0, 0)
+        command.ended.add_done_callback(
+            lambda ended: ended.exception() is None and command.forget()
+        )
 
     def forget(self, number: int) -> None:
         """Drop an ended command here and there."""

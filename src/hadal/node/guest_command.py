@@ -11,7 +11,7 @@ from hadal.node.wire import TAIL, WINDOW, Fields, Frame, Tag, TimedOut, WireErro
 if TYPE_CHECKING:
     from hadal.node.guest import Guest
 
-__all__ = ["CommandOrder", "Exit", "GuestCommand", "OutputSink"]
+__all__ = ["CommandOrder", "Exit", "GuestCommand", "OutputSink", "Unread"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,3 +197,29 @@ class GuestCommand:
             if not future.done():
                 future.set_exception(error)
                 future.exception()  # whoever waits sees it; nobody has to
+
+
+class Unread:
+    """Takes output that nobody wants, so that the command does not wait for somebody who does.
+
+    Args:
+        keep: Bytes of its end that are kept all the same.
+
+    Attributes:
+        command: To be set to the command whose output it is.
+        end: What is kept.
+    """
+
+    def __init__(self, keep: int = 0) -> None:
+        self.command: GuestCommand | None = None
+        self.end = bytearray()
+        self._keep = keep
+        self._offsets = [0, 0]
+
+    def output(self, stream: int, offset: int, data: bytes) -> None:
+        """Take what comes and forget what is old."""
+        self.end += data
+        del self.end[: max(0, len(self.end) - self._keep)]
+        self._offsets[stream - 1] = offset + len(data)
+        if self.command is not None:
+            self.command.acknowledge(*self._offsets)

@@ -39,6 +39,7 @@ from hadal.node.launch_request import check_mounts, launch_request
 from hadal.node.launcher import Launcher
 from hadal.node.machines.machine import Machine
 from hadal.node.machines.machines import MEMORY_OF_QEMU_MB, Machines
+from hadal.node.machines.snapshots import Snapshot
 from hadal.node.scratch import DiskPool, Disks
 from hadal.node.snapshots import Snapshots
 from hadal.node.steps import begin_step
@@ -81,11 +82,17 @@ class NodeConfig:
 
 @dataclass(frozen=True)
 class _Origin:
-    """Of a box that is made from another: that one, its image, and the copies of changes above it."""
+    """Of a box that is made from another: that one, its image, and what it begins with.
+
+    Attributes:
+        forked: Copies of changes above the image, the latest first.
+        snapshot: Of a machine.
+    """
 
     parent: str
     image: str
     forked: tuple[str, ...]
+    snapshot: Snapshot | None = None
 
 
 class Node:
@@ -284,7 +291,7 @@ class Node:
         try:
             self.journal.add_box(record)
             try:
-                box = await self._make(record, spec, slot, runtime)
+                box = await self._make(record, spec, slot, runtime, origin and origin.snapshot)
                 runtime |= {"pid": box.pid, "pid_start": _start_time(box.pid)}
                 self.journal.set_box(box_id, state="running", runtime=runtime)
             except BaseException:
@@ -323,7 +330,9 @@ class Node:
         if slot is not None:
             self._free_slots.append(slot)
 
-    async def _make(self, record: BoxRecord, spec: Spec, slot: int, runtime: dict[str, Any]) -> Box:
+    async def _make(
+        self, record: BoxRecord, spec: Spec, slot: int, runtime: dict[str, Any], snapshot: Snapshot | None
+    ) -> Box:  # fmt: skip
         box_id = record.id
         folder = self._folder / box_id
         root = self._roots[box_id] = await self.images.acquire(
@@ -348,9 +357,12 @@ class Node:
         if isinstance(spec, MicroVMSpec):
             runtime["disk"] = -1
             launched, guest, machine = await self.machines.start(
-                spec, root, folder, request, cgroup
+                spec, root, folder, request, cgroup, snapshot
             )
-            return self._box(record, spec, root, launched.pid, guest, -1, machine)
+            box = self._box(record, spec, root, launched.pid, guest, -1, machine)
+            if snapshot is not None:
+                await box.reconcile()
+            return box
         disk = await self._disk_pool.take(spec.disk_mb << 20, spec.inodes)
         runtime["disk"] = disk.device
         try:
@@ -377,18 +389,22 @@ class Node:
             {layer for layers in self._forked.values() for layer in layers}
         )
 
-    async def make_like(self, box: Box, request_id: str, *layers: str) -> Box:
+    async def make_like(
+        self, box: Box, request_id: str, *layers: str, snapshot: Snapshot | None = None
+    ) -> Box:
         """Make another box of the same spec and image, with what the given one began with.
 
         Args:
             box: That one.
             request_id: Of the new one.
             layers: Copies of changes that lie above it.
+            snapshot: Of it, where it is a machine.
         """
         spec = box.spec.model_dump(mode="json", by_alias=True)
         spec |= {"spare": 0} if "spare" in spec else {}
         create = CreateRequest(spec=spec, request_id=request_id)
-        return await self._create(create, self._origin(box.id, *layers))
+        origin = replace(self._origin(box.id, *layers), snapshot=snapshot)
+        return await self._create(create, origin)
 
     async def set_network(self, box: Box, policy: NetworkPolicy, request_id: str) -> None:
         """Change what a box may reach, from the next packet on.

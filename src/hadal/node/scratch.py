@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hadal.errors import NodeError, UnsupportedError
+from hadal.node.sparse import data_of
 
 __all__ = ["Disk", "DiskPool", "Disks"]
 
@@ -162,7 +163,8 @@ class Disks:
             )  # fmt: skip
             if made.returncode:
                 raise UnsupportedError(f"mkfs.ext4 failed: {made.stderr.strip()}")
-            return _written(path)
+            with path.open("rb") as file:
+                return [(a, os.pread(file.fileno(), b - a, a)) for a, b in data_of(file.fileno())]
         finally:
             path.unlink(missing_ok=True)
 
@@ -230,17 +232,3 @@ class DiskPool:
 def _discard(task: "asyncio.Task[Disk]") -> None:
     if not task.cancelled() and task.exception() is None:
         os.close(task.result().descriptor)
-
-
-def _written(path: Path) -> list[tuple[int, bytes]]:
-    parts: list[tuple[int, bytes]] = []
-    with path.open("rb") as file:
-        descriptor, at, end = file.fileno(), 0, path.stat().st_size
-        while at < end:
-            try:
-                start = os.lseek(descriptor, at, os.SEEK_DATA)
-            except OSError:
-                break
-            at = os.lseek(descriptor, start, os.SEEK_HOLE)
-            parts.append((start, os.pread(descriptor, at - start, start)))
-    return parts

@@ -170,7 +170,9 @@ class MicroVMSpec(BoxSpec):
     backend: Literal["microvm"] = "microvm"
     memory_mb: int = Field(default=256, ge=96, le=1 << 21)
 
-    capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.PAUSE, Capability.TTY})
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(
+        {Capability.FORK, Capability.PAUSE, Capability.TTY}
+    )
 
     @model_validator(mode="after")
     def _has_nothing_of_the_node(self) -> Self:

@@ -11,12 +11,13 @@ import math
 import os
 import subprocess
 import time
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hadal.errors import LaunchError, NodeError
 from hadal.node.guest import Guest, GuestLostError
-from hadal.node.guest_command import CommandOrder, Exit, GuestCommand
+from hadal.node.guest_command import CommandOrder, Exit, Unread
 from hadal.node.machines.monitor import Monitor
 from hadal.node.machines.qemu import FOLDER, Hardware
 from hadal.node.wire import Tag
@@ -32,25 +33,12 @@ _BOOT_S = 60.0
 _QUIET_S = 0.002
 
 
-@dataclass
-class _Console:
+class _Console(Unread):
     """The end of what a machine says on its console, for when it does not answer."""
-
-    command: GuestCommand | None = None
-    text: bytearray = field(default_factory=bytearray)
-    _offsets: list[int] = field(default_factory=lambda: [0, 0])
-
-    def output(self, stream: int, offset: int, data: bytes) -> None:
-        """Take what comes and forget what is old."""
-        self.text += data
-        del self.text[:-_CONSOLE_BYTES]
-        self._offsets[stream - 1] = offset + len(data)
-        if self.command is not None:
-            self.command.acknowledge(*self._offsets)
 
     def last_lines(self) -> str:
         """Return the last of it, for an error."""
-        lines = self.text.decode(errors="replace").replace("\r", "").strip().splitlines()
+        lines = self.end.decode(errors="replace").replace("\r", "").strip().splitlines()
         return " / ".join(lines[-3:])
 
 
@@ -67,6 +55,7 @@ class Machine:
     jail: Guest
     monitor: Monitor
     folder: Path
+    _still: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @classmethod
     async def find(cls, jail: Path, folder: Path) -> tuple["Machine", Guest]:
@@ -81,8 +70,31 @@ class Machine:
             keeper = await Guest.connect(jail)
             opened.callback(keeper.close)
             machine = cls(keeper, await Monitor.connect(folder / "qmp"), folder)
+            await machine.monitor.go_on()  # where a daemon died while it stood still
+            await guest.settle({Tag.HELD: 0})
             opened.pop_all()
         return machine, guest
+
+    @contextlib.asynccontextmanager
+    async def still(self, guest: Guest) -> AsyncGenerator[None]:
+        """Yield while it stands still, and has its commands held: also in a copy, until it lets them go on.
+
+        Args:
+            guest: In it.
+
+        Raises:
+            NodeError: It does not, or does not go on.
+        """
+        async with self._still:
+            await guest.settle({Tag.HELD: 1})
+            try:
+                await self.monitor.stop()
+                try:
+                    yield
+                finally:
+                    await self.monitor.go_on()
+            finally:
+                await guest.settle({Tag.HELD: 0})
 
     async def close(self) -> None:
         """Let go of it; it runs on."""
@@ -104,7 +116,7 @@ async def start_machine(
     Raises:
         LaunchError: It does not; with the end of what its console says.
     """
-    console = _Console()
+    console = _Console(_CONSOLE_BYTES)
     order = CommandOrder(
         arguments=[os.fsencode(a) for a in call],
         user=str(USER),
@@ -150,7 +162,7 @@ async def _listens(socket: Path, console: _Console) -> None:
 
 
 async def settle(guest: Guest, hostname: str, etc: dict[str, bytes]) -> None:
-    """Give a machine its identity: after its boot, and after it was restored.
+    """Give a machine its identity, and let its commands go on: after its boot, and after it was restored.
 
     Raises:
         GuestLostError: It does not take it.
@@ -161,6 +173,7 @@ async def settle(guest: Guest, hostname: str, etc: dict[str, bytes]) -> None:
             Tag.FILE: [name.encode() + b"\0" + data for name, data in etc.items()],
             Tag.TIME: time.time_ns(),
             Tag.SEED: os.urandom(64),
+            Tag.HELD: 0,
         }
     )
 

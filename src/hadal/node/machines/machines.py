@@ -1,11 +1,12 @@
 """The machines of a node: what all of them need, made once, and each one started, from a template if it can be."""
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -25,10 +26,11 @@ from hadal.node.machines.machine import (
     settle,
     start_machine,
 )
-from hadal.node.machines.memory import empty_memory
-from hadal.node.machines.qemu import BOOT, FOLDER, LAYERS, Hardware, microvm, qemu_program
-from hadal.node.machines.templates import Template, Templates, copy_disk
+from hadal.node.machines.memory import copy_memory, empty_memory, memory_of
+from hadal.node.machines.qemu import BOOT, DISKS, FOLDER, LAYERS, Hardware, microvm, qemu_program
+from hadal.node.machines.snapshots import Overlays, Snapshot, Templates, link_disks, save_machine
 from hadal.node.scratch import Disks
+from hadal.node.tree_removal import remove_tree
 from hadal.sandbox.specs import MicroVMSpec
 
 __all__ = ["MEMORY_OF_QEMU_MB", "Machines", "kernel_folder"]
@@ -105,10 +107,14 @@ class Machines:
         self._tsc_khz: int | None = None
         self._ramdisks: dict[Kernel, Path] = {}
         self._templates = Templates(folder / "templates")
+        self._overlays = Overlays()
+        self._copies = folder / "copies"
         self._making: dict[str, asyncio.Lock] = {}
+        remove_tree(self._copies)  # of a daemon that died while it made them
 
     async def start(
         self, spec: MicroVMSpec, root: ResolvedImage, folder: Path, jail: LaunchRequest, cgroup: Cgroup,
+        snapshot: Snapshot | None = None,
     ) -> tuple[Launched, Guest, Machine]:  # fmt: skip
         """Start a machine in a jail and give it its identity.
 
@@ -118,6 +124,7 @@ class Machines:
             folder: Of the box.
             jail: How the box around QEMU is made, but for what QEMU needs in it.
             cgroup: Of the box.
+            snapshot: Of a machine of this spec and image, that it starts from. Default: one that has just booted.
 
         Raises:
             ImageError: Its image is not of the kind that machines have.
@@ -126,14 +133,13 @@ class Machines:
         """
         layers = self._images.disks_of(root)
         plan, key = await asyncio.to_thread(self._plan, spec, layers, jail.lease_s)
-        async with self._making.setdefault(key, asyncio.Lock()):
-            template = await asyncio.to_thread(self._templates.find, key)
-            booted = None
-            if template is None:
-                booted = await self._boot(plan, key, folder, jail, cgroup)
-        if template is not None:
-            jail = replace(jail, keep=template.memory)
-        started = booted or await self._start(plan, folder, jail, template)
+        booted = None
+        if snapshot is None:
+            async with self._making.setdefault(key, asyncio.Lock()):
+                snapshot = await asyncio.to_thread(self._templates.find, key)
+                if snapshot is None:
+                    booted = await self._boot(plan, key, folder, jail, cgroup)
+        started = booted or await self._start(plan, folder, jail, snapshot)
         try:
             etc = jail.etc | {"machine-id": f"{uuid.uuid4().hex}\n".encode()}
             await settle(started[1], jail.hostname, etc)
@@ -148,6 +154,39 @@ class Machines:
             NodeError: It is not there any more.
         """
         return await Machine.find(folder / "guest", folder / "vm")
+
+    @contextlib.asynccontextmanager
+    async def copied(
+        self, machine: Machine, guest: Guest, cgroup: Cgroup, init: int
+    ) -> AsyncGenerator[Snapshot]:
+        """Yield a machine as it is now, for others to start from; it goes on meanwhile.
+
+        Args:
+            machine: That.
+            guest: In it.
+            cgroup: Of its box.
+            init: First process of that.
+
+        Raises:
+            NodeError: It does not stand still, or the disk is full.
+            UnsupportedError: It stands on too many others.
+        """
+        folder, memory = self._copies / uuid.uuid4().hex, None
+        try:
+            async with machine.still(guest):
+                await machine.monitor.save_devices(f"{FOLDER}/devices")
+                pid = _qemu_of(cgroup, init)
+                memory = await asyncio.to_thread(_copy, pid, machine.folder.parent, folder)
+            yield Snapshot(folder, memory)
+        except OSError as error:
+            raise NodeError(
+                f"cannot copy the machine {machine.folder.parent.name}: {error.strerror}",
+                hint="free space on the node's disk, or memory",
+            ) from error
+        finally:
+            if memory is not None:
+                os.close(memory)
+            await asyncio.to_thread(remove_tree, folder)
 
     def _plan(self, spec: MicroVMSpec, layers: Sequence[Path], lease_s: int) -> tuple[_Plan, str]:
         program, kernel = qemu_program(), find_kernel(kernel_folder(self._folder.parent))
@@ -185,28 +224,31 @@ class Machines:
         try:
             started = await self._start(plan, folder, replace(jail, keep=memory), None)
             launched, _, machine = started
-            (pid,) = set(cgroup.processes()) - {launched.pid}
             await machine.monitor.stop()
             await machine.monitor.save_devices(f"{FOLDER}/devices")
-            await asyncio.to_thread(self._templates.make, key, pid, memory, machine.folder)
+            pid = _qemu_of(cgroup, launched.pid)
+            await asyncio.to_thread(self._templates.make, key, pid, memory, folder)
             await machine.monitor.go_on()
         finally:
             os.close(memory)
         return started
 
     async def _start(
-        self, plan: _Plan, folder: Path, jail: LaunchRequest, template: Template | None
+        self, plan: _Plan, folder: Path, jail: LaunchRequest, snapshot: Snapshot | None
     ) -> tuple[Launched, Guest, Machine]:
         machine = folder / "vm"
-        await asyncio.to_thread(self._make_folder, machine, plan.disk, template)
+        below = await asyncio.to_thread(self._make_folders, folder, plan.disk, snapshot)
+        disks = [(folder / "disks" / str(n), f"{DISKS}/{n}", True) for n in range(below)]
+        if snapshot is not None:
+            jail = replace(jail, keep=snapshot.memory)
         async with self._images.using("host") as host:
             jail = replace(
-                jail, layers=host.layers, binds=(*host.binds, (machine, FOLDER, False), *plan.binds()),
+                jail, layers=host.layers, binds=(*host.binds, (machine, FOLDER, False), *plan.binds(), *disks),
                 scratch_bytes=_JAIL_BYTES, scratch_inodes=_JAIL_INODES,
             )  # fmt: skip
             launched = await self._launcher.launch(jail)
-        call = microvm(plan.program, plan.hardware, plan.options, waits=template is not None)
-        state = None if template is None else template.folder / "devices"
+        call = microvm(plan.program, plan.hardware, plan.options, below=below)
+        state = None if snapshot is None else snapshot.devices
         try:
             keeper = await Guest.connect(jail.socket)
         except NodeError as error:
@@ -214,18 +256,43 @@ class Machines:
         running, guest = await start_machine(keeper, machine, call, state)
         return launched, guest, running
 
-    def _make_folder(self, folder: Path, disk: tuple[int, int], template: Template | None) -> None:
-        """Make what a machine may write: QEMU's user owns it, as its jail sees it."""
-        folder.mkdir(mode=0o700)
-        if template is not None:
-            copy_disk(template.folder / "disk", folder / "disk", USER)
+    def _make_folders(self, box: Path, disk: tuple[int, int], snapshot: Snapshot | None) -> int:
+        """Make what a machine has of files, and return how many disks its own stands on.
+
+        QEMU's user owns what it may write, as its jail sees it.
+        """
+        machine = box / "vm"
+        machine.mkdir(mode=0o700)
+        if snapshot is not None:
+            below = link_disks(snapshot.disks, box / "disks")
+            self._overlays.make(box / "disks", machine / "disk")
         else:
-            file = os.open(
-                folder / "disk", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
-            )
-            try:
-                self._disks.format(file, *disk)
-                os.fchown(file, USER, USER)
-            finally:
-                os.close(file)
-        os.chown(folder, USER, USER)
+            (box / "disks").mkdir(mode=0o700)
+            below = 0
+            with (machine / "disk").open("xb+") as file:
+                self._disks.format(file.fileno(), *disk)
+        (machine / "disk").chmod(0o600)
+        os.chown(machine / "disk", USER, USER)
+        os.chown(machine, USER, USER)
+        return below
+
+
+def _qemu_of(cgroup: Cgroup, init: int) -> int:
+    """Return the process of a machine.
+
+    Raises:
+        NodeError: There is none, or more than one: it is not what it was.
+    """
+    others = set(cgroup.processes()) - {init}
+    if len(others) != 1:
+        raise NodeError(f"{len(others)} processes where a machine has one")
+    return others.pop()
+
+
+def _copy(pid: int, box: Path, target: Path) -> int:
+    save_machine(box, target)
+    base = memory_of(pid)
+    try:
+        return copy_memory(pid, base)
+    finally:
+        os.close(base)

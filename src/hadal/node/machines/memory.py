@@ -8,20 +8,32 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hadal.errors import NodeError
+from hadal.node.sparse import copy_data
 
-__all__ = ["NAME", "data_of", "dump_memory", "empty_memory", "load_memory"]
+__all__ = [
+    "DESCRIPTOR",
+    "NAME",
+    "copy_memory",
+    "empty_memory",
+    "load_memory",
+    "memory_of",
+    "save_memory",
+]
 
 NAME = "hadal-machine"
+DESCRIPTOR = 4
+"""Number of its memory in QEMU."""
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _PRESENT, _SWAPPED, _OF_FILE = 1 << 63, 1 << 62, 1 << 61
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) .*/memfd:" + NAME)
 _PART = 1 << 20
+_MAPPINGS_MAX = 64
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 
 def empty_memory(size: int) -> int:
     """Return the descriptor of memory without anything in it, for one machine to write."""
-    memory = os.memfd_create(NAME, os.MFD_CLOEXEC)
+    memory = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(memory, size)
         os.fchmod(memory, 0o666)
@@ -32,16 +44,31 @@ def empty_memory(size: int) -> int:
 
 
 def load_memory(path: Path) -> int:
-    """Return the descriptor of memory with the content of a file.
+    """Return the descriptor of memory with the content of a file, which nobody can change.
 
     Raises:
         OSError: It cannot be read, or there is too little memory.
     """
-    memory = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with path.open("rb") as file:
+        memory = empty_memory(os.fstat(file.fileno()).st_size)
+        try:
+            copy_data(file.fileno(), memory)
+            return _sealed(memory)
+        except BaseException:
+            os.close(memory)
+            raise
+
+
+def copy_memory(pid: int, base: int) -> int:
+    """Return the descriptor of a copy of the memory of a machine that stands still, which nobody can change.
+
+    Args:
+        pid: Of QEMU.
+        base: As `save_memory`, with its errors.
+    """
+    memory = empty_memory(os.fstat(base).st_size)
     try:
-        with path.open("rb") as file:
-            os.ftruncate(memory, os.fstat(file.fileno()).st_size)
-            _copy(file.fileno(), memory)
+        save_memory(pid, base, memory)
         return _sealed(memory)
     except BaseException:
         os.close(memory)
@@ -50,56 +77,59 @@ def load_memory(path: Path) -> int:
 
 def _sealed(memory: int) -> int:
     """QEMU opens it for writing, even to map it privately; nobody writes it, whatever becomes of QEMU."""
-    os.fchmod(memory, 0o666)
     fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
     return memory
 
 
-def data_of(file: int) -> Iterator[tuple[int, int]]:
-    """Yield offset and length of every part of a file that is no hole."""
-    at, size = 0, os.fstat(file).st_size
-    while at < size:
-        try:
-            start = os.lseek(file, at, os.SEEK_DATA)
-        except OSError:  # no more data
-            return
-        at = os.lseek(file, start, os.SEEK_HOLE)
-        yield start, at - start
+def memory_of(pid: int) -> int:
+    """Return a descriptor of the memory that a machine was started with.
+
+    Args:
+        pid: Of QEMU.
+
+    Raises:
+        NodeError: It has none: it has ended, or does not do what QEMU does.
+    """
+    try:
+        memory = os.open(f"/proc/{pid}/fd/{DESCRIPTOR}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise NodeError(f"process {pid} has no memory of a machine: {error.strerror}") from error
+    try:
+        fcntl.fcntl(memory, fcntl.F_GET_SEALS)  # what is no file in memory has none
+    except OSError as error:
+        os.close(memory)
+        raise NodeError(f"process {pid} has something else where its memory was") from error
+    return memory
 
 
-def _copy(source: int, target: int) -> None:
-    for start, length in data_of(source):
-        for at in range(start, start + length, _PART):
-            os.pwrite(target, os.pread(source, min(_PART, start + length - at), at), at)
-
-
-def dump_memory(pid: int, base: int, target: Path) -> None:
-    """Write the memory of a machine that stands still into a new file.
+def save_memory(pid: int, base: int, target: int) -> None:
+    """Write the memory of a machine that stands still.
 
     Args:
         pid: Of QEMU.
         base: The memory that it was started with: which it writes itself, or has a private copy of.
-        target: Of the file.
+        target: Descriptor of an empty file, or of empty memory.
 
     Raises:
         NodeError: The process has not got it.
         OSError: It cannot be read or written.
     """
-    with target.open("xb") as file:
-        os.ftruncate(file.fileno(), os.fstat(base).st_size)
-        _copy(base, file.fileno())
-        mappings = _mappings(pid)
-        if not mappings:
-            raise NodeError(f"process {pid} has no memory of a machine")
-        with (
-            open(f"/proc/{pid}/mem", "rb", buffering=0) as memory,  # noqa: PTH123
-            open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pages,  # noqa: PTH123
-        ):
-            for start, end, offset in mappings:
-                for first, last in _changed(pages.fileno(), start, end):
-                    data = os.pread(memory.fileno(), last - first, first)
-                    os.pwrite(file.fileno(), data, offset + first - start)
-        os.fsync(file.fileno())
+    size = os.fstat(base).st_size
+    mappings = _mappings(pid)
+    # What broke out of its machine may map it as it likes.
+    within = all(offset + end - start <= size for start, end, offset in mappings)
+    if not within or not 0 < len(mappings) <= _MAPPINGS_MAX:
+        raise NodeError(f"process {pid} has not mapped the memory of a machine as QEMU does")
+    os.ftruncate(target, size)
+    copy_data(base, target)
+    with (
+        open(f"/proc/{pid}/mem", "rb", buffering=0) as memory,  # noqa: PTH123
+        open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pages,  # noqa: PTH123
+    ):
+        for start, end, offset in mappings:
+            for first, last in _changed(pages.fileno(), start, end):
+                data = os.pread(memory.fileno(), last - first, first)
+                os.pwrite(target, data, offset + first - start)
 
 
 def _mappings(pid: int) -> list[tuple[int, int, int]]:

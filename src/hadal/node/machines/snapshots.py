@@ -1,0 +1,222 @@
+"""Machines as they were at one moment: their memory, the state of their devices, and their disk.
+
+A snapshot is a folder. Its disk is a chain of files in `disks/`, the lowest first: a raw one, which the first
+machine of a template wrote, and above it, in QEMU's qcow2, what each later one has changed of the one below.
+Boxes and snapshots share these files by hard links: each has all that it stands on, and none has to be kept
+for the sake of another.
+
+A template is a snapshot of a machine that had just booted, when its guest had answered and before it was
+told who it is. `whole.json` is written last and has the digests of the others: what does not fit is made anew.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import subprocess
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from hadal.errors import NodeError, UnsupportedError
+from hadal.node.machines.memory import load_memory, save_memory
+from hadal.node.sparse import copy_file, data_of
+
+__all__ = ["Overlays", "Snapshot", "Templates", "link_disks", "save_machine"]
+
+_LOG = logging.getLogger(__name__)
+_WHOLE = "whole.json"
+_CHAIN_MAX = 64
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A snapshot in use.
+
+    Attributes:
+        folder: With `devices` and `disks`.
+        memory: Descriptor of its memory.
+    """
+
+    folder: Path
+    memory: int
+
+    @property
+    def devices(self) -> Path:
+        """The file with the state of its devices."""
+        return self.folder / "devices"
+
+    @property
+    def disks(self) -> Path:
+        """The folder with its disk."""
+        return self.folder / "disks"
+
+
+def link_disks(source: Path, target: Path) -> int:
+    """Put a chain of files into a new folder, and return how many they are.
+
+    Raises:
+        UnsupportedError: They are too many.
+        OSError: The folder cannot be made.
+    """
+    target.mkdir(mode=0o700)
+    count = len(list(source.iterdir()))
+    if count > _CHAIN_MAX:
+        raise UnsupportedError(
+            f"a machine that stands on {count} others, one above the other",
+            hint="copy its files into a new one",
+        )
+    for number in range(count):
+        os.link(source / str(number), target / str(number))
+    return count
+
+
+def save_machine(box: Path, target: Path) -> None:
+    """Copy disk and devices of a machine that stands still and has written them.
+
+    Args:
+        box: Folder of its box.
+        target: A new folder.
+
+    Raises:
+        UnsupportedError: It stands on too many others.
+        OSError: The disk is full, or something cannot be read.
+    """
+    target.mkdir(parents=True, mode=0o700)
+    shutil.copyfile(box / "vm/devices", target / "devices")
+    count = link_disks(box / "disks", target / "disks")
+    top = target / "disks" / str(count)
+    copy_file(box / "vm/disk", top)
+    top.chmod(0o444)
+
+
+class Overlays:
+    """Makes the disks of machines that start from others: empty, above what they start from."""
+
+    def __init__(self) -> None:
+        self._empty: dict[int, tuple[int, list[tuple[int, bytes]]]] = {}
+        self._lock = threading.Lock()
+
+    def make(self, below: Path, path: Path) -> None:
+        """Make a file above a chain of files.
+
+        Args:
+            below: Their folder.
+            path: Of the new one.
+
+        Raises:
+            UnsupportedError: This host has no qemu-img.
+            OSError: It cannot be written.
+        """
+        size = (below / "0").stat().st_size
+        with self._lock:
+            if size not in self._empty:
+                self._empty[size] = _empty_overlay(size, path)
+        length, parts = self._empty[size]
+        with path.open("xb") as file:
+            file.truncate(length)
+            for offset, data in parts:
+                os.pwrite(file.fileno(), data, offset)
+
+
+def _empty_overlay(size: int, path: Path) -> tuple[int, list[tuple[int, bytes]]]:
+    """Return length and content of an overlay for a disk of some size, of which nothing is changed."""
+    part = path.with_suffix(".empty")
+    call = ["qemu-img", "create", "-q", "-f", "qcow2", part, str(size)]
+    try:
+        done = subprocess.run(call, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise NodeError(f"qemu-img cannot make a disk: {done.stderr.strip()[:500]}")
+        with part.open("rb") as file:
+            data = [(a, os.pread(file.fileno(), b - a, a)) for a, b in data_of(file.fileno())]
+            return os.fstat(file.fileno()).st_size, data
+    except FileNotFoundError as error:
+        hint = "Debian: apt-get install qemu-utils"
+        raise UnsupportedError("no qemu-img to make disks with", hint=hint) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class Templates:
+    """The templates of a node. For use by one thread at a time.
+
+    Args:
+        folder: Where they lie.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._used: dict[str, Snapshot] = {}
+
+    def find(self, key: str) -> Snapshot | None:
+        """Return a template; None where there is none that is whole.
+
+        Raises:
+            OSError: There is too little memory for it.
+        """
+        if key not in self._used:
+            folder = self._folder / key
+            if not _is_whole(folder):
+                return None
+            self._used[key] = Snapshot(folder, load_memory(folder / "memory"))
+        return self._used[key]
+
+    def make(self, key: str, pid: int, memory: int, box: Path) -> None:
+        """Make a template of a machine that stands still and has written its devices.
+
+        Args:
+            key: Of it.
+            pid: Of its QEMU.
+            memory: That it was started with.
+            box: Folder of its box.
+
+        Raises:
+            OSError: The disk is full, or something cannot be read.
+            NodeError: The process is no machine.
+        """
+        part = self._folder / f"{key}.{os.getpid()}"
+        shutil.rmtree(part, ignore_errors=True)
+        try:
+            save_machine(box, part)
+            with (part / "memory").open("xb") as file:
+                save_memory(pid, memory, file.fileno())
+                os.fsync(file.fileno())
+            (part / _WHOLE).write_text(json.dumps(_digests(part)), encoding="utf-8")
+            shutil.rmtree(self._folder / key, ignore_errors=True)
+            part.rename(self._folder / key)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        if json.loads((folder / _WHOLE).read_text(encoding="utf-8")) == _digests(folder):
+            return True
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError) as error:
+        _LOG.warning("the template %s cannot be read: %s", folder.name, error)
+        return False
+    _LOG.warning("the template %s is damaged: it is made anew", folder.name)
+    return False
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Return the digest of every file of a snapshot."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != _WHOLE]
+    return {str(path.relative_to(folder)): _digest(path) for path in files}
+
+
+def _digest(path: Path) -> str:
+    """Return the digest of a file: of what is in it and where, not of its holes."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        found.update(os.fstat(file.fileno()).st_size.to_bytes(8, "little"))
+        for start, end in data_of(file.fileno()):
+            found.update(start.to_bytes(8, "little"))
+            file.seek(start)
+            while start < end and (data := file.read(min(end - start, 1 << 20))):
+                found.update(data)
+                start += len(data)
+    return found.hexdigest()
