@@ -60,7 +60,7 @@ def main() -> None:
     config = TrainConfig(
         model=dataclasses.replace(ModelConfig.nano(), vocab_size=VOCABULARY),
         output=work / "run", steps=options.steps, workers=workers, device=options.device,
-        tokens_per_worker=8192 // workers, lengths=((0.0, 4096), (0.95, LONGEST)),
+        tokens_per_worker=8192 // workers, lengths=((0.0, 2048), (0.7, 4096), (0.96, LONGEST)),
         decay_from=0.6, sparse_from=0.45, narrow_share=0.7,
     )  # fmt: skip
     follow(config, partial(Conversations.demonstrated, demonstrations, tokenizer))

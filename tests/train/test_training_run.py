@@ -100,9 +100,10 @@ def test_no_task_is_cut(encoding, data):
             assert encoding.decode(sample.tolist()).endswith("</think>Done.<｜end▁of▁sentence｜>")
 
 
-def test_long_samples_hold_long_tasks(encoding):
-    """Most tasks are short: one long one in 61 is in about half of the samples."""
-    long = (UserMessage("Read f1.txt. " * 100), *task("f1.txt")[1:])
+@pytest.mark.parametrize(("repeats", "least", "most"), [(700, 35, 75), (100, 0, 12)])
+def test_long_samples_hold_long_tasks(encoding, repeats, least, most):
+    """Most tasks are short: one long one in 61 is in about half of the samples, if they are long."""
+    long = (UserMessage("Read f1.txt. " * repeats), *task("f1.txt")[1:])
     tasks = [*(task(f"f{n}.txt") for n in range(60)), long]
     made = Conversations(encoding, [BashTool.declare()], tasks, seed=1)
     length = made.longest + 100
@@ -110,7 +111,7 @@ def test_long_samples_hold_long_tasks(encoding):
     begun = [
         sample for sample in samples if encoding.decode(sample.tolist()).count("Read f1.txt. " * 9)
     ]
-    assert 35 < len(begun) < 75
+    assert least <= len(begun) < most
 
 
 def test_lengths_that_hold_no_task(data, tmp_path):

@@ -21,6 +21,9 @@ from hadal.train.demonstrations import read
 
 __all__ = ["Batch", "Conversations", "Tokens"]
 
+_LONG = 4096
+"""Tokens that samples have to have more than; shorter ones lose too many tasks to one (dev/LOG.md)."""
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -147,12 +150,12 @@ class Conversations:
     def _sample(self, draw: random.Random, length: int) -> Tokens:
         """Return as many tasks as fit, each drawn from those that do; none is cut.
 
-        Every other sample begins with a task of half its room or more, where there is one: most tasks are
-        short, and a long sample of short tasks teaches nothing about what lies far back.
+        Every other long sample begins with a task of half its room or more, where there is one: most tasks
+        are short, and a long sample of short tasks teaches nothing about what lies far back.
         """
         ids, said = list(self._prefix), [False] * len(self._prefix)
         half = (length - len(ids)) // 2
-        first = bisect_right(self._sizes, half) if draw.random() < 0.5 else 0
+        first = bisect_right(self._sizes, half) if length > _LONG and draw.random() < 0.5 else 0
         while fitting := bisect_right(self._sizes, length - len(ids)):
             task = self._tasks[draw.randrange(first if first < fitting else 0, fitting)]
             first = 0
