@@ -22,6 +22,7 @@
 #include "guest.h"
 
 #define CHUNK (128 * 1024)
+#define KEPT 4 /* the descriptor that the node asked for */
 
 static bool write_all(int fd, const void *data, size_t length)
 {
@@ -385,7 +386,7 @@ int run_applet(int count, char **a)
     static const struct { const char *name; int arguments; } known[] = {
         {"read", 3}, {"write", 3}, {"stat", 2}, {"list", 2}, {"remove", 2}, {"rename", 2}, {"mkdir", 3},
         {"chmod", 2}, {"chown", 2}, {"symlink", 2}, {"watch", 1}, {"connect", 2}, {"pack", 1}, {"unpack", 1},
-        {"usage", 0},
+        {"usage", 0}, {"changes", 0},
     };
     size_t which = 0, size = sizeof known / sizeof *known;
     while (which < size && strcmp(known[which].name, a[0]))
@@ -409,6 +410,7 @@ int run_applet(int count, char **a)
     case 11: return connect_port(a[1], a[2]);
     case 12: return pack(a[1]);
     case 13: return unpack(a[1], false);
-    default: return show_usage();
+    case 14: return show_usage();
+    default: return pack_layer(KEPT);
     }
 }

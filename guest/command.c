@@ -276,7 +276,7 @@ static pid_t fork_child(struct order *o, struct ends *e, int report)
         errno = error;
         return pid;
     }
-    if (o->kept && guest.kept < 0) {
+    if (o->kept && guest.kept[0] < 0) {
         errno = EBADF;
         child_failed(report, "the descriptor of the box");
     }
@@ -285,10 +285,11 @@ static pid_t fork_child(struct order *o, struct ends *e, int report)
         child_failed(report, "join the group of commands");
     setsid();
     /* Above the numbers that they are moved to. */
-    int high[5] = {fcntl(e->child[0], F_DUPFD, 10), fcntl(e->child[1], F_DUPFD, 10),
-                   fcntl(e->child[2], F_DUPFD, 10), fcntl(report, F_DUPFD, 10),
-                   o->kept ? fcntl(guest.kept, F_DUPFD, 10) : -1};
-    int count = o->kept ? 5 : 4;
+    int high[4 + KEPT_MAX] = {fcntl(e->child[0], F_DUPFD, 10), fcntl(e->child[1], F_DUPFD, 10),
+                              fcntl(e->child[2], F_DUPFD, 10), fcntl(report, F_DUPFD, 10)};
+    int count = 4;
+    for (int i = 0; o->kept && i < KEPT_MAX && guest.kept[i] >= 0; i++)
+        high[count++] = fcntl(guest.kept[i], F_DUPFD, 10);
     for (int i = 0; i < count; i++)
         dup2(high[i], i);
     close_range((unsigned)count, ~0u, 0);

@@ -9,6 +9,8 @@
 #include "bytes.h"
 #include "protocol.h"
 
+#define KEPT_MAX 2 /* descriptors, numbers 4 and 5 of a command */
+
 /* What epoll tells us about: the first member of everything that is registered. */
 enum source_kind { S_LISTEN, S_CONNECTION, S_SIGNALS, S_STREAM, S_INPUT, S_REPORT };
 struct source {
@@ -65,7 +67,7 @@ struct guest {
     uint64_t lease_ns, lonely_since; /* how long it lives without a node daemon */
     uint64_t patience_ends; /* until then output waits for the next one; 0: it does not */
     char boot_id[33];
-    int kept;           /* a descriptor for commands that are to have it; -1: none */
+    int kept[KEPT_MAX]; /* descriptors for commands that are to have them, in a machine that of what it has changed; -1: none */
     int commands_group; /* the cgroup.procs that commands join; -1: none */
     int freezer, events; /* of that group: its cgroup.freeze and cgroup.events */
     int boot_id_file;    /* what a machine says is the id of its boot */
@@ -129,8 +131,9 @@ const char *find_user(const char *text, struct user *user); /* NULL, or what is 
 /* applets.c: file operations, each in a process of its own */
 int run_applet(int count, char **arguments);
 int applet_failed(const char *what);
-/* tar.c */
+/* pack.c, unpack.c */
 int pack(const char *path);
+int pack_layer(int upper); /* the upper directory of an overlay */
 int unpack(const char *path, bool image_layer);
 
 #endif

@@ -343,9 +343,9 @@ static _Noreturn void leave(void)
     _exit(73);
 }
 
-void serve_box(int listening, int kept, int oom_score, int priority, uint64_t lease_ns)
+void serve_box(int listening, const int *kept, int oom_score, int priority, uint64_t lease_ns)
 {
-    guest.kept = kept;
+    memcpy(guest.kept, kept, sizeof guest.kept);
     guest.listening = (struct source){.kind = S_LISTEN, .fd = listening};
     guest.connection.source = (struct source){.kind = S_CONNECTION, .fd = -1};
     guest.commands_group = -1;

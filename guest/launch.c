@@ -39,7 +39,21 @@ static bool add(struct list *list, const struct field *field)
     return true;
 }
 
-const char *read_launch(struct launch *l, const uint8_t *payload, size_t length)
+/* Of what came with the request, the disk first. */
+static const char *take_descriptors(struct launch *l, const int *sent)
+{
+    uint64_t count = 0;
+    while (count < SENT_MAX && sent[count] >= 0)
+        count++;
+    if (l->keep > KEPT_MAX || l->keep > count || count - l->keep > 1)
+        return "other descriptors than it says";
+    l->scratch_fd = count > l->keep ? sent[0] : -1;
+    for (uint64_t i = 0; i < l->keep; i++)
+        l->kept_fds[i] = sent[count - l->keep + i];
+    return NULL;
+}
+
+const char *read_launch(struct launch *l, const uint8_t *payload, size_t length, const int *sent)
 {
     const uint8_t *at = payload, *end = payload + length;
     struct field field;
@@ -71,12 +85,9 @@ const char *read_launch(struct launch *l, const uint8_t *payload, size_t length)
         default: return "a field that a launch request does not have";
         }
     }
-    if (l->keep && l->scratch_fd < 0)
-        return "a descriptor to keep that did not come";
-    if (l->keep) {
-        l->kept_fd = l->scratch_fd;
-        l->scratch_fd = -1;
-    }
+    const char *wrong = take_descriptors(l, sent);
+    if (wrong)
+        return wrong;
     if (broken)
         return "a field that goes beyond the request";
     if (full)
@@ -251,26 +262,23 @@ void become_box(struct launch *l)
 {
     /* The init has no other open files than what it needs: nothing of the host leaks into the box. */
     l->phase = "files";
-    int kept[5] = {l->listening, l->reply, l->netns_fd, l->scratch_fd, l->kept_fd};
-    for (int i = 0; i < 5; i++)
-        if (kept[i] >= 0 && (kept[i] = fcntl(kept[i], F_DUPFD, 16)) < 0)
+    int *kept[] = {&l->listening, &l->reply, &l->netns_fd, &l->scratch_fd, &l->kept_fds[0], &l->kept_fds[1]};
+    int count = (int)(sizeof kept / sizeof *kept), null = open("/dev/null", O_RDWR);
+    for (int i = 0; i < count; i++)
+        if (*kept[i] >= 0 && (*kept[i] = fcntl(*kept[i], F_DUPFD, 16)) < 0)
             launch_failed(l, "keep a file");
-    for (int i = 0; i < 5; i++) /* 0 to 2 are /dev/null */
-        if (kept[i] >= 0 && dup2(kept[i], 3 + i) < 0)
-            launch_failed(l, "keep a file");
-    l->listening = 3;
-    l->reply = 4;
-    int network = l->netns_fd >= 0 ? 5 : -1, null = open("/dev/null", O_RDWR);
-    l->scratch_fd = l->scratch_fd >= 0 ? 6 : -1;
-    l->kept_fd = l->kept_fd >= 0 ? 7 : -1;
     for (int i = 0; i < 3; i++)
         if (null < 0 || dup2(null, i) < 0)
             launch_failed(l, "/dev/null");
-    if (close_range(8, ~0u, 0) || (network < 0 && close(5) && errno != EBADF) ||
-        (l->scratch_fd < 0 && close(6) && errno != EBADF) || (l->kept_fd < 0 && close(7) && errno != EBADF))
+    for (int i = 0; i < count; i++) { /* 0 to 2 are /dev/null */
+        if (*kept[i] < 0 && close(3 + i) && errno != EBADF)
+            launch_failed(l, "close");
+        if (*kept[i] >= 0 && (*kept[i] = dup3(*kept[i], 3 + i, O_CLOEXEC)) < 0)
+            launch_failed(l, "keep a file");
+    }
+    if (close_range((unsigned)(3 + count), ~0u, 0))
         launch_failed(l, "close_range");
-    for (int i = 3; i < 8; i++)
-        fcntl(i, F_SETFD, FD_CLOEXEC);
+    int network = l->netns_fd;
     setsid();
     prctl(PR_SET_NAME, "init");
 
@@ -314,5 +322,5 @@ void become_box(struct launch *l)
     bytes_free(&fields);
     close(l->reply);
     int listening = l->listening;
-    serve_box(listening, l->kept_fd, oom_score, priority, l->lease_s * 1000000000u);
+    serve_box(listening, l->kept_fds, oom_score, priority, l->lease_s * 1000000000u);
 }

@@ -8,6 +8,8 @@
 #include <fcntl.h>
 #include <linux/random.h>
 #include <net/if.h>
+#include <net/if_arp.h>
+#include <net/route.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -149,10 +151,14 @@ static void mount_root(void)
     mount_disk("scratch", "/rw", "ext4", MS_NODEV | MS_NOATIME);
     if ((mkdir("/rw/upper", 0755) && errno != EEXIST) || (mkdir("/rw/work", 0700) && errno != EEXIST))
         stop("/rw/upper");
-    static const char rest[] = ",upperdir=/rw/upper,workdir=/rw/work,xino=on,index=off,metacopy=off";
+    static const char rest[] = ",upperdir=/rw/upper,workdir=/rw/work,xino=on,index=off,metacopy=off,redirect_dir=off";
     bytes_add(&options, rest, sizeof rest);
     mount_or_stop("overlay", "/root", "overlay", MS_NODEV, (char *)options.data);
     bytes_free(&options);
+    guest.kept[0] = open("/rw/upper", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    guest.kept[1] = -1;
+    if (guest.kept[0] < 0)
+        stop("/rw/upper");
 }
 
 static void fill_root(void)
@@ -250,6 +256,8 @@ void boot_machine(void)
     show_boot_id(guest.boot_id_file);
     make_group();
     loopback_up();
+    write_text("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1"); /* no IPv6 but on loopback */
+    write_text("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "1");
     write_text("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
     write_text("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
     struct rlimit core = {1, 1}, files = {1024, 1 << 20};
@@ -344,6 +352,77 @@ static const char *take_seed(const struct field *field)
     return taken ? new_boot_id() : "random numbers";
 }
 
+/* As ioctl(2) takes it: the name of a link, and an address. */
+static struct ifreq link_request(const char *address)
+{
+    struct ifreq request = {.ifr_name = "eth0"};
+    struct sockaddr_in *at = (struct sockaddr_in *)&request.ifr_addr;
+    at->sin_family = AF_INET;
+    if (address)
+        inet_pton(AF_INET, address, &at->sin_addr);
+    return request;
+}
+
+static bool read_hardware(const char *text, unsigned char *hardware)
+{
+    return sscanf(text, "%hhx:%hhx:%hhx:%hhx:%hhx:%hhx", &hardware[0], &hardware[1], &hardware[2],
+                  &hardware[3], &hardware[4], &hardware[5]) == 6;
+}
+
+static bool add_route(int fd, const char *target, const char *mask, const char *gateway)
+{
+    struct rtentry route = {.rt_flags = RTF_UP | (gateway ? RTF_GATEWAY : RTF_HOST), .rt_dev = "eth0"};
+    struct { struct sockaddr *at; const char *text; } parts[] = {
+        {&route.rt_dst, target}, {&route.rt_genmask, mask}, {&route.rt_gateway, gateway}};
+    for (int i = 0; i < 3; i++) {
+        struct sockaddr_in address = {.sin_family = AF_INET};
+        if (parts[i].text)
+            inet_pton(AF_INET, parts[i].text, &address.sin_addr);
+        memcpy(parts[i].at, &address, sizeof address);
+    }
+    return ioctl(fd, SIOCADDRT, &route) == 0;
+}
+
+/* One address, and one neighbour, by which all else goes; what was set before goes with the link. */
+static const char *set_network(const char *text)
+{
+    char own[16], gateway[16], own_hardware[18], gateway_hardware[18];
+    int mtu, fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    struct ifreq link = link_request(NULL);
+    struct arpreq neighbour = {.arp_flags = ATF_COM | ATF_PERM, .arp_dev = "eth0"};
+    errno = EINVAL;
+    if (sscanf(text, "%15s %15s %17s %17s %d", own, gateway, own_hardware, gateway_hardware, &mtu) != 5 ||
+        !read_hardware(gateway_hardware, (unsigned char *)neighbour.arp_ha.sa_data))
+        return "text of the network";
+    link.ifr_flags = 0;
+    bool set = fd >= 0 && ioctl(fd, SIOCSIFFLAGS, &link) == 0;
+    link = link_request(NULL);
+    link.ifr_hwaddr.sa_family = ARPHRD_ETHER;
+    set = set && read_hardware(own_hardware, (unsigned char *)link.ifr_hwaddr.sa_data) &&
+          ioctl(fd, SIOCSIFHWADDR, &link) == 0;
+    link = link_request(NULL);
+    link.ifr_mtu = mtu;
+    set = set && ioctl(fd, SIOCSIFMTU, &link) == 0;
+    link = link_request(own);
+    set = set && ioctl(fd, SIOCSIFADDR, &link) == 0;
+    link = link_request("255.255.255.255");
+    set = set && ioctl(fd, SIOCSIFNETMASK, &link) == 0;
+    link = link_request(NULL);
+    link.ifr_flags = IFF_UP;
+    set = set && ioctl(fd, SIOCSIFFLAGS, &link) == 0;
+    set = set && (add_route(fd, gateway, "255.255.255.255", NULL) || errno == EEXIST);
+    memcpy(&neighbour.arp_pa, &(struct sockaddr_in){.sin_family = AF_INET}, sizeof(struct sockaddr_in));
+    inet_pton(AF_INET, gateway, &((struct sockaddr_in *)&neighbour.arp_pa)->sin_addr);
+    neighbour.arp_ha.sa_family = ARPHRD_ETHER;
+    set = set && ioctl(fd, SIOCSARP, &neighbour) == 0 && (add_route(fd, "0.0.0.0", "0.0.0.0", gateway) || errno == EEXIST);
+    if (fd >= 0) {
+        int error = errno;
+        close(fd);
+        errno = error;
+    }
+    return set ? NULL : "network";
+}
+
 static const char *set_time(uint64_t ns)
 {
     struct timespec now = {.tv_sec = (time_t)(ns / 1000000000), .tv_nsec = (long)(ns % 1000000000)};
@@ -389,6 +468,12 @@ const char *settle_machine(const uint8_t *payload, size_t length)
         case T_FILE: wrong = write_file(&field); break;
         case T_TIME: wrong = set_time(read_number(field.value, field.length)); break;
         case T_SEED: wrong = take_seed(&field); break;
+        case T_NETWORK: {
+            char *text = field_text(&field);
+            wrong = text ? set_network(text) : "text of the network";
+            free(text);
+            break;
+        }
         case T_HELD: wrong = hold_commands(read_number(field.value, field.length) != 0); break;
         default: errno = EINVAL; wrong = "a field that does not belong there";
         }

@@ -87,12 +87,11 @@ static void report_failure(struct launch *l, const char *phase, int error, const
     bytes_free(&fields);
 }
 
-static void launch_box(int control, const uint8_t *request, size_t length, int scratch)
+static void launch_box(int control, const uint8_t *request, size_t length, const int *sent)
 {
-    struct launch l = {.reply = control, .netns_fd = -1, .scratch_fd = scratch, .kept_fd = -1,
-                       .listening = -1,
-                       .started = now_ns(), .phase = "start"};
-    const char *wrong = read_launch(&l, request, length);
+    struct launch l = {.reply = control, .netns_fd = -1, .scratch_fd = -1, .kept_fds = {-1, -1},
+                       .listening = -1, .started = now_ns(), .phase = "start"};
+    const char *wrong = read_launch(&l, request, length, sent);
     if (wrong) {
         report_failure(&l, "request", EINVAL, wrong);
     } else if (l.netns && (l.netns_fd = open(l.netns, O_RDONLY | O_CLOEXEC)) < 0) {
@@ -118,23 +117,25 @@ static void launch_box(int control, const uint8_t *request, size_t length, int s
         close(l.netns_fd);
     if (l.listening >= 0)
         close(l.listening);
-    if (scratch >= 0)
-        close(scratch);
+    for (int i = 0; i < SENT_MAX; i++)
+        if (sent[i] >= 0)
+            close(sent[i]);
     free_launch(&l);
 }
 
-/* A request, and the descriptor that came with it. */
-static ssize_t receive(int control, void *request, size_t size, int *descriptor)
+/* A request, and the descriptors that came with it. */
+static ssize_t receive(int control, void *request, size_t size, int *sent)
 {
-    char buffer[CMSG_SPACE(sizeof(int))];
+    char buffer[CMSG_SPACE(SENT_MAX * sizeof(int))];
     struct iovec part = {.iov_base = request, .iov_len = size};
     struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = buffer,
                              .msg_controllen = sizeof buffer};
-    *descriptor = -1;
+    for (int i = 0; i < SENT_MAX; i++)
+        sent[i] = -1;
     ssize_t n = recvmsg(control, &message, MSG_CMSG_CLOEXEC);
     struct cmsghdr *control_message = n > 0 ? CMSG_FIRSTHDR(&message) : NULL;
     if (control_message && control_message->cmsg_type == SCM_RIGHTS)
-        memcpy(descriptor, CMSG_DATA(control_message), sizeof *descriptor);
+        memcpy(sent, CMSG_DATA(control_message), control_message->cmsg_len - CMSG_LEN(0));
     return n;
 }
 
@@ -187,12 +188,12 @@ static int spawn(int control)
             report_exits(control);
         }
         if (wait[0].revents) {
-            int scratch;
-            ssize_t n = receive(control, request, sizeof request, &scratch);
+            int sent[SENT_MAX];
+            ssize_t n = receive(control, request, sizeof request, sent);
             if (n == 0 || (n < 0 && errno != EINTR && errno != EAGAIN))
                 return 0;
             if (n > 0)
-                launch_box(control, request, (size_t)n, scratch);
+                launch_box(control, request, (size_t)n, sent);
         }
     }
 }

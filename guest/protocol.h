@@ -107,7 +107,7 @@ enum tag {
     T_RLIMIT = 81,      /* "name=soft:hard" */
     T_TMPFS = 82,       /* target, zero byte, bytes as text */
     T_READ_ONLY = 83,
-    T_KEEP = 85,        /* 1: the descriptor sent along is for commands, see T_KEPT */
+    T_KEEP = 85,        /* so many of the descriptors sent along, the last ones, are for commands: see T_KEPT */
     T_LEASE_S = 84,     /* without a node daemon for so long, the box ends itself */
     /* launch reply */
     T_PHASE = 96,
@@ -116,6 +116,7 @@ enum tag {
     /* settle: HOSTNAME, FILE, TIME, and */
     T_SEED = 112,     /* random bytes */
     T_HELD = 113,     /* 1: no command runs on; 0: they do */
+    T_NETWORK = 114,  /* text: own address, gateway, hardware address of each, MTU */
     /* applets */
     T_PATH = 128,
     T_MODE = 130,

@@ -17,6 +17,7 @@ import pytest
 from hadal.errors import CommandRefusedError, LaunchError
 from hadal.node import wire
 from hadal.node.guest import Guest
+from hadal.node.scratch import Disks
 from hadal.node.wire import Frame, Tag, TimedOut
 from tests.sandbox.conftest import Output, needs_root
 
@@ -390,21 +391,55 @@ def test_files_are_bound_to_places_that_are_not_there_yet(with_box, tmp_path):
     with_box(body, binds=tuple(binds))
 
 
-def test_a_descriptor_is_for_commands_that_are_to_have_it(with_box):
-    memory = os.memfd_create("kept")
-    os.write(memory, b"what was kept")
+@pytest.mark.parametrize("count", [1, 2])
+def test_descriptors_are_for_commands_that_are_to_have_them(with_box, count):
+    kept = [os.memfd_create("kept") for _ in range(count)]
+    for number, file in enumerate(kept):
+        os.write(file, b"kept %d\n" % number)
+        os.lseek(file, 0, os.SEEK_SET)
 
     async def body(box):
-        _, out, _ = await box.shell("cat <&4; ls /proc/self/fd", kept=True)
-        assert out == b"what was kept0\n1\n2\n3\n4\n"  # 3 is the directory that ls reads
+        for number in range(count):
+            _, out, _ = await box.shell(f"cat <&{4 + number}", kept=True)
+            assert out == b"kept %d\n" % number
+        _, out, _ = await box.shell("ls /proc/self/fd", kept=True)
+        assert out == b"".join(b"%d\n" % n for n in range(4 + count))  # 3 is what ls reads
         _, out, _ = await box.shell("ls /proc/self/fd")
         assert out == b"0\n1\n2\n3\n"
 
-    os.lseek(memory, 0, os.SEEK_SET)
     try:
-        with_box(body, keep=memory, scratch=None, scratch_bytes=1 << 20, scratch_inodes=100)
+        with_box(body, keep=tuple(kept), scratch=None, scratch_bytes=1 << 20, scratch_inodes=100)
     finally:
-        os.close(memory)
+        for file in kept:
+            os.close(file)
+
+
+def test_a_disk_and_what_is_kept_come_together(with_box, tmp_path):
+    file = os.memfd_create("kept")
+    try:
+        disk = Disks(tmp_path / "disks").make(8 << 20, 100)
+        try:
+
+            async def body(box):
+                _, out, _ = await box.shell("df -k / | tail -1; ls -l /proc/self/fd/4", kept=True)
+                assert 7000 < int(out.split()[1]) < 10000
+                assert b"memfd:kept" in out
+
+            with_box(body, keep=(file,), scratch=disk.descriptor)
+        finally:
+            os.close(disk.descriptor)
+    finally:
+        os.close(file)
+
+
+def test_more_descriptors_than_are_named_are_refused(with_box):
+    files = tuple(os.memfd_create("kept") for _ in range(3))
+    try:
+        with pytest.raises(LaunchError, match="other descriptors than it says"):
+            with_box(None, keep=files)
+    finally:
+        for file in files:
+            os.close(file)
 
 
 @pytest.mark.parametrize(

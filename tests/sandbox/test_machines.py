@@ -1,10 +1,18 @@
 """Virtual machines: what makes them different from other boxes."""
 
+import errno
+import hashlib
 import time
 
 import pytest
 
-from hadal.errors import GoneCause, ImageError, SandboxGoneError, UnsupportedError
+from hadal.errors import (
+    GoneCause,
+    ImageError,
+    SandboxFileError,
+    SandboxGoneError,
+    UnsupportedError,
+)
 from hadal.sandbox import MicroVMSpec, Sandbox
 from tests.sandbox.conftest import needs_root
 from tests.sandbox.machine_image import import_image, needs_machines
@@ -111,12 +119,66 @@ def test_a_kernel_that_panics_is_told(node, image):
         assert caught.value.cause == GoneCause.CRASHED
 
 
-def test_what_a_machine_cannot_do_is_said(node, image):
+_ODD = """
+import os
+os.chdir("/home")
+with open("sparse", "wb") as file:
+    file.truncate(5_000_000)
+    os.pwrite(file.fileno(), b"end", 4_999_990)
+open("a" * 200, "w").write("long")
+os.link("a" * 200, "linked")
+os.symlink("b" * 300, "link")
+os.mkfifo("fifo", 0o640)
+os.chown("fifo", 12, 34)
+os.setxattr("linked", "user.colour", b"blue\\x00\\n")
+os.utime("linked", ns=(1, 1234567890123456789))
+os.mkdir("d" * 120)
+open("d" * 120 + "/" + "e" * 120, "w").write("x" * 1000)
+"""
+
+
+def test_a_snapshot_of_a_machine_has_all_that_it_has_changed(node, image):
+    """Long names, hard links, attributes, times to the nanosecond, what is gone and what was replaced."""
+    look = (
+        "cd /home; stat -c '%n %F %a %u %g %h %Y' * | sort; sha256sum a* sparse d*/*; stat -c %y linked;"
+        'python3 -c \'import os; print(os.getxattr("linked", "user.colour"))\';'
+        "ls /usr/share /etc/ssl 2>&1; test -e /usr/bin/seq || echo removed"
+    )
     with Sandbox.create(MicroVMSpec(image=image)) as box:
-        with pytest.raises(UnsupportedError, match="disk"):
-            box.changes()
-        with pytest.raises(UnsupportedError, match="snapshot"):
+        box.run(
+            "rm /usr/bin/seq; rm -r /usr/share; mkdir /usr/share; touch /usr/share/new", check=True
+        )
+        box.run(["python3", "-c", _ODD], check=True)
+        before = box.run(look).stdout
+        found = {change.path: change for change in box.changes()}
+        assert found["/usr/bin/seq"].kind == "removed"
+        assert found["/usr/share"].kind == "replaced"
+        assert found["/home/linked"].digest == hashlib.sha256(b"long").hexdigest()
+        assert found["/home/" + "a" * 200].size == 4
+        assert found["/home/link"].digest == hashlib.sha256(b"b" * 300).hexdigest()
+        assert abs(found["/home/linked"].changed_ns / 1e9 - time.time()) < 60
+        reference = box.snapshot()
+    with Sandbox.create(MicroVMSpec(from_=reference)) as again:
+        assert again.run(look).stdout == before
+    assert "removed" in before
+    assert "1234567890" in before
+
+
+def test_a_name_that_layers_cannot_have_is_refused(node, image):
+    with Sandbox.create(MicroVMSpec(image=image)) as box:
+        box.run("touch /home/.wh.x", check=True)
+        with pytest.raises(SandboxFileError) as caught:
             box.snapshot()
+        assert caught.value.errno == errno.EILSEQ
+        assert box.run("echo goes on").stdout == "goes on\n"
+
+
+def test_what_a_machine_cannot_do_is_said(node, image):
+    with (
+        Sandbox.create(MicroVMSpec(image=image)) as box,
+        pytest.raises(UnsupportedError, match="call"),
+    ):
+        box.call("def f(): return 1")
 
 
 def test_the_host_is_no_image_of_a_machine(node):

@@ -438,12 +438,19 @@ class Box:
 
     @contextlib.contextmanager
     def open_applet(
-        self, *arguments: str | bytes, user: str | None = None, stdin: bool = False
-    ) -> Any:
-        """Start an operation whose input or output is a stream; it ends with the block."""
+        self, *arguments: str | bytes, user: str | None = None, stdin: bool = False, kept: bool = False
+    ) -> Any:  # fmt: skip
+        """Start an operation whose input or output is a stream; it ends with the block.
+
+        Args:
+            arguments: Its name, and what it is told.
+            user: Who does it. Default: who runs the commands of the box.
+            stdin: Whether it has input.
+            kept: As `CommandOrder.kept`.
+        """
         self.touch()
         order = CommandOrder(
-            arguments=[os.fsencode(a) for a in arguments], applet=True, stdin=stdin,
+            arguments=[os.fsencode(a) for a in arguments], applet=True, stdin=stdin, kept=kept,
             user=user or self.spec.user or self.defaults.user,
         )  # fmt: skip
 

@@ -41,8 +41,8 @@ class BoxNetworks:
         self._running = True
         self._taken = {box: found[number] for box, (number, _) in living.items() if number in found}
 
-    async def take(self, box: str, policy: NetworkPolicy) -> BoxNetwork:
-        """Give a box its network.
+    async def take(self, box: str, policy: NetworkPolicy, *, machine: bool) -> BoxNetwork:
+        """Give a box its network; whoever takes that of a `machine` closes its `tap`.
 
         Raises:
             UnsupportedError: This host cannot have any but none; the hint says what it needs.
@@ -53,7 +53,7 @@ class BoxNetworks:
             if not self._running:
                 await self._manager.recover(())
                 self._running = True
-        network = self._taken[box] = await self._manager.take(policy)
+        network = self._taken[box] = await self._manager.take(policy, machine=machine)
         return network
 
     async def update(self, box: str, policy: NetworkPolicy) -> None:

@@ -30,7 +30,8 @@ class CommandOrder:
         output_limit: Bytes of each stream that are kept; 0 for all.
         applet: Whether the guest itself does it.
         nofile: Open files it may have.
-        kept: Whether it has the descriptor that the box was made with, as number 4.
+        kept: Whether it has the descriptors that the box was made with, as numbers 4 and 5; in a machine that
+            of what it has changed.
     """
 
     arguments: Sequence[bytes]

@@ -39,7 +39,7 @@ class LaunchRequest:
         limits: Resource limits as `name=soft:hard`.
         read_only: Whether its root cannot be written.
         lease_s: Seconds without a node daemon after which it ends itself; 0 for never.
-        keep: A descriptor for those of its commands that are to have it; not beside one of a disk.
+        keep: At most two descriptors for those of its commands that are to have them.
     """
 
     hostname: str
@@ -59,7 +59,7 @@ class LaunchRequest:
     limits: tuple[str, ...] = ()
     read_only: bool = False
     lease_s: int = 0
-    keep: int | None = None
+    keep: tuple[int, ...] = ()
 
     def fields(self) -> Fields:
         """Return what the launcher is told."""
@@ -86,8 +86,8 @@ class LaunchRequest:
         elif self.scratch is None:
             fields[Tag.SCRATCH_BYTES] = self.scratch_bytes
             fields[Tag.SCRATCH_INODES] = self.scratch_inodes
-        if self.keep is not None:
-            fields[Tag.KEEP] = 1
+        if self.keep:
+            fields[Tag.KEEP] = len(self.keep)
         if self.uid_base is not None:
             fields[Tag.UID_BASE] = self.uid_base
             fields[Tag.UID_COUNT] = 65536
@@ -167,8 +167,8 @@ class Launcher:
         self._waiting[number] = future
         message = encode_fields({Tag.REQUEST: number, **request.fields()})
         try:
-            disk = request.scratch if isinstance(request.scratch, int) else None
-            await self._send(message, disk if request.keep is None else request.keep)
+            disk = [request.scratch] if isinstance(request.scratch, int) else []
+            await self._send(message, [*disk, *request.keep])
             return await future
         except OSError as error:
             raise LaunchError(
@@ -179,9 +179,8 @@ class Launcher:
             self._pids.pop(number, None)
             self._ready.pop(number, None)
 
-    async def _send(self, message: bytes, descriptor: int | None) -> None:
+    async def _send(self, message: bytes, descriptors: list[int]) -> None:
         assert self._socket is not None
-        descriptors = [] if descriptor is None else [descriptor]
         while True:
             try:
                 socket.send_fds(self._socket, [message], descriptors)

@@ -339,12 +339,13 @@ class Node:
             runtime.get("image") or spec.from_ or spec.image
         )
         runtime["image"] = root.digest or root.name
-        network = await self.networks.take(box_id, spec.network)
+        is_machine = isinstance(spec, MicroVMSpec)
+        network = await self.networks.take(box_id, spec.network, machine=is_machine)
         runtime["network"] = network.number
         reach("make.folder")
         (folder / "mounts").mkdir(parents=True)
         cgroup = self.cgroups.of(box_id)
-        beside = MEMORY_OF_QEMU_MB if isinstance(spec, MicroVMSpec) else 0
+        beside = MEMORY_OF_QEMU_MB if is_machine else 0
         cgroup.create(
             BoxLimits(memory_bytes=(spec.memory_mb + beside) << 20, cpus=spec.cpus, pids=spec.pids)
         )
@@ -356,9 +357,13 @@ class Node:
         )  # fmt: skip
         if isinstance(spec, MicroVMSpec):
             runtime["disk"] = -1
-            launched, guest, machine = await self.machines.start(
-                spec, root, folder, request, cgroup, snapshot
-            )
+            try:
+                launched, guest, machine = await self.machines.start(
+                    spec, root, folder, request, cgroup, network, snapshot
+                )
+            finally:
+                if network.tap is not None:
+                    os.close(network.tap)
             box = self._box(record, spec, root, launched.pid, guest, -1, machine)
             if snapshot is not None:
                 await box.reconcile()

@@ -1,10 +1,17 @@
 """Images from boxes: what one has changed becomes a layer of the store."""
 
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hadal.node.box import Box
 from hadal.node.images import ResolvedImage
+from hadal.node.images.unpack import unpack
+from hadal.node.machines.changes import packed_changes
 from hadal.node.steps import begin_step, recorded_step
+from hadal.node.tree_removal import remove_tree
 from hadal.sandbox.specs import Capability
 
 if TYPE_CHECKING:
@@ -54,10 +61,26 @@ class Snapshots:
                 made = await store.commit(self._node.fork_layers.path(copy), base)
                 base = await store.acquire(made.digest)
                 held.append(base)
-            with self._node.disks.open(box.disk) as disk:
-                async with box.held_still():
-                    made = await store.commit(disk / "upper", base, name=name)
+            async with self._still_upper(box) as upper:
+                made = await store.commit(upper, base, name=name)
         finally:
             for image in held:
                 await store.release(image)
         return made.name
+
+    @contextlib.asynccontextmanager
+    async def _still_upper(self, box: Box) -> AsyncGenerator[Path]:
+        """Yield the upper directory of a box in which nothing runs, or what is the same of a machine."""
+        if box.machine is None:
+            with self._node.disks.open(box.disk) as disk:
+                async with box.held_still():
+                    yield disk / "upper"
+            return
+        async with box.machine.held(box.guest), packed_changes(box) as archive:
+            upper = archive.with_suffix(".upper")
+            upper.mkdir()
+            try:
+                await asyncio.to_thread(unpack, archive, upper, bytes_max=archive.stat().st_size)
+                yield upper
+            finally:
+                await asyncio.to_thread(remove_tree, upper)

@@ -134,6 +134,7 @@ class Tag(enum.IntEnum):
     EVENT = 98
     SEED = 112
     HELD = 113
+    NETWORK = 114
     PATH = 128
     MODE = 130
     SIZE = 131

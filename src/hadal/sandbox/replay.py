@@ -171,7 +171,7 @@ async def _files(recorded: "AsyncSandbox", box: "AsyncSandbox") -> tuple[int, li
     return len(before.keys() | after.keys()), [d for d in found if d.subject not in _OWN]
 
 
-_OWN = ("/etc/hostname", "/etc/hosts")
+_OWN = ("/etc/hostname", "/etc/hosts", "/etc/machine-id")
 """Files that name the box itself."""
 
 

@@ -171,17 +171,20 @@ class MicroVMSpec(BoxSpec):
     memory_mb: int = Field(default=256, ge=96, le=1 << 21)
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {Capability.FORK, Capability.PAUSE, Capability.TTY}
+        {
+            Capability.DISK,
+            Capability.FORK,
+            Capability.NETWORK,
+            Capability.PAUSE,
+            Capability.SNAPSHOT_DISK,
+            Capability.TTY,
+        }
     )
 
     @model_validator(mode="after")
     def _has_nothing_of_the_node(self) -> Self:
         if self.mounts:
             raise ValueError("a microvm has no mounts of the node's files: copy them in")
-        if self.network.default != "none":
-            raise ValueError("a microvm has no network yet: use a container")
-        if self.from_ is not None:
-            raise ValueError("a microvm cannot start from a snapshot yet")
         if self.read_only:
             raise ValueError("the root of a microvm can always be written")
         return self

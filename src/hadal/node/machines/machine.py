@@ -20,6 +20,7 @@ from hadal.node.guest import Guest, GuestLostError
 from hadal.node.guest_command import CommandOrder, Exit, Unread
 from hadal.node.machines.monitor import Monitor
 from hadal.node.machines.qemu import FOLDER, Hardware
+from hadal.node.network import BoxNetwork
 from hadal.node.wire import Tag
 from hadal.sandbox.specs import MicroVMSpec
 
@@ -85,14 +86,27 @@ class Machine:
         Raises:
             NodeError: It does not, or does not go on.
         """
+        async with self.held(guest):
+            await self.monitor.stop()
+            try:
+                yield
+            finally:
+                await self.monitor.go_on()
+
+    @contextlib.asynccontextmanager
+    async def held(self, guest: Guest) -> AsyncGenerator[None]:
+        """Yield while it has its commands held, so that its files are of one moment.
+
+        Args:
+            guest: In it.
+
+        Raises:
+            NodeError: It does not hold them, or does not let them go on.
+        """
         async with self._still:
             await guest.settle({Tag.HELD: 1})
             try:
-                await self.monitor.stop()
-                try:
-                    yield
-                finally:
-                    await self.monitor.go_on()
+                yield
             finally:
                 await guest.settle({Tag.HELD: 0})
 
@@ -161,28 +175,38 @@ async def _listens(socket: Path, console: _Console) -> None:
         await asyncio.sleep(_QUIET_S)
 
 
-async def settle(guest: Guest, hostname: str, etc: dict[str, bytes]) -> None:
+async def settle(guest: Guest, hostname: str, etc: dict[str, bytes], network: BoxNetwork) -> None:
     """Give a machine its identity, and let its commands go on: after its boot, and after it was restored.
 
     Raises:
         GuestLostError: It does not take it.
     """
+    began = time.monotonic_ns()
     await guest.settle(
         {
             Tag.HOSTNAME: hostname.encode(),
             Tag.FILE: [name.encode() + b"\0" + data for name, data in etc.items()],
-            Tag.TIME: time.time_ns(),
             Tag.SEED: os.urandom(64),
-            Tag.HELD: 0,
+            **({} if network.tap is None else {Tag.NETWORK: _network_text(network)}),
         }
     )
+    way = (time.monotonic_ns() - began) // 2
+    # What is compared with it is as exact as the way of this message is as long as that of the one before.
+    await guest.settle({Tag.TIME: time.time_ns() + way, Tag.HELD: 0})
+
+
+def _network_text(network: BoxNetwork) -> bytes:
+    assert network.hardware is not None
+    near, far = (part.hex(":") for part in network.hardware)
+    return f"{network.address} {network.resolver} {far} {near} {network.mtu}".encode()
 
 
 def hardware_of(spec: MicroVMSpec, layers: int, tsc_khz: int) -> Hardware:
     """Return what a machine of this spec has."""
     return Hardware(
-        memory_mb=spec.memory_mb, cpus=math.ceil(spec.cpus), layers=layers, tsc_khz=tsc_khz
-    )
+        memory_mb=spec.memory_mb, cpus=math.ceil(spec.cpus), layers=layers,
+        network=spec.network.default != "none", tsc_khz=tsc_khz,
+    )  # fmt: skip
 
 
 def measure_tsc_khz(program: Path) -> int:

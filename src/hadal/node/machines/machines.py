@@ -29,6 +29,7 @@ from hadal.node.machines.machine import (
 from hadal.node.machines.memory import copy_memory, empty_memory, memory_of
 from hadal.node.machines.qemu import BOOT, DISKS, FOLDER, LAYERS, Hardware, microvm, qemu_program
 from hadal.node.machines.snapshots import Overlays, Snapshot, Templates, link_disks, save_machine
+from hadal.node.network import BoxNetwork
 from hadal.node.scratch import Disks
 from hadal.node.tree_removal import remove_tree
 from hadal.sandbox.specs import MicroVMSpec
@@ -114,7 +115,7 @@ class Machines:
 
     async def start(
         self, spec: MicroVMSpec, root: ResolvedImage, folder: Path, jail: LaunchRequest, cgroup: Cgroup,
-        snapshot: Snapshot | None = None,
+        network: BoxNetwork, snapshot: Snapshot | None = None,
     ) -> tuple[Launched, Guest, Machine]:  # fmt: skip
         """Start a machine in a jail and give it its identity.
 
@@ -124,6 +125,7 @@ class Machines:
             folder: Of the box.
             jail: How the box around QEMU is made, but for what QEMU needs in it.
             cgroup: Of the box.
+            network: What it gets; its `tap` stays the caller's.
             snapshot: Of a machine of this spec and image, that it starts from. Default: one that has just booted.
 
         Raises:
@@ -138,11 +140,11 @@ class Machines:
             async with self._making.setdefault(key, asyncio.Lock()):
                 snapshot = await asyncio.to_thread(self._templates.find, key)
                 if snapshot is None:
-                    booted = await self._boot(plan, key, folder, jail, cgroup)
-        started = booted or await self._start(plan, folder, jail, snapshot)
+                    booted = await self._boot(plan, key, folder, jail, cgroup, network)
+        started = booted or await self._start(plan, folder, jail, network, snapshot)
         try:
             etc = jail.etc | {"machine-id": f"{uuid.uuid4().hex}\n".encode()}
-            await settle(started[1], jail.hostname, etc)
+            await settle(started[1], jail.hostname, etc, network)
         except GuestLostError as error:
             raise LaunchError(f"the machine has ended while it was started: {error}") from error
         return started
@@ -217,12 +219,18 @@ class Machines:
         return path
 
     async def _boot(
-        self, plan: _Plan, key: str, folder: Path, jail: LaunchRequest, cgroup: Cgroup
+        self,
+        plan: _Plan,
+        key: str,
+        folder: Path,
+        jail: LaunchRequest,
+        cgroup: Cgroup,
+        network: BoxNetwork,
     ) -> tuple[Launched, Guest, Machine]:
         """Boot a machine, and make a template of it before it goes on."""
         memory = empty_memory(plan.hardware.memory_mb << 20)
         try:
-            started = await self._start(plan, folder, replace(jail, keep=memory), None)
+            started = await self._start(plan, folder, replace(jail, keep=(memory,)), network, None)
             launched, _, machine = started
             await machine.monitor.stop()
             await machine.monitor.save_devices(f"{FOLDER}/devices")
@@ -234,13 +242,20 @@ class Machines:
         return started
 
     async def _start(
-        self, plan: _Plan, folder: Path, jail: LaunchRequest, snapshot: Snapshot | None
+        self,
+        plan: _Plan,
+        folder: Path,
+        jail: LaunchRequest,
+        network: BoxNetwork,
+        snapshot: Snapshot | None,
     ) -> tuple[Launched, Guest, Machine]:
         machine = folder / "vm"
         below = await asyncio.to_thread(self._make_folders, folder, plan.disk, snapshot)
         disks = [(folder / "disks" / str(n), f"{DISKS}/{n}", True) for n in range(below)]
         if snapshot is not None:
-            jail = replace(jail, keep=snapshot.memory)
+            jail = replace(jail, keep=(snapshot.memory,))
+        if network.tap is not None:
+            jail = replace(jail, keep=(*jail.keep, network.tap))
         async with self._images.using("host") as host:
             jail = replace(
                 jail, layers=host.layers, binds=(*host.binds, (machine, FOLDER, False), *plan.binds(), *disks),

@@ -27,12 +27,14 @@ class Hardware:
         memory_mb: MiB of memory.
         cpus: Processors.
         layers: Number of disks with layers of its image.
+        network: Whether it has a network, of which QEMU has the file.
         tsc_khz: Of the host's time stamp counter, which an emulated processor passes on.
     """
 
     memory_mb: int
     cpus: int
     layers: int
+    network: bool
     tsc_khz: int
 
 
@@ -102,6 +104,13 @@ def microvm(
         for part in (_file(f"layer{n}", f"{LAYERS}/{n}"), _device(f"layer{n}"))
     ]
     disks += _scratch(below)
+    # Its hardware address is told to the guest: that of a template is another's.
+    card = (
+        "-netdev",
+        f"tap,id=network,fd={DESCRIPTOR + 1}",
+        "-device",
+        "virtio-net-device,netdev=network",
+    )
     return [
         program, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
         "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
@@ -119,5 +128,6 @@ def microvm(
         "-device", "virtserialport,chardev=port,name=hadal",
         "-device", "virtio-rng-device",
         *(part for disk in disks for part in disk),
+        *(card if hardware.network else ()),
         "-kernel", f"{BOOT}/kernel", "-initrd", f"{BOOT}/initrd", "-append", line,
     ]  # fmt: skip

@@ -10,7 +10,14 @@ from hadal.node.network.nftables import Element
 from hadal.node.network.rules import Rules
 from hadal.node.network.ruleset import chain_name
 
-__all__ = ["ADDRESS_SETS", "NAME_SETS", "BoxState", "link_name"]
+__all__ = [
+    "ADDRESS_SETS",
+    "NAME_SETS",
+    "BoxState",
+    "hardware_address",
+    "hardware_addresses",
+    "link_name",
+]
 
 ADDRESS_SETS = ("sent", "received", "rejected")
 NAME_SETS = ("names", "name_ports")
@@ -21,6 +28,16 @@ _PROTOCOL_NUMBERS = {"tcp": 6, "udp": 17}
 def link_name(number: int) -> str:
     """Return the name of a box's link in the router."""
     return f"box{number}"
+
+
+def hardware_address(side: int, number: int) -> bytes:
+    """Return an address that is nobody's but ours: locally administered (IEEE 802)."""
+    return bytes((2, 0x68, side)) + number.to_bytes(3, "big")
+
+
+def hardware_addresses(number: int) -> tuple[bytes, bytes]:
+    """Return those of a box's network: of the router's end, and of the box's."""
+    return hardware_address(1, number), hardware_address(2, number)
 
 
 @dataclass(eq=False)

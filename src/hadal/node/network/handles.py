@@ -22,12 +22,19 @@ class BoxNetwork:
         path: Of its namespace, for the launcher; None for an adopted one, whose box runs already.
         address: Of the box.
         resolver: The only one that it can ask; also its gateway.
+        tap: Of a virtual machine, instead of a namespace: the file at the other end of its link. Whoever takes
+            the network closes it.
+        hardware: Addresses of the router's end and of the machine's.
+        mtu: Bytes in a packet.
     """
 
     number: int | None = None
     path: Path | None = None
     address: IPv4Address | None = None
     resolver: IPv4Address | None = None
+    tap: int | None = None
+    hardware: tuple[bytes, bytes] | None = None
+    mtu: int = 0
 
     @property
     def resolv_conf(self) -> bytes:

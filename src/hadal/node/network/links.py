@@ -25,6 +25,7 @@ __all__ = [
     "add_address",
     "add_neighbour",
     "add_route",
+    "configure_link",
     "delete_group",
     "delete_link",
     "link_names",
@@ -106,6 +107,13 @@ def make_veth(
     return _new(
         _NEWLINK, end(name, index, _IFF_UP | _IFF_NOARP, near, kind), f"make veth pair {name}"
     )
+
+
+def configure_link(index: int, hardware: bytes, mtu: int) -> Message:
+    """Give a link what `make_veth` gives its near end, and set it up."""
+    flags = _IFF_UP | _IFF_NOARP
+    body = _LINK.pack(0, 0, index, flags, flags) + attribute(_IFLA_ADDRESS, hardware)
+    return Message(_NEWLINK, body + u32(_IFLA_MTU, mtu), ACK, f"configure link {index}")
 
 
 def delete_link(name: str) -> Message:

@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from hadal.errors import HadalError, NodeError, UnsupportedError
 from hadal.node.network import namespace
-from hadal.node.network.boxes import BoxState, link_name
+from hadal.node.network.boxes import BoxState, hardware_addresses, link_name
 from hadal.node.network.config import NetworkConfig
 from hadal.node.network.denials import DenialLog
 from hadal.node.network.filter import Filter
@@ -162,8 +162,12 @@ class NetworkManager:
             delete = [*old.policy(), *named]
             await self._filterer.do(filter.apply, box.rules, delete=delete, add=box.policy())
 
-    async def take(self, policy: NetworkPolicy) -> BoxNetwork:
+    async def take(self, policy: NetworkPolicy, *, machine: bool = False) -> BoxNetwork:
         """Take a network for a box. The box can do nothing with it that the policy does not allow.
+
+        Args:
+            policy: That.
+            machine: Whether it is for a virtual machine.
 
         Raises:
             ConfigError: The policy names a service that is not configured here.
@@ -175,16 +179,22 @@ class NetworkManager:
         rules = compile_policy(policy, self._config.services)
         if self._pool is None:
             raise NodeError("the networks of this node are not started")
-        number, namespace_fd = await self._pool.take()
+        number, fd = await (self._pool.take_tap() if machine else self._pool.take())
         box = self._new_box(number, rules)
         self._use_chain(rules)
         try:
             add = [*box.identity(), *box.policy()]
             await self._filterer.do(self._running().apply, rules, delete=[], add=add)
         except BaseException:
+            if machine:
+                os.close(fd)
             self._background(self._end(box))
             raise
-        path = Path(f"/proc/{os.getpid()}/fd/{namespace_fd}")
+        if machine:
+            return BoxNetwork(
+                number, None, box.address, self._config.resolver, fd, hardware_addresses(number), self._config.mtu
+            )  # fmt: skip
+        path = Path(f"/proc/{os.getpid()}/fd/{fd}")
         return BoxNetwork(number, path, box.address, self._config.resolver)
 
     async def update(self, network: BoxNetwork, policy: NetworkPolicy) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 from collections import deque
-from collections.abc import Container
+from collections.abc import Callable, Container
 
 from hadal.errors import HadalError, NoCapacityError
 from hadal.node.network.config import FIRST_NUMBER, NetworkConfig
@@ -66,6 +66,16 @@ class NetworkPool:
             raise ready
         return ready, self._namespaces[ready]
 
+    async def take_tap(self) -> tuple[int, int]:
+        """Return the number of a network for a virtual machine and the file at the other end of its link.
+
+        Raises:
+            NoCapacityError: No other can be made.
+            UnsupportedError: This kernel has no such links.
+        """
+        number, tap = await self._make(self._router.make_tap)
+        return number, tap
+
     async def give_back(self, number: int) -> None:
         """End a network; with the last process in it, the kernel removes it.
 
@@ -94,7 +104,9 @@ class NetworkPool:
             self._low.clear()
             while not self._closing and self._is_low():
                 try:
-                    self._ready.put_nowait(await self._make())
+                    number, fd = await self._make(self._router.make_box)
+                    self._namespaces[number] = fd
+                    self._ready.put_nowait(number)
                 except HadalError as error:
                     logger.warning("no network made", extra={"reason": error.message})
                     for _ in range(self._waiting):
@@ -104,17 +116,16 @@ class NetworkPool:
     def _is_low(self) -> bool:
         return self._ready.qsize() < max(self._config.pool, self._waiting)
 
-    async def _make(self) -> int:
+    async def _make(self, make: Callable[[int], int | None]) -> tuple[int, int]:
         for _ in range(_NUMBERS_TRIED):
             number = next(self._fresh, None)
             if number is None and self._returned:
                 number = self._returned.popleft()
             if number is None:
                 break
-            fd = await self._worker.do(self._router.make_box, number)
+            fd = await self._worker.do(make, number)
             if fd is not None:
-                self._namespaces[number] = fd
-                return number
+                return number, fd
             self._returned.append(number)  # the kernel has not yet removed its last user
         raise NoCapacityError(
             f"all {self._config.capacity} networks of {self._config.boxes} are in use",

@@ -1,8 +1,8 @@
 """The router: the one network namespace between all boxes of a node and its host.
 
-    box 2: eth0 ── box2 ┐
-    box 3: eth0 ── box3 ├ router ┤ uplink ── hadal0: host ── the world
-    ...                 ┘
+    box 2: eth0 ──── box2 ┐
+    machine: file ── box3 ├ router ┤ uplink ── hadal0: host ── the world
+    ...                   ┘
 
 The host sees one link and one table, and no box; the router's own table and connections are apart from
 the host's. Links of boxes go when their namespaces do, in bulk and in the kernel's own time; deleting
@@ -22,12 +22,13 @@ from pathlib import Path
 from hadal.errors import NoCapacityError, NodeError, UnsupportedError
 from hadal.node.faults import reach
 from hadal.node.network import links, namespace
-from hadal.node.network.boxes import link_name
+from hadal.node.network.boxes import hardware_address, hardware_addresses, link_name
 from hadal.node.network.config import NetworkConfig
 from hadal.node.network.connections import destroy_sockets
 from hadal.node.network.netlink import Message, NetlinkError, NetlinkSocket
 from hadal.node.network.nftables import RuleLibrary
 from hadal.node.network.ruleset import UPLINK, host_ruleset
+from hadal.node.network.taps import make_tap
 
 __all__ = ["Router"]
 
@@ -51,10 +52,6 @@ def _set(name: str, value: str) -> None:
     except FileNotFoundError:
         if not name.startswith("net/ipv6/"):
             raise
-
-
-def _hardware(side: int, number: int) -> bytes:
-    return bytes((2, 0x68, side)) + number.to_bytes(3, "big")
 
 
 class Router:
@@ -177,7 +174,7 @@ class Router:
         )
 
     def _make_uplink(self, sock: NetlinkSocket, pair: IPv4Network) -> None:
-        above, below = _hardware(0, 0), _hardware(0, 1)
+        above, below = hardware_address(0, 0), hardware_address(0, 1)
         with namespace.entered(self._namespace):
             inside = NetlinkSocket(socket.NETLINK_ROUTE)
         inside.send(
@@ -219,7 +216,7 @@ class Router:
         assert self._routes is not None
         index, far_index = _FIRST_INDEX + number, _FIRST_FAR_INDEX + number
         address = self._config.address(number)
-        gateway, near, far = self._config.resolver, _hardware(1, number), _hardware(2, number)
+        gateway, (near, far) = self._config.resolver, hardware_addresses(number)
         try:
             with namespace.new_namespace() as box:
                 # No IPv6 but on loopback. Before the link is there: it takes its settings from here.
@@ -260,12 +257,47 @@ class Router:
             raise NoCapacityError(f"no network for another box: {error}") from error
         return box
 
+    def make_tap(self, number: int) -> int | None:
+        """Make the network of a virtual machine: a link in the router, whose other end is a file.
+
+        Returns:
+            That; None where the number is still in use.
+
+        Raises:
+            UnsupportedError: This kernel has no such links.
+            NoCapacityError: The kernel has no room for another.
+        """
+        assert self._routes is not None
+        index, address = _FIRST_INDEX + number, self._config.address(number)
+        near, far = hardware_addresses(number)
+        try:
+            tap = make_tap(link_name(number), index)
+        except OSError as error:
+            if error.errno in (errno.EBUSY, errno.EEXIST):
+                return None
+            raise UnsupportedError(
+                f"no network for a virtual machine: {error}", hint="modprobe tun"
+            ) from error
+        try:
+            self._routes.send(
+                [
+                    links.configure_link(index, near, self._config.mtu),
+                    links.add_route(IPv4Network(address), index),
+                    links.add_neighbour(index, address, far),
+                ]
+            )
+        except NetlinkError as error:
+            os.close(tap)
+            raise NoCapacityError(f"no network for another box: {error}") from error
+        return tap
+
     def end_box(self, number: int, box: int | None) -> None:
         """End the network of a box.
 
         Args:
             number: Of the network.
-            box: File descriptor of its namespace, which is closed; None where another daemon made it.
+            box: File descriptor of its namespace, which is closed; None where another daemon made it, or
+                it is that of a virtual machine.
         """
         if box is None:
             self.delete_links({link_name(number)})

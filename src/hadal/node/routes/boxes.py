@@ -8,9 +8,10 @@ from typing import Any
 
 from aiohttp import web
 
-from hadal.errors import GoneCause, UnsupportedError
+from hadal.errors import GoneCause
 from hadal.node.changes import list_changes
 from hadal.node.journal import Record
+from hadal.node.machines.changes import list_layer, packed_changes
 from hadal.node.routes.http import NODE, box_of, number, read_body
 from hadal.node.usage import usage_of
 from hadal.sandbox.network_policy import NetworkPolicy
@@ -121,11 +122,17 @@ async def resume(request: web.Request) -> web.Response:
 async def changes(request: web.Request) -> web.Response:
     """GET /v1/boxes/{box}/changes: what differs from the image."""
     box, limit = box_of(request), number(request, "limit", 0) or None
-    if box.machine is not None:
-        raise UnsupportedError("what a machine has changed is on a disk that only it reads")
     content = request.query.get("content", "1") != "0"
-    with request.app[NODE].disks.open(box.disk) as disk:
-        found = await asyncio.to_thread(list_changes, disk / "upper", content=content, limit=limit)
+    if box.machine is not None:
+        async with packed_changes(box) as archive:
+            most = box.spec.inodes
+            found = await asyncio.to_thread(
+                list_layer, archive, most=most, content=content, limit=limit
+            )
+    else:
+        with request.app[NODE].disks.open(box.disk) as disk:
+            upper = disk / "upper"
+            found = await asyncio.to_thread(list_changes, upper, content=content, limit=limit)
     return web.json_response({"changes": [dataclasses.asdict(change) for change in found]})
 
 

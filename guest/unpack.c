@@ -1,8 +1,7 @@
-/* Trees as tar streams: to and from a box, and out of image layers. Written: ustar with GNU long names.
- * Read: ustar, GNU, pax (path, linkpath, size, mtime, uid, gid, SCHILY.xattr). No entry leads outside
- * the directory that is unpacked into: every lookup stays beneath it (openat2). */
+/* Trees out of tar streams: into a box, and out of image layers. Read: ustar, GNU, pax (path, linkpath, size,
+ * mtime, uid, gid, SCHILY.xattr). No entry leads outside the directory that is unpacked into: every lookup
+ * stays beneath it (openat2). */
 #define _GNU_SOURCE
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/openat2.h>
@@ -16,155 +15,7 @@
 #include <unistd.h>
 
 #include "guest.h"
-
-#define BLOCK 512
-#define CHUNK (128 * 1024)
-
-struct header {
-    char name[100], mode[8], uid[8], gid[8], size[12], mtime[12], checksum[8], type, link[100];
-    char magic[8], user[32], group[32], major[8], minor[8], prefix[155], padding[12];
-};
-
-static bool write_all(const void *data, size_t length)
-{
-    for (const char *at = data; length;) {
-        ssize_t n = write(1, at, length);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return false;
-        at += n;
-        length -= (size_t)n;
-    }
-    return true;
-}
-
-static void set_number(char *field, size_t width, uint64_t number)
-{
-    if (number < 1ull << (3 * (width - 1))) {
-        snprintf(field, width, "%0*llo", (int)width - 1, (unsigned long long)number);
-        return;
-    }
-    memset(field, 0, width); /* GNU: base 256 */
-    field[0] = (char)0x80;
-    for (size_t i = width - 1; i > width - 9; i--, number >>= 8)
-        field[i] = (char)(number & 0xff);
-}
-
-static bool put_header(struct header *h)
-{
-    unsigned sum = 0;
-    memcpy(h->magic, "ustar  ", 8);
-    memset(h->checksum, ' ', 8);
-    for (size_t i = 0; i < sizeof *h; i++)
-        sum += ((unsigned char *)h)[i];
-    snprintf(h->checksum, 8, "%06o", sum);
-    return write_all(h, sizeof *h);
-}
-
-static bool pad(uint64_t length)
-{
-    static const char zeros[BLOCK];
-    return length % BLOCK == 0 || write_all(zeros, BLOCK - length % BLOCK);
-}
-
-/* GNU: the real name comes before, as the content of an entry of its own. */
-static bool put_long(char type, const char *text)
-{
-    struct header h = {.type = type};
-    size_t length = strlen(text) + 1;
-    strcpy(h.name, "././@LongLink");
-    set_number(h.size, sizeof h.size, length);
-    return put_header(&h) && write_all(text, length) && pad(length);
-}
-
-static bool pack_content(int fd, uint64_t size)
-{
-    char *chunk = allocate(CHUNK);
-    uint64_t left = size;
-    while (left) {
-        ssize_t n = read(fd, chunk, left < CHUNK ? left : CHUNK);
-        if (n < 0)
-            break;
-        if (n == 0) { /* it has shrunk meanwhile: the header has promised the rest */
-            n = left < CHUNK ? (ssize_t)left : CHUNK;
-            memset(chunk, 0, (size_t)n);
-        }
-        if (!write_all(chunk, (size_t)n))
-            break;
-        left -= (uint64_t)n;
-    }
-    free(chunk);
-    return left == 0 && pad(size);
-}
-
-static bool pack_entry(int parent, const char *name, const char *path)
-{
-    struct header h = {0};
-    struct stat s;
-    static char target[4096]; /* read before it is written again: a stack would not be deep enough */
-    memset(target, 0, sizeof target);
-    if (strlen(path) >= sizeof target) {
-        errno = ENAMETOOLONG; /* deeper than names go, and so than we do */
-        return false;
-    }
-    if (fstatat(parent, name, &s, AT_SYMLINK_NOFOLLOW))
-        return errno == ENOENT;
-    bool file = S_ISREG(s.st_mode), directory = S_ISDIR(s.st_mode), link = S_ISLNK(s.st_mode);
-    if (S_ISSOCK(s.st_mode))
-        return true; /* tar has no sockets */
-    h.type = file ? '0' : directory ? '5' : link ? '2' : S_ISFIFO(s.st_mode) ? '6'
-                                                     : S_ISCHR(s.st_mode) ? '3' : '4';
-    if (link && readlinkat(parent, name, target, sizeof target - 1) < 0)
-        return false;
-    if ((strlen(path) > 99 && !put_long('L', path)) || (strlen(target) > 99 && !put_long('K', target)))
-        return false;
-    strncpy(h.name, path, 99);
-    strncpy(h.link, target, 99);
-    set_number(h.mode, sizeof h.mode, s.st_mode & 07777);
-    set_number(h.uid, sizeof h.uid, s.st_uid);
-    set_number(h.gid, sizeof h.gid, s.st_gid);
-    set_number(h.size, sizeof h.size, file ? (uint64_t)s.st_size : 0);
-    set_number(h.mtime, sizeof h.mtime, s.st_mtime > 0 ? (uint64_t)s.st_mtime : 0);
-    if (h.type == '3' || h.type == '4') {
-        set_number(h.major, sizeof h.major, major(s.st_rdev));
-        set_number(h.minor, sizeof h.minor, minor(s.st_rdev));
-    }
-    int fd = file ? openat(parent, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW) : -1;
-    if (file && fd < 0)
-        return false;
-    bool done = put_header(&h) && (!file || pack_content(fd, (uint64_t)s.st_size));
-    if (fd >= 0)
-        close(fd);
-    if (!done || !directory)
-        return done;
-    fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
-    DIR *entries = fd < 0 ? NULL : fdopendir(fd);
-    for (struct dirent *entry; entries && done && (entry = readdir(entries));) {
-        char *deeper;
-        if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, ".."))
-            continue;
-        done = asprintf(&deeper, "%s%s%s", path, path[strlen(path) - 1] == '/' ? "" : "/",
-                        entry->d_name) >= 0 && pack_entry(dirfd(entries), entry->d_name, deeper);
-        free(deeper);
-    }
-    if (!entries)
-        return false;
-    closedir(entries);
-    return done;
-}
-
-int pack(const char *path)
-{
-    static const char end[2 * BLOCK];
-    struct stat s;
-    char *real = realpath(path, NULL);
-    if (!real || lstat(real, &s))
-        return applet_failed(path);
-    const char *name = strrchr(real, '/') + 1;
-    bool done = S_ISDIR(s.st_mode) ? pack_entry(AT_FDCWD, real, "./") : pack_entry(AT_FDCWD, real, name);
-    return done && write_all(end, sizeof end) ? 0 : applet_failed(path);
-}
+#include "tar.h"
 
 /* What the headers before an entry, and its own, say about it. */
 struct entry {
@@ -452,7 +303,7 @@ static bool set_attributes(struct unpacking *u, const struct entry *e, int paren
 }
 
 /* Image layers mark what a lower layer has and this one has not; overlayfs marks it otherwise. */
-static int unpack_whiteout(int parent, const char *name)
+static int unpack_whiteout(int parent, const char *name, const struct timespec *modified)
 {
     if (!strcmp(name, ".wh..wh..opq"))
         return fsetxattr(parent, "trusted.overlay.opaque", "y", 1, 0) ? -1 : 1;
@@ -460,7 +311,10 @@ static int unpack_whiteout(int parent, const char *name)
         return 0;
     if (!name[4] || !strncmp(name + 4, ".wh.", 4) || !strcmp(name + 4, ".") || !strcmp(name + 4, ".."))
         return 1; /* other marks of aufs mean nothing to us */
-    return mknodat(parent, name + 4, S_IFCHR, makedev(0, 0)) && errno != EEXIST ? -1 : 1;
+    if (mknodat(parent, name + 4, S_IFCHR, makedev(0, 0)) && errno != EEXIST)
+        return -1;
+    struct timespec times[2] = {*modified, *modified};
+    return utimensat(parent, name + 4, times, AT_SYMLINK_NOFOLLOW) ? -1 : 1;
 }
 
 static bool make_file(struct unpacking *u, const struct entry *e, int parent, const char *name)
@@ -505,6 +359,8 @@ static bool unpack_entry(struct unpacking *u, struct entry *e)
     char *slash = strrchr(e->path, '/'), *name = slash ? slash + 1 : e->path;
     if (!*name) { /* the directory itself */
         e->type = '5';
+        bytes_add(&u->directories, ".", 2);
+        bytes_add(&u->directories, &e->modified, sizeof e->modified);
         return fchmod(u->base, (mode_t)(e->mode & 07777)) == 0 &&
                (!u->owner || fchown(u->base, (uid_t)e->uid, (gid_t)e->gid) == 0);
     }
@@ -513,7 +369,7 @@ static bool unpack_entry(struct unpacking *u, struct entry *e)
     free(above);
     if (parent < 0)
         return false;
-    int whiteout = u->layer ? unpack_whiteout(parent, name) : 0;
+    int whiteout = u->layer ? unpack_whiteout(parent, name, &e->modified) : 0;
     if (whiteout)
         return whiteout > 0 && unpack_content(u, -1, e->size);
     if (e->type != '5' && unlinkat(parent, name, 0) && errno != ENOENT)
