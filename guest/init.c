@@ -161,6 +161,7 @@ static void settle(const uint8_t *payload, size_t length)
         put_number(out, T_ERRNO, (uint64_t)errno);
         put_text(out, T_TEXT, wrong);
     }
+    put_number(out, T_TIME, clock_ns(CLOCK_REALTIME));
     end_frame(out, start);
 }
 

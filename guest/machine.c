@@ -466,6 +466,7 @@ const char *settle_machine(const uint8_t *payload, size_t length)
                 wrong = "hostname";
             break;
         case T_FILE: wrong = write_file(&field); break;
+        case T_ADJUST: wrong = set_time(clock_ns(CLOCK_REALTIME) + read_number(field.value, field.length)); break;
         case T_TIME: wrong = set_time(read_number(field.value, field.length)); break;
         case T_SEED: wrong = take_seed(&field); break;
         case T_NETWORK: {

@@ -116,6 +116,7 @@ enum tag {
     /* settle: HOSTNAME, FILE, TIME, and */
     T_SEED = 112,     /* random bytes */
     T_HELD = 113,     /* 1: no command runs on; 0: they do */
+    T_ADJUST = 115,   /* ns that its clock is put forward by, as a signed number */
     T_NETWORK = 114,  /* text: own address, gateway, hardware address of each, MTU */
     /* applets */
     T_PATH = 128,

@@ -18,7 +18,7 @@ from hadal.node.machines.qemu import qemu_program
 
 PROGRAMS = (
     "bash", "cat", "chmod", "chown", "cp", "cut", "date", "dd", "df", "dmesg", "du", "echo", "env", "find", "free", "grep",
-    "head", "hostname", "id", "ip", "kill", "ln", "ls", "mkdir", "mkfifo", "mktemp", "mount", "mv", "nohup", "nproc", "printf",
+    "head", "hostname", "id", "ip", "kill", "ln", "ls", "mkdir", "mkfifo", "mktemp", "mount", "mv", "nohup", "nproc", "od", "printf",
     "ps", "pwd", "python3", "readlink", "rm", "rmdir", "sed", "seq", "sh", "sha256sum", "sleep", "sort", "stat",
     "stty", "sync", "tail", "tar", "tee", "test", "timeout", "touch", "tr", "true", "tty", "umount", "uname", "uniq",
     "wc", "which", "yes",

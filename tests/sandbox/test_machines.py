@@ -13,9 +13,10 @@ from hadal.errors import (
     SandboxGoneError,
     UnsupportedError,
 )
-from hadal.sandbox import MicroVMSpec, Sandbox
+from hadal.sandbox import MicroVMSpec, NetworkPolicy, Sandbox
 from tests.sandbox.conftest import needs_root
 from tests.sandbox.machine_image import import_image, needs_machines
+from tests.sandbox.network_lab import needs_network
 
 pytestmark = needs_root
 
@@ -110,6 +111,57 @@ def test_a_command_of_the_other_runs_on_in_a_fork_and_does_not_wait_for_a_reader
             result = running.wait()
             assert result.exit_code == 0
             box.run("test -e /home/done", check=True)
+
+
+_TRY = """
+import socket, sys
+for host in sys.argv[1:]:
+    try:
+        socket.create_connection((host, 80), timeout=5)
+        print("connected")
+    except OSError as error:
+        print(type(error).__name__)
+"""
+
+
+@needs_network
+def test_a_machine_has_a_network_of_its_own_and_so_has_each_copy(node, image):
+    """Root in it does as it likes with its card; who it is, and what it may reach, is decided outside."""
+    policy = NetworkPolicy(allow=("web.test:443",))
+    with Sandbox.create(MicroVMSpec(image=image, network=policy)) as box:
+        box.files.write("/try.py", _TRY)
+        tried = box.run("python3 /try.py 192.0.2.1 other.test 169.254.169.254").stdout.split()
+        assert tried == ["ConnectionRefusedError", "gaierror", "ConnectionRefusedError"]
+        found = box.network()
+        assert {d["target"] for d in found["denials"]} >= {"192.0.2.1:80/tcp", "other.test"}
+        assert found["questions_refused"] > 0
+        address = (
+            "ip -4 -o addr show eth0 | tr -s ' ' | cut -d ' ' -f 4; cat /sys/class/net/eth0/address"
+        )
+        own = box.run(address).stdout.split()
+        (fork,) = box.fork(1)
+        with fork:
+            other = fork.run(address).stdout.split()
+            assert len({*own, *other}) == 4
+            assert fork.run("python3 /try.py 192.0.2.2").stdout == "ConnectionRefusedError\n"
+            assert {d["target"] for d in fork.network()["denials"]} == {"192.0.2.2:80/tcp"}
+            # With the address of the other it is nobody: nothing is answered, and nothing is counted.
+            sent = box.network()["rejected"]["packets"]
+            fork.run(f"ip addr add {own[0]} dev eth0; ip addr del {other[0]} dev eth0", check=True)
+            fork.run(
+                "ip route add 10.201.0.1 dev eth0; ip route replace default via 10.201.0.1 dev eth0"
+            )
+            assert fork.run("python3 /try.py 192.0.2.3").stdout != "connected\n"
+            assert box.network()["rejected"]["packets"] == sent
+        box.set_network(NetworkPolicy(default="deny"))
+        assert box.run("python3 /try.py web.test").stdout == "gaierror\n"
+
+
+def test_a_machine_without_a_network_has_loopback_alone(node, image):
+    with Sandbox.create(MicroVMSpec(image=image)) as box:
+        assert box.run("ls /sys/class/net").stdout.split() == ["lo"]
+        with pytest.raises(UnsupportedError, match="without a network"):
+            box.set_network(NetworkPolicy(default="deny"))
 
 
 def test_a_kernel_that_panics_is_told(node, image):

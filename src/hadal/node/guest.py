@@ -194,8 +194,8 @@ class Guest(asyncio.Protocol):
         finally:
             self._listing = None
 
-    async def settle(self, fields: Fields) -> None:
-        """Tell a virtual machine who it is.
+    async def settle(self, fields: Fields) -> int:
+        """Tell a virtual machine who it is, and return what its clock says after that, in ns.
 
         Raises:
             GuestLostError: It does not do it.
@@ -215,6 +215,7 @@ class Guest(asyncio.Protocol):
             raise GuestLostError(
                 f"the machine cannot settle: {what}: {os.strerror(_small(answer, Tag.ERRNO))}"
             )
+        return int.from_bytes(answer.get(Tag.TIME, b"")[:8], "little")
 
     def data_received(self, data: bytes) -> None:
         """Called by asyncio."""

@@ -135,6 +135,7 @@ class Tag(enum.IntEnum):
     SEED = 112
     HELD = 113
     NETWORK = 114
+    ADJUST = 115
     PATH = 128
     MODE = 130
     SIZE = 131
