@@ -148,7 +148,7 @@ static void list_commands(void)
     end_frame(out, begin_frame(out, F_LISTED, 0));
 }
 
-static void settle(const uint8_t *payload, size_t length)
+static void settle(uint64_t id, const uint8_t *payload, size_t length)
 {
     struct bytes *out = &guest.connection.out;
     if (!guest.machine) {
@@ -156,7 +156,7 @@ static void settle(const uint8_t *payload, size_t length)
         return;
     }
     const char *wrong = settle_machine(payload, length);
-    size_t start = begin_frame(out, F_SETTLED, 0);
+    size_t start = begin_frame(out, F_SETTLED, id);
     if (wrong) {
         put_number(out, T_ERRNO, (uint64_t)errno);
         put_text(out, T_TEXT, wrong);
@@ -184,7 +184,7 @@ static void handle_frame(int type, uint64_t id, const uint8_t *payload, size_t l
     switch (type) {
     case F_EXEC: start_command(id, payload, length); break;
     case F_LIST: list_commands(); break;
-    case F_SETTLE: settle(payload, length); break;
+    case F_SETTLE: settle(id, payload, length); break;
     case F_PING: end_frame(&guest.connection.out, begin_frame(&guest.connection.out, F_PONG, id)); break;
     /* The rest may come for a command that has just ended: nothing is left to do then. */
     case F_INPUT: if (c) give_input(c, payload, length); break;

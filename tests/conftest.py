@@ -21,15 +21,22 @@ def _seed():
 
 
 @pytest.fixture(scope="session")
-def node(tmp_path_factory):
+def kernel():
+    """Let machines boot the kernel that set-up has fetched, unless another one is named."""
+    found = kernel_folder(state_folder())
+    with pytest.MonkeyPatch.context() as patch:
+        if "HADAL_KERNEL" not in os.environ and found.exists():
+            patch.setenv("HADAL_KERNEL", str(found))
+        yield
+
+
+@pytest.fixture(scope="session")
+def node(tmp_path_factory, kernel):
     """A node of these tests, started by the first box; ends by itself when they are over."""
     if os.geteuid() != 0:
         pytest.skip("boxes are made by root")
     home = tmp_path_factory.mktemp("hadal")
-    kernel = kernel_folder(state_folder())
     with pytest.MonkeyPatch.context() as patch:
-        if "HADAL_KERNEL" not in os.environ and kernel.exists():
-            patch.setenv("HADAL_KERNEL", str(kernel))  # that set-up has fetched
         patch.setenv("HADAL_HOME", str(home))
         yield home
     log = home / "node" / "node.log"

@@ -60,7 +60,8 @@ class Guest(asyncio.Protocol):
         self._welcome: asyncio.Future[None] = loop.create_future()
         self._listing: asyncio.Future[dict[int, bool]] | None = None
         self._listed: dict[int, bool] = {}
-        self._settling: asyncio.Future[dict[int, bytes]] | None = None
+        self._settling: dict[int, asyncio.Future[dict[int, bytes]]] = {}
+        self._settled = 0
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
         self._writable = asyncio.Event()
@@ -110,7 +111,7 @@ class Guest(asyncio.Protocol):
         error = GuestLostError(f"the guest is gone: {exc}" if exc else "the guest is gone")
         for command in self.commands.values():
             command.lost(error)
-        for future in (self._welcome, self._listing, self._settling):
+        for future in (self._welcome, self._listing, *self._settling.values()):
             if future is not None and not future.done():
                 future.set_exception(error)
                 future.exception()
@@ -194,27 +195,35 @@ class Guest(asyncio.Protocol):
         finally:
             self._listing = None
 
+    def tell(self, fields: Fields) -> int:
+        """Tell a virtual machine who it is, and do not wait for an answer; return its number."""
+        self._settled += 1
+        self.send(Frame.SETTLE, self._settled, encode_fields(fields))
+        return self._settled
+
     async def settle(self, fields: Fields) -> int:
         """Tell a virtual machine who it is, and return what its clock says after that, in ns.
 
         Raises:
-            GuestLostError: It does not do it.
+            NodeError: It does not do it; it may still do it later, where it did not answer in time.
+            GuestLostError: The connection has ended.
         """
-        self._settling = asyncio.get_running_loop().create_future()
-        self.send(Frame.SETTLE, 0, encode_fields(fields))
+        answered = asyncio.get_running_loop().create_future()
+        self._settling[self._settled + 1] = answered
+        number = self.tell(fields)
+        if self.lost.done():
+            answered.set_exception(GuestLostError("the guest is gone"))
         try:
             async with asyncio.timeout(_ANSWER_S):
-                answer = await self._settling
+                answer = await answered
         except TimeoutError:
-            self.close()
-            raise GuestLostError(f"the machine does not settle in {_ANSWER_S} s") from None
+            raise NodeError(f"the machine does not answer in {_ANSWER_S:.0f} s") from None
         finally:
-            self._settling = None
+            del self._settling[number]
         if Tag.ERRNO in answer:
             what = answer.get(Tag.TEXT, b"")[:200].decode(errors="replace")
-            raise GuestLostError(
-                f"the machine cannot settle: {what}: {os.strerror(_small(answer, Tag.ERRNO))}"
-            )
+            reason = os.strerror(_small(answer, Tag.ERRNO))
+            raise NodeError(f"the machine does not do what it is told: {what}: {reason}")
         return int.from_bytes(answer.get(Tag.TIME, b"")[:8], "little")
 
     def data_received(self, data: bytes) -> None:
@@ -287,8 +296,8 @@ class Guest(asyncio.Protocol):
                     raise WireError("a list of commands without an end")
             case Frame.LISTED if self._listing is not None and not self._listing.done():
                 self._listing.set_result(self._listed)
-            case Frame.SETTLED if self._settling is not None and not self._settling.done():
-                self._settling.set_result(decode_fields(payload))
+            case Frame.SETTLED if number in self._settling and not self._settling[number].done():
+                self._settling[number].set_result(decode_fields(payload))
             case Frame.ERROR:
                 text = decode_fields(payload).get(Tag.TEXT, b"")[:200].decode(errors="replace")
                 raise WireError(f"it refuses what we sent: {text}")

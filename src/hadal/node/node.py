@@ -290,11 +290,16 @@ class Node:
         )  # fmt: skip
         try:
             self.journal.add_box(record)
+            box: Box | None = None
             try:
                 box = await self._make(record, spec, slot, runtime, origin and origin.snapshot)
+                if box.machine is not None:
+                    await box.reconcile()  # with what runs in a copy
                 runtime |= {"pid": box.pid, "pid_start": _start_time(box.pid)}
                 self.journal.set_box(box_id, state="running", runtime=runtime)
             except BaseException:
+                if box is not None:
+                    await box.let_go()
                 await self._remove(box_id)
                 self.journal.forget_box(box_id)
                 raise
@@ -364,10 +369,7 @@ class Node:
             finally:
                 if network.tap is not None:
                     os.close(network.tap)
-            box = self._box(record, spec, root, launched.pid, guest, -1, machine)
-            if snapshot is not None:
-                await box.reconcile()
-            return box
+            return self._box(record, spec, root, launched.pid, guest, -1, machine)
         disk = await self._disk_pool.take(spec.disk_mb << 20, spec.inodes)
         runtime["disk"] = disk.device
         try:

@@ -65,13 +65,14 @@ class Machine:
         Raises:
             NodeError: It is not there any more.
         """
-        with contextlib.ExitStack() as opened:
-            guest = await Guest.connect(folder / "port", port=True)
-            opened.callback(guest.close)
+        async with contextlib.AsyncExitStack() as opened:
             keeper = await Guest.connect(jail)
             opened.callback(keeper.close)
             machine = cls(keeper, await Monitor.connect(folder / "qmp"), folder)
+            opened.push_async_callback(machine.monitor.close)
             await machine.monitor.go_on()  # where a daemon died while it stood still
+            guest = await Guest.connect(folder / "port", port=True)
+            opened.callback(guest.close)
             await guest.settle({Tag.HELD: 0})
             opened.pop_all()
         return machine, guest
@@ -104,7 +105,11 @@ class Machine:
             NodeError: It does not hold them, or does not let them go on.
         """
         async with self._still:
-            await guest.settle({Tag.HELD: 1})
+            try:
+                await guest.settle({Tag.HELD: 1})
+            except NodeError:
+                guest.tell({Tag.HELD: 0})  # if it is only slow, it comes to that too
+                raise
             try:
                 yield
             finally:
@@ -122,7 +127,7 @@ async def start_machine(
     """Start QEMU in a jail, and return when its guest answers.
 
     Args:
-        jail: The guest of that.
+        jail: The guest of that; closed where it fails.
         folder: Of the machine, on the host.
         call: Of QEMU.
         state: Of the devices of a template that it waits for; None where it boots.
@@ -140,12 +145,17 @@ async def start_machine(
     console.command = jail.execute(jail.last_id + 1, order, console)
     console.command.ended.add_done_callback(lambda ended: _log_end(ended, folder, console))
     try:
-        await _listens(folder / "qmp", console)
-        machine = Machine(jail, await Monitor.connect(folder / "qmp"), folder)
-        if state is not None:
-            await machine.monitor.load_devices(state)
-            await machine.monitor.go_on()
-        return machine, await Guest.connect(folder / "port", timeout_s=_BOOT_S, port=True)
+        async with contextlib.AsyncExitStack() as opened:
+            opened.callback(jail.close)
+            await _listens(folder / "qmp", console)
+            machine = Machine(jail, await Monitor.connect(folder / "qmp"), folder)
+            opened.push_async_callback(machine.monitor.close)
+            if state is not None:
+                await machine.monitor.load_devices(state)
+                await machine.monitor.go_on()
+            guest = await Guest.connect(folder / "port", timeout_s=_BOOT_S, port=True)
+            opened.pop_all()
+        return machine, guest
     except NodeError as error:
         raise LaunchError(
             f"the machine does not start: {error.message}; its console: {console.last_lines()}"

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from hadal.errors import LaunchError, NodeError
 from hadal.node.cgroups import Cgroup
-from hadal.node.guest import Guest, GuestLostError
+from hadal.node.faults import reach
+from hadal.node.guest import Guest
 from hadal.node.guest_program import guest_program
 from hadal.node.images import ImageStore, ResolvedImage
 from hadal.node.launcher import Launched, Launcher, LaunchRequest
@@ -145,8 +146,12 @@ class Machines:
         try:
             etc = jail.etc | {"machine-id": f"{uuid.uuid4().hex}\n".encode()}
             await settle(started[1], jail.hostname, etc, network)
-        except GuestLostError as error:
-            raise LaunchError(f"the machine has ended while it was started: {error}") from error
+        except BaseException as error:
+            started[1].close()
+            await started[2].close()
+            if not isinstance(error, NodeError):
+                raise
+            raise LaunchError(f"the machine does not start: {error.message}") from error
         return started
 
     async def find(self, folder: Path) -> tuple[Machine, Guest]:
@@ -176,9 +181,11 @@ class Machines:
         folder, memory = self._copies / uuid.uuid4().hex, None
         try:
             async with machine.still(guest):
+                reach("machine.still")
                 await machine.monitor.save_devices(f"{FOLDER}/devices")
                 pid = _qemu_of(cgroup, init)
                 memory = await asyncio.to_thread(_copy, pid, machine.folder.parent, folder)
+            reach("machine.copied")
             yield Snapshot(folder, memory)
         except OSError as error:
             raise NodeError(
@@ -231,12 +238,17 @@ class Machines:
         memory = empty_memory(plan.hardware.memory_mb << 20)
         try:
             started = await self._start(plan, folder, replace(jail, keep=(memory,)), network, None)
-            launched, _, machine = started
-            await machine.monitor.stop()
-            await machine.monitor.save_devices(f"{FOLDER}/devices")
-            pid = _qemu_of(cgroup, launched.pid)
-            await asyncio.to_thread(self._templates.make, key, pid, memory, folder)
-            await machine.monitor.go_on()
+            launched, guest, machine = started
+            try:
+                await machine.monitor.stop()
+                await machine.monitor.save_devices(f"{FOLDER}/devices")
+                pid = _qemu_of(cgroup, launched.pid)
+                await asyncio.to_thread(self._templates.make, key, pid, memory, folder)
+                await machine.monitor.go_on()
+            except BaseException:
+                guest.close()
+                await machine.close()
+                raise
         finally:
             os.close(memory)
         return started
