@@ -1,18 +1,14 @@
 """An image for machines: programs of this host, with the libraries that they need, as one EROFS layer."""
 
 import asyncio
-import functools
-import os
-import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
+from hadal.bench.small_root import make_small_root
 from hadal.errors import UnsupportedError
 from hadal.node.images import ImageStore
-from hadal.node.images.host import make_skeleton
 from hadal.node.machines.kernel import find_kernel
 from hadal.node.machines.qemu import qemu_program
 
@@ -23,7 +19,6 @@ PROGRAMS = (
     "stty", "sync", "tail", "tar", "tee", "test", "timeout", "touch", "tr", "true", "tty", "umount", "uname", "uniq",
     "wc", "which", "yes",
 )  # fmt: skip
-_LIBRARY = re.compile(r"(?:=> )?(/\S+) \(0x")
 
 
 def needs_machines():
@@ -35,32 +30,9 @@ def needs_machines():
         pytest.skip(f"{error.message}; {error.hint}")
 
 
-@functools.cache
-def _libraries(program):
-    said = subprocess.run(["ldd", program], capture_output=True, text=True, check=False).stdout
-    return [Path(path) for path in _LIBRARY.findall(said)]
-
-
-def _copy(path, root):
-    """Copy a file to its real place below a root; links in /lib and /bin lead there."""
-    real = Path(os.path.realpath(path))
-    for place in (real, Path(os.path.realpath(path.parent)) / path.name):
-        target = root / place.relative_to("/")
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(real, target)
-
-
 def make_root(root):
     """Make the root of a small system."""
-    make_skeleton(root)
-    for name in PROGRAMS:
-        found = shutil.which(name, path="/usr/bin:/bin:/usr/sbin:/sbin")
-        if found is None:
-            continue
-        _copy(Path(found), root)
-        for library in _libraries(found):
-            _copy(library, root)
+    make_small_root(root, PROGRAMS)
     modules = sorted(Path("/usr/lib").glob("python3.*/os.py"))
     if modules:
         folder = modules[-1].parent

@@ -174,3 +174,14 @@ def test_the_initial_disk_has_the_program_and_the_modules_in_order(tmp_path):
     assert stat.S_ISDIR(found["modules"][0])
     assert found["init"] == (stat.S_IFREG | 0o755, b"program" * 3)
     assert found["modules/order"][1] == b"b.ko\na.ko\n"
+
+
+def test_modules_have_no_signatures_to_look_at(tmp_path):
+    signature = b"s" * 300
+    about = bytes(8) + len(signature).to_bytes(4, "big")
+    (tmp_path / "a.ko").write_bytes(
+        b"module" + signature + about + b"~Module signature appended~\n"
+    )
+    (tmp_path / "program").touch()
+    made = make_initramfs(tmp_path / "program", [tmp_path / "a.ko"])
+    assert {name: content for name, _, content in entries(made)}["modules/a.ko"] == b"module"

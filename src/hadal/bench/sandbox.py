@@ -8,7 +8,6 @@ import asyncio
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import tempfile
 import time
@@ -17,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+from hadal.bench.memory_in_use import available_bytes
 from hadal.bench.report import Report, Spread
 from hadal.sandbox import AsyncSandbox, ContainerSpec, FunctionSpec
 
@@ -289,7 +289,7 @@ async def _coming_back(report: Report, commands: int) -> None:
 async def _many(report: Report, count: int) -> None:
     """Make so many boxes, and then count how fast more come and go beside them."""
     boxes: list[AsyncSandbox] = []
-    available = _available()
+    available = available_bytes()
 
     async def make(number: int) -> None:
         for _ in range(number):
@@ -302,7 +302,7 @@ async def _many(report: Report, count: int) -> None:
         rate = len(boxes) / (time.perf_counter() - start)
         await asyncio.sleep(1)
         report.figures[f"{count:,} boxes: MiB of host memory for each"] = (
-            (available - _available()) / len(boxes) / _MIB
+            (available - available_bytes()) / len(boxes) / _MIB
         )
         report.figures[f"{count:,} boxes: creations/s up to them"] = rate
         more = min(400, count)
@@ -322,15 +322,3 @@ async def _many(report: Report, count: int) -> None:
 
 async def _run_true(box: AsyncSandbox) -> None:
     await box.run(["true"])
-
-
-def _available() -> int:
-    """Return the memory that the host could still give."""
-    values: list[int] = []
-    for _ in range(5):
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-        values.append(
-            int(next(x for x in text.splitlines() if x.startswith("MemAvailable")).split()[1])
-        )
-        time.sleep(0.05)
-    return round(statistics.median(values) * 1024)

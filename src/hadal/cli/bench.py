@@ -190,6 +190,30 @@ def sandbox(
     _print(measure(rounds, live, swe_rex=swe_rex), json_output)
 
 
+@app.command
+def machines(
+    *,
+    rounds: int = 20,
+    live: list[int] = [1, 10, 20],  # noqa: B006 - never changed
+    json_output: _Json = False,
+) -> None:
+    """Virtual machines: boot, start from a template, execute, pause, fork, and what each weighs.
+
+    Examples:
+        hadal bench machines
+
+        hadal bench machines --rounds 5 --live 1
+
+    Args:
+        rounds: Repetitions; of boots a fifth of that.
+        live: Machines that live when their memory is counted; repeat for several.
+        json_output: Print one JSON object.
+    """
+    from hadal.bench.machines import measure
+
+    _print(measure(rounds, live), json_output)
+
+
 def _use_threads(threads: int | None) -> None:
     """Set how many threads products take, here and in the sides that are started from here."""
     import torch

@@ -5,9 +5,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["copy_data", "copy_file", "data_of"]
+__all__ = ["copy_data", "copy_file", "copy_not_zero", "data_of"]
 
 _PART = 1 << 20
+_BLOCK = 4096
+_ZEROS = bytes(_BLOCK)
 
 
 def data_of(file: int, size: int | None = None) -> Iterator[tuple[int, int]]:
@@ -42,8 +44,40 @@ def copy_data(source: int, target: int) -> None:
         OSError: It cannot be read or written.
     """
     for start, end in data_of(source):
+        os.lseek(target, start, os.SEEK_SET)
+        while start < end:
+            sent = os.sendfile(target, source, start, end - start)
+            if sent == 0:
+                return  # it has shrunk
+            start += sent
+
+
+def copy_not_zero(source: int, target: int) -> None:
+    """Copy a file into an empty one; what is zero becomes a hole.
+
+    Raises:
+        OSError: It cannot be read or written.
+    """
+    os.ftruncate(target, os.fstat(source).st_size)
+    for start, end in data_of(source):
         for at in range(start, end, _PART):
-            os.pwrite(target, os.pread(source, min(_PART, end - at), at), at)
+            data = os.pread(source, min(_PART, end - at), at)
+            for first, last in _not_zero(data):
+                os.pwrite(target, data[first:last], at + first)
+
+
+def _not_zero(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield first and last offset of every run of blocks that are not all zeros."""
+    begun: int | None = None
+    for at in range(0, len(data), _BLOCK):
+        if data[at : at + _BLOCK] == _ZEROS[: len(data) - at]:
+            if begun is not None:
+                yield begun, at
+            begun = None
+        elif begun is None:
+            begun = at
+    if begun is not None:
+        yield begun, len(data)
 
 
 def copy_file(source: Path, target: Path) -> None:

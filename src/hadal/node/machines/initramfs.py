@@ -6,6 +6,10 @@ from pathlib import Path
 
 __all__ = ["make_initramfs"]
 
+_SIGNED = b"~Module signature appended~\n"
+_SIGNATURE_BYTES = 12
+"""Of struct module_signature, which ends with the size of what is before it."""
+
 
 def _entry(number: int, name: str, mode: int, content: bytes = b"") -> bytes:
     encoded = name.encode() + b"\0"
@@ -25,6 +29,17 @@ def _archive(folders: Sequence[str], files: Mapping[str, bytes]) -> bytes:
     return b"".join(_entry(number, *entry) for number, entry in enumerate(entries, 1))
 
 
+def _unsigned(module: bytes) -> bytes:
+    """Return a module without its signature: an emulated processor takes 20 ms to look at each.
+
+    Where it comes from is known: the node has taken it out of the kernel's own package.
+    """
+    if not module.endswith(_SIGNED):
+        return module
+    size = int.from_bytes(module[-len(_SIGNED) - 4 : -len(_SIGNED)], "big")
+    return module[: -len(_SIGNED) - _SIGNATURE_BYTES - size]
+
+
 def make_initramfs(program: Path, modules: Sequence[Path]) -> bytes:
     """Return it.
 
@@ -33,6 +48,6 @@ def make_initramfs(program: Path, modules: Sequence[Path]) -> bytes:
         modules: Of the kernel, in the order in which they are loaded.
     """
     files = {"init": program.read_bytes()}
-    files |= {f"modules/{path.name}": path.read_bytes() for path in modules}
+    files |= {f"modules/{path.name}": _unsigned(path.read_bytes()) for path in modules}
     files["modules/order"] = "".join(f"{path.name}\n" for path in modules).encode()
     return _archive(["modules"], files)

@@ -17,7 +17,6 @@ __all__ = [
     "empty_memory",
     "load_memory",
     "memory_of",
-    "save_memory",
 ]
 
 NAME = "hadal-machine"
@@ -64,15 +63,38 @@ def copy_memory(pid: int, base: int) -> int:
 
     Args:
         pid: Of QEMU.
-        base: As `save_memory`, with its errors.
+        base: The memory that it was started with: which it writes itself, or has a private copy of.
+
+    Raises:
+        NodeError: The process has not got it.
+        OSError: It cannot be read, or there is too little memory.
     """
-    memory = empty_memory(os.fstat(base).st_size)
+    size = os.fstat(base).st_size
+    mappings = _mappings(pid)
+    # What broke out of its machine may map it as it likes.
+    within = all(offset + end - start <= size for start, end, offset in mappings)
+    if not within or not 0 < len(mappings) <= _MAPPINGS_MAX:
+        raise NodeError(f"process {pid} has not mapped the memory of a machine as QEMU does")
+    copy = empty_memory(size)
     try:
-        save_memory(pid, base, memory)
-        return _sealed(memory)
+        copy_data(base, copy)
+        _copy_own(pid, mappings, copy)
+        return _sealed(copy)
     except BaseException:
-        os.close(memory)
+        os.close(copy)
         raise
+
+
+def _copy_own(pid: int, mappings: list[tuple[int, int, int]], target: int) -> None:
+    """Copy the pages that are the process's own to their places."""
+    with (
+        open(f"/proc/{pid}/mem", "rb", buffering=0) as memory,  # noqa: PTH123
+        open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pages,  # noqa: PTH123
+    ):
+        for start, end, offset in mappings:
+            for first, last in _changed(pages.fileno(), start, end):
+                data = os.pread(memory.fileno(), last - first, first)
+                os.pwrite(target, data, offset + first - start)
 
 
 def _sealed(memory: int) -> int:
@@ -100,36 +122,6 @@ def memory_of(pid: int) -> int:
         os.close(memory)
         raise NodeError(f"process {pid} has something else where its memory was") from error
     return memory
-
-
-def save_memory(pid: int, base: int, target: int) -> None:
-    """Write the memory of a machine that stands still.
-
-    Args:
-        pid: Of QEMU.
-        base: The memory that it was started with: which it writes itself, or has a private copy of.
-        target: Descriptor of an empty file, or of empty memory.
-
-    Raises:
-        NodeError: The process has not got it.
-        OSError: It cannot be read or written.
-    """
-    size = os.fstat(base).st_size
-    mappings = _mappings(pid)
-    # What broke out of its machine may map it as it likes.
-    within = all(offset + end - start <= size for start, end, offset in mappings)
-    if not within or not 0 < len(mappings) <= _MAPPINGS_MAX:
-        raise NodeError(f"process {pid} has not mapped the memory of a machine as QEMU does")
-    os.ftruncate(target, size)
-    copy_data(base, target)
-    with (
-        open(f"/proc/{pid}/mem", "rb", buffering=0) as memory,  # noqa: PTH123
-        open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pages,  # noqa: PTH123
-    ):
-        for start, end, offset in mappings:
-            for first, last in _changed(pages.fileno(), start, end):
-                data = os.pread(memory.fileno(), last - first, first)
-                os.pwrite(target, data, offset + first - start)
 
 
 def _mappings(pid: int) -> list[tuple[int, int, int]]:

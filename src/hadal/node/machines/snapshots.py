@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hadal.errors import NodeError, UnsupportedError
-from hadal.node.machines.memory import load_memory, save_memory
-from hadal.node.sparse import copy_file, data_of
+from hadal.node.machines.memory import copy_memory, load_memory
+from hadal.node.sparse import copy_file, copy_not_zero, data_of
 
 __all__ = ["Overlays", "Snapshot", "Templates", "link_disks", "save_machine"]
 
@@ -179,9 +179,13 @@ class Templates:
         shutil.rmtree(part, ignore_errors=True)
         try:
             save_machine(box, part)
-            with (part / "memory").open("xb") as file:
-                save_memory(pid, memory, file.fileno())
-                os.fsync(file.fileno())
+            copy = copy_memory(pid, memory)
+            try:
+                with (part / "memory").open("xb") as file:
+                    copy_not_zero(copy, file.fileno())
+                    os.fsync(file.fileno())
+            finally:
+                os.close(copy)
             (part / _WHOLE).write_text(json.dumps(_digests(part)), encoding="utf-8")
             shutil.rmtree(self._folder / key, ignore_errors=True)
             part.rename(self._folder / key)
