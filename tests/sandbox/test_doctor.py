@@ -88,6 +88,21 @@ def test_verdicts(changed, text):
     assert not any(machine.works for machine in machines)
 
 
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({}, "works, emulated"),
+        ({"networks": "limited"}, "works, emulated, without: networks"),
+        ({"QEMU": "limited", "machine kernel": "limited"}, "does not: QEMU, machine kernel"),
+        ({"seccomp": "missing"}, "does not: seccomp"),
+    ],
+)
+def test_a_microvm_needs_what_its_jail_needs_and_a_kernel(changed, text):
+    names = (*NEEDED, "QEMU", "machine kernel")
+    findings = [Finding(name, changed.get(name, "ok"), "") for name in names]
+    assert verdicts(findings)[2].text == text
+
+
 def test_machines_say_what_is_there():
     findings = [Finding("QEMU", "ok", ""), Finding("KVM", "limited", "")]
     assert "QEMU would emulate" in verdicts(findings)[3].text

@@ -13,6 +13,8 @@ from hadal.errors import UnsupportedError
 from hadal.node.doctor.finding import Finding, attempt, run_tool
 from hadal.node.doctor.runtimes import probe_runtime
 from hadal.node.guest_program import guest_program
+from hadal.node.machines.kernel import find_kernel
+from hadal.node.machines.machines import kernel_folder
 
 __all__ = ["probes"]
 
@@ -176,6 +178,7 @@ def probes(at: Path) -> list[Callable[[], Finding]]:
         partial(probe_runtime, "runc"),
         probe_kvm,
         _with_tool("qemu-system-x86_64", "qemu-system-x86", "QEMU", _version_of("QEMU")),
+        partial(probe_machine_kernel, at),
         _firecracker,
         probe_open_files,
         partial(
@@ -196,6 +199,19 @@ def _version_of(name: str) -> Callable[[str], Finding]:
         return Finding(name, state, said.detail, "" if said.ok else f"install {name} again")
 
     return found
+
+
+def probe_machine_kernel(at: Path) -> Finding:
+    """Whether there is a kernel that virtual machines boot, and QEMU's tool for their disks."""
+    name = "machine kernel"
+    if shutil.which("qemu-img") is None:
+        return Finding(name, "limited", "no qemu-img for disks", "apt-get install qemu-utils")
+    try:
+        kernel = find_kernel(kernel_folder(at))
+        kernel.needed_modules()
+    except UnsupportedError as error:
+        return Finding(name, "limited", error.message, error.hint or "")
+    return Finding(name, "ok", str(kernel.image))
 
 
 def _firecracker() -> Finding:

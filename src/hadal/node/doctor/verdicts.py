@@ -12,8 +12,9 @@ _CONTAINER = (
     "overlay with mapped ids", "seccomp", "control groups", "loop devices", "disk limits", "a whole box",
 )  # fmt: skip
 _LIMITED_WITHOUT = ("EROFS", "FUSE", "networks")
-_BUILT = ("container", "function")
-"""Kinds of boxes that this version makes."""
+_MACHINE = (*_CONTAINER, "EROFS", "QEMU", "machine kernel")
+_SHARED = ("container", "function")
+"""Kinds of boxes that have the node's kernel."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ def verdicts(findings: Sequence[Finding]) -> list[Verdict]:
     """Return a verdict for every kind of box."""
     by_name = {finding.name: finding for finding in findings}
     return [
-        *(_shared_kernel(backend, by_name) for backend in _BUILT),
-        _machine("microvm", by_name, ("Firecracker", "KVM"), "QEMU"),
-        _machine("vm", by_name, ("QEMU", "KVM"), "QEMU"),
+        *(_shared_kernel(backend, by_name) for backend in _SHARED),
+        _microvm(by_name),
+        _not_built("vm", by_name, ("QEMU", "KVM"), "QEMU"),
     ]
 
 
@@ -54,7 +55,17 @@ def _shared_kernel(backend: str, by_name: dict[str, Finding]) -> Verdict:
     return Verdict(backend, works=True, text=text)
 
 
-def _machine(
+def _microvm(by_name: dict[str, Finding]) -> Verdict:
+    """Say what it lacks; a machine's jail is a container."""
+    missing = _lacking(by_name, _MACHINE)
+    if missing:
+        return Verdict("microvm", works=False, text=f"does not: {', '.join(missing)}")
+    without = _lacking(by_name, ("networks",))
+    limits = f", without: {', '.join(without)}" if without else ""
+    return Verdict("microvm", works=True, text=f"works, emulated{limits}")
+
+
+def _not_built(
     backend: str, by_name: dict[str, Finding], best: Sequence[str], emulator: str
 ) -> Verdict:
     lacking = _lacking(by_name, best)
