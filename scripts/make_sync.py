@@ -34,6 +34,7 @@ from hadal.sandbox.files import AsyncFiles
 from hadal.sandbox.network_policy import NetworkPolicy
 from hadal.sandbox.portal import call, iterate
 from hadal.sandbox.process import AsyncProcess, StreamName
+from hadal.sandbox.protocol import SnapshotKind
 from hadal.sandbox.replay import ReplayReport
 from hadal.sandbox.results import BoxInfo, CallResult, Change, Event, ExecResult, FileEvent, FileStat, Usage
 from hadal.sandbox.specs import Spec

@@ -2,18 +2,21 @@
 
 import errno
 import hashlib
+import json
 import time
 
 import pytest
 
+from hadal.cli.main import app
 from hadal.errors import (
+    ConfigError,
     GoneCause,
     ImageError,
     SandboxFileError,
     SandboxGoneError,
     UnsupportedError,
 )
-from hadal.sandbox import MicroVMSpec, NetworkPolicy, Sandbox
+from hadal.sandbox import ContainerSpec, MicroVMSpec, NetworkPolicy, Sandbox
 from tests.sandbox.conftest import needs_root
 from tests.sandbox.machine_image import import_image, needs_machines
 from tests.sandbox.network_lab import needs_network
@@ -111,6 +114,26 @@ def test_a_command_of_the_other_runs_on_in_a_fork_and_does_not_wait_for_a_reader
             result = running.wait()
             assert result.exit_code == 0
             box.run("test -e /home/done", check=True)
+
+
+def test_kept_machines_are_listed_and_removed(node, image, capsys):
+    def snapshots(*arguments):
+        app(["node", "snapshots", "--json", *arguments], result_action="return_value")
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    with Sandbox.create(MicroVMSpec(image=image)) as box:
+        assert box.snapshot("ready", kind="full") == "machine@ready"
+        (found,) = [kept for kept in snapshots() if kept["reference"] == "machine@ready"]
+        assert found["spec"]["image"] == image
+        assert found["size"] > 20_000_000
+        with pytest.raises(ConfigError, match="memory_mb: machine@ready has 256, got 512"):
+            Sandbox.create(MicroVMSpec(from_="machine@ready", memory_mb=512))
+        with pytest.raises(ConfigError, match="cannot go on as a container"):
+            Sandbox.create(ContainerSpec(from_="machine@ready"))
+    snapshots("--remove", "machine@ready")
+    assert "machine@ready" not in [kept["reference"] for kept in snapshots()]
+    with pytest.raises(ImageError, match="no machine was kept as machine@ready"):
+        Sandbox.create(MicroVMSpec(from_="machine@ready"))
 
 
 _TRY = """

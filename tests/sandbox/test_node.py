@@ -17,11 +17,12 @@ from hadal.errors import (
     UnsupportedError,
 )
 from hadal.node.images import default_folder
-from hadal.node.node import Node, NodeConfig
+from hadal.node.node import Node
+from hadal.node.node_config import NodeConfig
 from hadal.sandbox import ContainerSpec, NetworkPolicy, Sandbox
 from hadal.sandbox.embedded import state_folder
 from hadal.sandbox.protocol import CreateRequest
-from hadal.sandbox.specs import Capability, FunctionSpec, read_spec
+from hadal.sandbox.specs import Capability, FunctionSpec, MicroVMSpec, read_spec
 from tests.sandbox.conftest import needs_root
 from tests.sandbox.network_lab import needs_network
 from tests.sandbox.test_crashes import Daemon, left_behind
@@ -125,7 +126,8 @@ def test_a_spec_says_what_is_wrong_with_it():
 
 
 def test_every_capability_is_one_of_some_backend():
-    assert ContainerSpec.capabilities | FunctionSpec.capabilities == set(Capability)
+    backends = (ContainerSpec, FunctionSpec, MicroVMSpec)
+    assert set().union(*(spec.capabilities for spec in backends)) == set(Capability)
 
 
 def test_a_full_node_says_so(tmp_path):

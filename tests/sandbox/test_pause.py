@@ -7,7 +7,8 @@ import pytest
 
 from hadal.node.cgroups import Cgroups
 from hadal.node.journal import Journal
-from hadal.node.node import Node, NodeConfig
+from hadal.node.node import Node
+from hadal.node.node_config import NodeConfig
 from hadal.sandbox import Sandbox
 from hadal.sandbox.protocol import CreateRequest
 from tests.sandbox.conftest import needs_root

@@ -171,18 +171,27 @@ def rm(
 
 
 @app.command
-def snapshot(box: str, /, *, name: str | None = None, where: NodeOptions | None = None) -> None:
+def snapshot(
+    box: str,
+    /,
+    *,
+    name: str | None = None,
+    full: Annotated[bool, Parameter(negative="")] = False,
+    where: NodeOptions | None = None,
+) -> None:
     """Keep what a box has changed as a layer, and print its reference: `hadal box create REFERENCE`.
 
     Args:
         box: Which; its processes stand still meanwhile.
         name: For the snapshot. Default: one is made up.
+        full: Keep a machine with its memory and processes: `hadal node snapshots` lists such ones.
         where: The node.
     """
 
     async def work() -> str:
         async with (where or NodeOptions()).open() as node:
-            return await (await node.open(box)).snapshot(name=name)
+            kind = "full" if full else "files"
+            return await (await node.open(box)).snapshot(name=name, kind=kind)
 
     sys.stdout.write(asyncio.run(work()) + "\n")
 

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import tempfile
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -71,7 +72,7 @@ def serve(
         sync: Whether the log of every box survives the end of every process, or also of the machine.
     """
     from hadal.node.daemon import LOG_FORMAT, Listen, log_to_file, run_daemon
-    from hadal.node.node import NodeConfig
+    from hadal.node.node_config import NodeConfig
     from hadal.sandbox.embedded import state_folder
 
     folder = (state or state_folder()).resolve()
@@ -189,6 +190,42 @@ def kernel(
     found = {"kernel": str(made.image), "modules": str(made.modules)}
     text = json.dumps(found) if json_output else f"machines boot {made.image}"
     sys.stdout.write(f"{text}\n")
+
+
+@app.command
+def snapshots(
+    *, remove: str | None = None, json_output: _Json = False, where: NodeOptions | None = None
+) -> None:
+    """List the machines that were kept with their memory, or remove one.
+
+    Examples:
+        hadal box snapshot 3k2m --full --name ready
+
+        hadal node snapshots
+
+        hadal node snapshots --remove machine@ready
+
+    Args:
+        remove: The reference of one.
+        json_output: Print one JSON object a line.
+        where: The node.
+    """
+
+    async def work() -> list[dict[str, object]]:
+        async with (where or NodeOptions()).open() as node:
+            if remove is not None:
+                await node.remove_kept_machine(remove)
+                return []
+            return await node.kept_machines()
+
+    for kept in asyncio.run(work()):
+        if json_output:
+            line = json.dumps(kept)
+        else:
+            age = human_seconds(time.time() - int(str(kept["created_ns"])) / 1e9)
+            size = int(str(kept["size"])) / 1e6
+            line = f"{kept['reference']}  {size:,.0f} MB  {age} ago  of {kept['image']}"
+        sys.stdout.write(line + "\n")
 
 
 @app.command

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from hadal.node.daemon import Listen, log_to_file, run_daemon
-from hadal.node.node import NodeConfig
+from hadal.node.node_config import NodeConfig
 
 IDLE_EXIT_S = 60
 

@@ -22,7 +22,8 @@ from aiohttp import web
 
 from hadal.errors import HadalError, NodeError, UnsupportedError
 from hadal.node.app import build_node_app
-from hadal.node.node import Node, NodeConfig
+from hadal.node.node import Node
+from hadal.node.node_config import NodeConfig
 
 __all__ = ["LOG_FORMAT", "Listen", "log_to_file", "run_daemon"]
 

@@ -7,10 +7,9 @@ import os
 import secrets
 import signal
 import time
-from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from hadal.errors import (
     ConfigError,
@@ -37,10 +36,13 @@ from hadal.node.images import ImageStore, ResolvedImage
 from hadal.node.journal import BoxRecord, Journal
 from hadal.node.launch_request import check_mounts, launch_request
 from hadal.node.launcher import Launcher
+from hadal.node.machines.kept import check_alike, is_kept
 from hadal.node.machines.machine import Machine
 from hadal.node.machines.machines import MEMORY_OF_QEMU_MB, Machines
 from hadal.node.machines.snapshots import Snapshot
+from hadal.node.node_config import NodeConfig
 from hadal.node.scratch import DiskPool, Disks
+from hadal.node.slots import Slots
 from hadal.node.snapshots import Snapshots
 from hadal.node.steps import begin_step
 from hadal.node.tree_removal import remove_tree
@@ -49,35 +51,12 @@ from hadal.sandbox.protocol import CreateRequest
 from hadal.sandbox.results import BoxInfo
 from hadal.sandbox.specs import FunctionSpec, MicroVMSpec, Spec, read_spec
 
-__all__ = ["Node", "NodeConfig"]
+__all__ = ["Node"]
 
 logger = logging.getLogger(__name__)
 _IDS = "abcdefghijkmnpqrstuvwxyz23456789"
 _UIDS = 65536
 _SOCKET_BYTES = 107
-
-
-@dataclass(frozen=True, kw_only=True)
-class NodeConfig:
-    """Settings of a node.
-
-    Attributes:
-        state: Folder of its journal, boxes and images.
-        name: Of the node on this machine; its control groups are named after it.
-        max_boxes: That live at a time.
-        lease_s: Seconds that boxes outlive the daemon.
-        first_uid: Of the ids that boxes use on the host: 65,536 for each.
-        sync: Whether every record of the journal waits for the disk.
-        host_mounts: File descriptor of the host's mount namespace, where this process has its own.
-    """
-
-    state: Path
-    name: str = "node"
-    max_boxes: int = 10_000
-    lease_s: int = 900
-    first_uid: int = 1 << 20
-    sync: Literal["process", "power"] = "process"
-    host_mounts: int | None = None
 
 
 @dataclass(frozen=True)
@@ -112,8 +91,7 @@ class Node:
         self._folder = config.state / "b"
         self._pending: dict[str, asyncio.Task[Box]] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
-        self._slots: dict[str, int] = {}
-        self._free_slots = deque(range(self.config.max_boxes))
+        self._slots = Slots(config.max_boxes)
         self._launcher = Launcher(guest_program(), self._init_exited)
         self._watch: asyncio.Task[None] | None = None
         self._closing = False
@@ -228,9 +206,7 @@ class Node:
             logger.warning("box lost: %s", error, extra={"sandbox_id": record.id})
             return None
         self._roots[record.id] = root
-        slot = self._slots[record.id] = record.runtime["slot"]
-        if slot in self._free_slots:  # not where the node had more boxes once than it may now
-            self._free_slots.remove(slot)
+        self._slots.adopt(record.id, record.runtime["slot"])
         self._forked[record.id] = record.runtime.get("forked", [])
         return self._box(record, spec, root, pid, guest, record.runtime["disk"], machine)
 
@@ -277,7 +253,7 @@ class Node:
                 hint="end some, wait, or raise max_boxes",
             )
         box_id = "".join(secrets.choice(_IDS) for _ in range(12))
-        slot = self._take_slot(box_id)
+        slot = self._slots.take(box_id)
         forked = self._forked[box_id] = list(origin.forked) if origin else []
         runtime: dict[str, Any] = {"slot": slot, "forked": forked}
         if origin is not None:
@@ -323,17 +299,8 @@ class Node:
         return _Origin(box_id, root.digest or root.name, (*layers, *self._forked[box_id]))
 
     def _release(self, box_id: str) -> None:
-        self._give_slot(box_id)
+        self._slots.give_back(box_id)
         self._forked.pop(box_id, None)
-
-    def _take_slot(self, box_id: str) -> int:
-        slot = self._slots[box_id] = self._free_slots.popleft()
-        return slot
-
-    def _give_slot(self, box_id: str) -> None:
-        slot = self._slots.pop(box_id, None)
-        if slot is not None:
-            self._free_slots.append(slot)
 
     async def _make(
         self, record: BoxRecord, spec: Spec, slot: int, runtime: dict[str, Any], snapshot: Snapshot | None
@@ -341,7 +308,7 @@ class Node:
         box_id = record.id
         folder = self._folder / box_id
         root = self._roots[box_id] = await self.images.acquire(
-            runtime.get("image") or spec.from_ or spec.image
+            runtime.get("image") or await self._image_of(spec)
         )
         runtime["image"] = root.digest or root.name
         is_machine = isinstance(spec, MicroVMSpec)
@@ -379,6 +346,18 @@ class Node:
         reach("make.launched", writes=False)
         guest = await Guest.connect(folder / "guest")
         return self._box(record, spec, root, launched.pid, guest, disk.device)
+
+    async def _image_of(self, spec: Spec) -> str:
+        """Return the image that a box is made from.
+
+        Raises:
+            ConfigError: It is to start from a machine that it is not like.
+        """
+        if spec.from_ is None or not is_kept(spec.from_):
+            return spec.from_ or spec.image
+        about = await asyncio.to_thread(self.machines.kept.about, spec.from_)
+        check_alike(spec, about)
+        return about.image
 
     def _box(
         self, record: BoxRecord, spec: Spec, root: ResolvedImage, pid: int, guest: Guest, disk: int,
@@ -543,7 +522,7 @@ class Node:
         folder = self._folder / box_id
         if folder.exists():
             await asyncio.to_thread(remove_tree, folder)
-        self._give_slot(box_id)
+        self._slots.give_back(box_id)
         if self._forked.pop(box_id, None):
             await self.sweep_fork_layers()
 

@@ -116,9 +116,14 @@ _ROUTES: Final = (
     _Route("post", _BOX + "/call", "Call a function", CallRequest, answer={"type": "object"}),
     _Route("post", _BOX + "/fork", "Make boxes with its files", SnapshotRequest, answer=_BOXES),
     _Route(
-        "post", _BOX + "/snapshot", "Make an image of its files", SnapshotRequest,
+        "post", _BOX + "/snapshot", "Keep its files as an image, or all of a machine", SnapshotRequest,
         answer=_object(reference=_TEXT),
     ),
+    _Route(
+        "get", "/v1/machines/kept", "Snapshots of machines with their memory",
+        answer=_object(machines=_list({"type": "object"})),
+    ),
+    _Route("delete", "/v1/machines/kept/{reference}", "Remove such a snapshot", answer=_object()),
     _Route("put", _BOX + "/network", "Change what it may reach", NetworkRequest, answer=_object()),
     _Route(
         "get", _BOX + "/network", "What it sent, received and was denied", answer={"type": "object"}

@@ -1,4 +1,4 @@
-"""Images from boxes: what one has changed becomes a layer of the store."""
+"""What is kept of boxes: an image of files, what one has changed being a layer of the store; or a whole machine."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,8 @@ from hadal.node.images.unpack import unpack
 from hadal.node.machines.changes import packed_changes
 from hadal.node.steps import begin_step, recorded_step
 from hadal.node.tree_removal import remove_tree
-from hadal.sandbox.specs import Capability
+from hadal.sandbox.protocol import SnapshotKind
+from hadal.sandbox.specs import Capability, MicroVMSpec
 
 if TYPE_CHECKING:
     from hadal.node.node import Node
@@ -30,26 +31,49 @@ class Snapshots:
     def __init__(self, node: "Node") -> None:
         self._node = node
 
-    async def take(self, box: Box, name: str | None, request_id: str) -> str:
-        """Make an image of what a box is now and return its name; nothing in the box runs meanwhile.
+    async def take(
+        self, box: Box, name: str | None, request_id: str, *, kind: SnapshotKind = "files"
+    ) -> str:
+        """Keep what a box is now and return its reference; nothing in the box runs meanwhile.
+
+        Args:
+            box: Which.
+            name: For it. Default: one is made up.
+            request_id: Twice the same makes one.
+            kind: An image of its files, or all of a machine.
 
         Raises:
-            UnsupportedError: This kind of box has no files of its own.
+            UnsupportedError: This kind of box has nothing of that kind.
             ImageError: It cannot be stored.
+            NodeError: A machine does not stand still, or the disk is full.
         """
-        box.require(Capability.SNAPSHOT_DISK)
+        box.require(Capability.SNAPSHOT_DISK if kind == "files" else Capability.SNAPSHOT_FULL)
         journal = self._node.journal
         record = recorded_step(journal, box, request_id, repeatable=True)
         if record is not None and record.event.state == "done":
             return str((record.event.result or {})["reference"])
         box.touch()
         request = {} if name is None else {"name": name}
+        request |= {} if kind == "files" else {"kind": kind}
         with begin_step(
             journal, box, "snapshot", request, request_id=request_id, record=record
         ) as step:
-            reference = await self._commit(box, name)
+            if kind == "files":
+                reference = await self._commit(box, name)
+            else:
+                reference = await self._keep(box, name)
             step.result = {"reference": reference}
         return reference
+
+    async def _keep(self, box: Box, name: str | None) -> str:
+        """Keep a machine."""
+        node, machines = self._node, self._node.machines
+        assert box.machine is not None
+        assert isinstance(box.spec, MicroVMSpec)
+        root = node.base_of(box)[0]
+        about = await asyncio.to_thread(machines.about, box.spec, root, node.config.lease_s)
+        async with machines.copied(box.machine, box.guest, box.cgroup, box.pid) as snapshot:
+            return await asyncio.to_thread(machines.kept.keep, name, snapshot, about)
 
     async def _commit(self, box: Box, name: str | None) -> str:
         """Commit the copies that a forked box stands on, the lowest first, and then its own changes."""

@@ -19,7 +19,7 @@ from hadal.sandbox.files import AsyncFiles
 from hadal.sandbox.network_policy import NetworkPolicy
 from hadal.sandbox.ports import listen_for
 from hadal.sandbox.process import AsyncProcess, decode_result
-from hadal.sandbox.protocol import command_record
+from hadal.sandbox.protocol import SnapshotKind, command_record
 from hadal.sandbox.replay import ReplayReport, replay
 from hadal.sandbox.results import BoxInfo, CallResult, Change, Event, ExecResult, Usage
 from hadal.sandbox.specs import ContainerSpec, Spec
@@ -265,21 +265,29 @@ class AsyncSandbox:
         """Let its processes go on."""
         await self.client.request("POST", f"{self._path}/resume", body={})
 
-    async def snapshot(self, name: str | None = None, *, request_id: str | None = None) -> str:
-        """Make an image of the files of this box, as they are now; nothing in it runs meanwhile.
+    async def snapshot(
+        self,
+        name: str | None = None,
+        *,
+        kind: SnapshotKind = "files",
+        request_id: str | None = None,
+    ) -> str:
+        """Keep what this box is now; nothing in it runs meanwhile.
 
         Args:
-            name: In the node's store. Default: the digest of the image.
+            name: In the node's store. Default: the digest of the image, or one that is made up.
+            kind: "files" makes an image of them; "full" keeps a machine with its memory and processes, to go on
+                as often as somebody wants.
             request_id: Twice the same makes one. Default: a random one.
 
         Returns:
-            What `ContainerSpec(from_=...)` takes, on any node that sees the store.
+            What `from_` of a spec takes: an image on any node that sees the store, a machine on this one.
 
         Raises:
             UnsupportedError: The backend cannot.
             ImageError: It cannot be stored.
         """
-        body = {"name": name, "request_id": request_id or uuid.uuid4().hex}
+        body = {"name": name, "kind": kind, "request_id": request_id or uuid.uuid4().hex}
         return (await self.client.request("POST", f"{self._path}/snapshot", body=body))["reference"]
 
     async def set_network(self, policy: NetworkPolicy, *, request_id: str | None = None) -> None:

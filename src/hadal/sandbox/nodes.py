@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 from hadal.errors import GoneCause, InputError, NodeError, SandboxGoneError
 from hadal.sandbox.box import AsyncSandbox
@@ -71,6 +72,18 @@ class AsyncNode:
         body = await self.client.request("GET", "/v1/boxes")
         found = [_info(box) for box in body["boxes"]]
         return sorted(found, key=lambda box: box.created_ns)
+
+    async def kept_machines(self) -> list[dict[str, Any]]:
+        """Return what is known of the machines that were kept whole, as JSON."""
+        return (await self.client.request("GET", "/v1/machines/kept"))["machines"]
+
+    async def remove_kept_machine(self, reference: str) -> None:
+        """Remove one; machines that go on from it live on.
+
+        Raises:
+            ImageError: There is none.
+        """
+        await self.client.request("DELETE", f"/v1/machines/kept/{quote(reference, safe='')}")
 
     async def usage(self, box: str) -> Usage | None:
         """Return what a box uses; None where it has ended."""

@@ -19,6 +19,7 @@ __all__ = [
     "FileChange",
     "NetworkRequest",
     "SignalRequest",
+    "SnapshotKind",
     "SnapshotRequest",
     "StopRequest",
     "command_record",
@@ -38,6 +39,7 @@ Text = Annotated[Any, AfterValidator(_text), WithJsonSchema({"type": "string"})]
 strings of pydantic refuse."""
 Cells = Annotated[int, Field(ge=0, le=65535)]
 RequestId = Annotated[str, Field(min_length=1, max_length=200)]
+SnapshotKind = Literal["files", "full"]
 
 
 _RECORDED = ("argv", "shell", "env", "cwd", "user", "tty", "interactive")
@@ -166,6 +168,7 @@ class SnapshotRequest(_Body):
     """POST /v1/boxes/{id}/snapshot and /fork."""
 
     name: str | None = None
+    kind: SnapshotKind = "files"
     count: int = Field(default=1, ge=1, le=1000)
     request_id: RequestId
 

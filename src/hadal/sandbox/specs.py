@@ -52,6 +52,7 @@ class Capability(enum.StrEnum):
 
     FORK = "fork"
     SNAPSHOT_DISK = "snapshot_disk"
+    SNAPSHOT_FULL = "snapshot_full"
     PAUSE = "pause"
     TTY = "tty"
     NETWORK = "network"
@@ -83,7 +84,8 @@ class BoxSpec(_Strict):
     Attributes:
         image: A name in the node's store, an OCI reference, a directory on the node, or `host`: this
             node's own /usr, with nothing to fetch.
-        from_: A snapshot to start from, instead of an image.
+        from_: A snapshot to start from, instead of an image; of a machine that was kept whole, it goes on with what
+            runs in it.
         cpus: Processors that it may use, in parts of one.
         memory_mb: MiB of memory; beyond it commands end with `oom_killed`.
         disk_mb: MiB that it may write.
@@ -177,6 +179,7 @@ class MicroVMSpec(BoxSpec):
             Capability.NETWORK,
             Capability.PAUSE,
             Capability.SNAPSHOT_DISK,
+            Capability.SNAPSHOT_FULL,
             Capability.TTY,
         }
     )

@@ -15,6 +15,7 @@ from hadal.sandbox.files import AsyncFiles
 from hadal.sandbox.network_policy import NetworkPolicy
 from hadal.sandbox.portal import call, iterate
 from hadal.sandbox.process import AsyncProcess, StreamName
+from hadal.sandbox.protocol import SnapshotKind
 from hadal.sandbox.replay import ReplayReport
 from hadal.sandbox.results import (
     BoxInfo,
@@ -444,21 +445,29 @@ class Sandbox:
         """Let its processes go on."""
         return call(self.wrapped.resume())
 
-    def snapshot(self, name: str | None = None, *, request_id: str | None = None) -> str:
-        """Make an image of the files of this box, as they are now; nothing in it runs meanwhile.
+    def snapshot(
+        self,
+        name: str | None = None,
+        *,
+        kind: SnapshotKind = "files",
+        request_id: str | None = None,
+    ) -> str:
+        """Keep what this box is now; nothing in it runs meanwhile.
 
         Args:
-            name: In the node's store. Default: the digest of the image.
+            name: In the node's store. Default: the digest of the image, or one that is made up.
+            kind: "files" makes an image of them; "full" keeps a machine with its memory and processes, to go on
+                as often as somebody wants.
             request_id: Twice the same makes one. Default: a random one.
 
         Returns:
-            What `ContainerSpec(from_=...)` takes, on any node that sees the store.
+            What `from_` of a spec takes: an image on any node that sees the store, a machine on this one.
 
         Raises:
             UnsupportedError: The backend cannot.
             ImageError: It cannot be stored.
         """
-        return call(self.wrapped.snapshot(name, request_id=request_id))
+        return call(self.wrapped.snapshot(name, kind=kind, request_id=request_id))
 
     def set_network(self, policy: NetworkPolicy, *, request_id: str | None = None) -> None:
         """Change what the box may reach; connections that are not allowed any more are cut.

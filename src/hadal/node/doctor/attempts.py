@@ -143,7 +143,8 @@ def box(folder: str) -> str:
     import asyncio
     import time
 
-    from hadal.node.node import Node, NodeConfig
+    from hadal.node.node import Node
+    from hadal.node.node_config import NodeConfig
     from hadal.sandbox.protocol import CommandRequest, CreateRequest
 
     system_calls.own_mounts()  # as the daemon does

@@ -5,12 +5,13 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from hadal.errors import LaunchError, NodeError
+from hadal.errors import LaunchError, NodeError, UnsupportedError
 from hadal.node.cgroups import Cgroup
 from hadal.node.faults import reach
 from hadal.node.guest import Guest
@@ -18,6 +19,7 @@ from hadal.node.guest_program import guest_program
 from hadal.node.images import ImageStore, ResolvedImage
 from hadal.node.launcher import Launched, Launcher, LaunchRequest
 from hadal.node.machines.initramfs import make_initramfs
+from hadal.node.machines.kept import KeptMachine, KeptMachines, is_kept
 from hadal.node.machines.kernel import Kernel, find_kernel
 from hadal.node.machines.machine import (
     USER,
@@ -41,6 +43,8 @@ MEMORY_OF_QEMU_MB = 192
 """Beside that of the machine: QEMU's own, with what it translates."""
 _JAIL_BYTES = 1 << 20
 _JAIL_INODES = 256
+_TSC_ERROR = 0.002
+"""Of a measurement, which takes a tenth of a second."""
 
 
 def kernel_folder(state: Path) -> Path:
@@ -69,10 +73,8 @@ class _Plan:
     ramdisk: Path
 
     def key(self) -> str:
-        """Return the name of its template."""
+        """Return the name of its template, and of all whose snapshots it can start from."""
         about = asdict(self) | {"layers": [path.name for path in self.layers]}
-        tsc_mhz = self.hardware.tsc_khz // 1000  # as far as it can be measured
-        about |= {"hardware": str(replace(self.hardware, tsc_khz=tsc_mhz))}
         files = [
             (str(p), p.stat().st_size, p.stat().st_mtime_ns)
             for p in (Path(self.program), self.kernel)
@@ -99,6 +101,9 @@ class Machines:
         images: Where roots come from.
         launcher: Makes jails.
         disks: Formats what machines write.
+
+    Attributes:
+        kept: Snapshots that somebody keeps.
     """
 
     def __init__(self, folder: Path, images: ImageStore, launcher: Launcher, disks: Disks) -> None:
@@ -111,6 +116,8 @@ class Machines:
         self._templates = Templates(folder / "templates")
         self._overlays = Overlays()
         self._copies = folder / "copies"
+        self.kept = KeptMachines(folder / "kept")
+        self.kept.sweep()
         self._making: dict[str, asyncio.Lock] = {}
         remove_tree(self._copies)  # of a daemon that died while it made them
 
@@ -136,13 +143,12 @@ class Machines:
         """
         layers = self._images.disks_of(root)
         plan, key = await asyncio.to_thread(self._plan, spec, layers, jail.lease_s)
-        booted = None
-        if snapshot is None:
-            async with self._making.setdefault(key, asyncio.Lock()):
-                snapshot = await asyncio.to_thread(self._templates.find, key)
-                if snapshot is None:
-                    booted = await self._boot(plan, key, folder, jail, cgroup, network)
-        started = booted or await self._start(plan, folder, jail, network, snapshot)
+        if snapshot is not None:
+            started = await self._start(plan, folder, jail, network, snapshot)
+        elif spec.from_ is not None and is_kept(spec.from_):
+            started = await self._start_kept(spec.from_, plan, key, folder, jail, network)
+        else:
+            started = await self._start_new(plan, key, folder, jail, cgroup, network)
         try:
             etc = jail.etc | {"machine-id": f"{uuid.uuid4().hex}\n".encode()}
             await settle(started[1], jail.hostname, etc, network)
@@ -200,7 +206,7 @@ class Machines:
     def _plan(self, spec: MicroVMSpec, layers: Sequence[Path], lease_s: int) -> tuple[_Plan, str]:
         program, kernel = qemu_program(), find_kernel(kernel_folder(self._folder.parent))
         if self._tsc_khz is None:
-            self._tsc_khz = measure_tsc_khz(guest_program())
+            self._tsc_khz = self._find_tsc_khz()
         if kernel not in self._ramdisks:
             self._ramdisks[kernel] = self._make_ramdisk(kernel)
         count = len(layers)
@@ -215,6 +221,22 @@ class Machines:
         )
         return plan, plan.key()
 
+    def _find_tsc_khz(self) -> int:
+        """Return the frequency of this host's counter: as measured first, for as long as that may be it.
+
+        Machines that were started with one go on with it: it must not differ by the error of a measurement.
+        """
+        measured, path = measure_tsc_khz(guest_program()), self._folder / "tsc_khz"
+        try:
+            before = int(path.read_text(encoding="ascii"))
+            if abs(measured - before) <= before * _TSC_ERROR:
+                return before
+        except (FileNotFoundError, ValueError):
+            pass
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(str(measured), encoding="ascii")
+        return measured
+
     def _make_ramdisk(self, kernel: Kernel) -> Path:
         self._folder.mkdir(parents=True, exist_ok=True)
         content = make_initramfs(guest_program(), kernel.needed_modules())
@@ -224,6 +246,40 @@ class Machines:
         part.chmod(0o644)
         part.replace(path)
         return path
+
+    async def _start_kept(
+        self, reference: str, plan: _Plan, key: str, folder: Path, jail: LaunchRequest, network: BoxNetwork
+    ) -> tuple[Launched, Guest, Machine]:  # fmt: skip
+        about = await asyncio.to_thread(self.kept.about, reference)
+        if about.kind != key:
+            raise UnsupportedError(
+                f"{reference} cannot go on here: it was kept by another QEMU, or with another kernel or lease",
+                hint="start anew from a snapshot of its files",
+            )
+        with contextlib.ExitStack() as stack:
+            snapshot = await asyncio.to_thread(stack.enter_context, self.kept.opened(reference))
+            return await self._start(plan, folder, jail, network, snapshot)
+
+    async def _start_new(
+        self, plan: _Plan, key: str, folder: Path, jail: LaunchRequest, cgroup: Cgroup, network: BoxNetwork
+    ) -> tuple[Launched, Guest, Machine]:  # fmt: skip
+        async with self._making.setdefault(key, asyncio.Lock()):
+            template = await asyncio.to_thread(self._templates.find, key)
+            if template is None:
+                return await self._boot(plan, key, folder, jail, cgroup, network)
+        return await self._start(plan, folder, jail, network, template)
+
+    def about(self, spec: MicroVMSpec, root: ResolvedImage, lease_s: int) -> KeptMachine:
+        """Return what is to be known of a machine that is kept, but for its reference and size.
+
+        Args:
+            spec: Of it.
+            root: Its image.
+            lease_s: Seconds that it outlives the daemon.
+        """
+        _, kind = self._plan(spec, self._images.disks_of(root), lease_s)
+        fields = spec.model_dump(mode="json", by_alias=True)
+        return KeptMachine("", fields, root.digest or root.name, kind, time.time_ns(), 0)
 
     async def _boot(
         self,

@@ -23,7 +23,15 @@ from hadal.errors import NodeError, UnsupportedError
 from hadal.node.machines.memory import copy_memory, load_memory
 from hadal.node.sparse import copy_file, copy_not_zero, data_of
 
-__all__ = ["Overlays", "Snapshot", "Templates", "link_disks", "save_machine"]
+__all__ = [
+    "Overlays",
+    "Snapshot",
+    "Templates",
+    "is_whole",
+    "link_disks",
+    "save_machine",
+    "seal",
+]
 
 _LOG = logging.getLogger(__name__)
 _WHOLE = "whole.json"
@@ -157,7 +165,7 @@ class Templates:
         """
         if key not in self._used:
             folder = self._folder / key
-            if not _is_whole(folder):
+            if not is_whole(folder):
                 return None
             self._used[key] = Snapshot(folder, load_memory(folder / "memory"))
         return self._used[key]
@@ -186,23 +194,33 @@ class Templates:
                     os.fsync(file.fileno())
             finally:
                 os.close(copy)
-            (part / _WHOLE).write_text(json.dumps(_digests(part)), encoding="utf-8")
+            seal(part)
             shutil.rmtree(self._folder / key, ignore_errors=True)
             part.rename(self._folder / key)
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
 
-def _is_whole(folder: Path) -> bool:
+def seal(folder: Path) -> None:
+    """Write down the digests of a snapshot that is complete.
+
+    Raises:
+        OSError: The disk is full, or a file cannot be read.
+    """
+    (folder / _WHOLE).write_text(json.dumps(_digests(folder)), encoding="utf-8")
+
+
+def is_whole(folder: Path) -> bool:
+    """Return whether every file of a snapshot is as it was written."""
     try:
         if json.loads((folder / _WHOLE).read_text(encoding="utf-8")) == _digests(folder):
             return True
     except FileNotFoundError:
         return False
     except (OSError, ValueError) as error:
-        _LOG.warning("the template %s cannot be read: %s", folder.name, error)
+        _LOG.warning("the snapshot %s cannot be read: %s", folder.name, error)
         return False
-    _LOG.warning("the template %s is damaged: it is made anew", folder.name)
+    _LOG.warning("the snapshot %s is damaged", folder.name)
     return False
 
 

@@ -84,8 +84,24 @@ async def snapshot(request: web.Request) -> web.Response:
     """POST /v1/boxes/{box}/snapshot."""
     body = await read_body(request, SnapshotRequest)
     node = request.app[NODE]
-    reference = await node.snapshots.take(box_of(request), body.name, body.request_id)
+    box = box_of(request)
+    reference = await node.snapshots.take(box, body.name, body.request_id, kind=body.kind)
     return web.json_response({"reference": reference})
+
+
+@routes.get("/v1/machines/kept")
+async def kept(request: web.Request) -> web.Response:
+    """GET /v1/machines/kept: snapshots of machines with their memory."""
+    found = await asyncio.to_thread(request.app[NODE].machines.kept.list)
+    return web.json_response({"machines": [dataclasses.asdict(one) for one in found]})
+
+
+@routes.delete("/v1/machines/kept/{reference}")
+async def forget(request: web.Request) -> web.Response:
+    """DELETE /v1/machines/kept/{reference}."""
+    kept = request.app[NODE].machines.kept
+    await asyncio.to_thread(kept.remove, request.match_info["reference"])
+    return web.json_response({})
 
 
 @routes.put("/v1/boxes/{box}/network")

@@ -193,6 +193,40 @@ def replays(make: MakeBox) -> None:
         equal([d.subject for d in report.differences if d.what == "file"], ["/home/w/random"])
 
 
+@check(Capability.SNAPSHOT_FULL)
+def kept_whole(make: MakeBox) -> None:
+    """A machine that was kept goes on with its processes, as often as one wants, each time as another."""
+    with make() as box:
+        text = "while sleep 0.05; do echo . >> /tmp/ticks; done"
+        box.run(f"({text}) > /dev/null 2>&1 & echo $! > /tmp/pid; echo kept > /home/f")
+        reference = box.snapshot(kind="full")
+        box.run("echo later > /home/f; kill $(cat /tmp/pid)")
+    with make(from_=reference) as first, make(from_=reference) as second:
+        for again in (first, second):
+            equal(
+                again.run("cat /home/f; kill -0 $(cat /tmp/pid) && echo runs").stdout,
+                "kept\nruns\n",
+            )
+            equal(again.run("hostname").stdout.strip(), again.id)
+        texts = {
+            b.run("head -c 16 /dev/urandom | od; cat /etc/machine-id").stdout
+            for b in (first, second)
+        }
+        equal(len(texts), 2, "both are the same")
+        ticks = "wc -l < /tmp/ticks"
+        before = int(first.run(ticks).stdout)
+        time.sleep(0.5)
+        holds(int(first.run(ticks).stdout) > before, "its process does not go on")
+        first.run("echo more >> /home/f")
+        second_reference = first.snapshot(kind="full")
+        equal(second.run("cat /home/f").stdout, "kept\n")
+    with make(from_=second_reference) as last:
+        equal(
+            last.run("cat /home/f; kill -0 $(cat /tmp/pid) && echo runs").stdout,
+            "kept\nmore\nruns\n",
+        )
+
+
 @check(Capability.SNAPSHOT_DISK)
 def snapshots(make: MakeBox) -> None:
     """A snapshot is an image: with all that was changed and removed, of forks too, and it chains."""
