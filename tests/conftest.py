@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from hadal.node.machines.machines import kernel_folder
+from hadal.node.machines.kernel import kernel_folder
 from hadal.sandbox.embedded import state_folder
 
 

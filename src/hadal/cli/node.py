@@ -178,8 +178,7 @@ def kernel(
         state: State folder of the node. Default: that of the embedded node.
         json_output: Print JSON.
     """
-    from hadal.node.machines.kernel import fetch_kernel, install_kernel
-    from hadal.node.machines.machines import kernel_folder
+    from hadal.node.machines.kernel import fetch_kernel, install_kernel, kernel_folder
     from hadal.sandbox.embedded import state_folder
 
     if package is not None and not package.is_file():

@@ -13,8 +13,7 @@ from hadal.errors import UnsupportedError
 from hadal.node.doctor.finding import Finding, attempt, run_tool
 from hadal.node.doctor.runtimes import probe_runtime
 from hadal.node.guest_program import guest_program
-from hadal.node.machines.kernel import find_kernel
-from hadal.node.machines.machines import kernel_folder
+from hadal.node.machines.kernel import find_kernel, kernel_folder
 
 __all__ = ["probes"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hadal.errors import ConfigError, UnsupportedError
 
-__all__ = ["Kernel", "fetch_kernel", "find_kernel", "install_kernel"]
+__all__ = ["Kernel", "fetch_kernel", "find_kernel", "install_kernel", "kernel_folder"]
 
 _NEWEST = "linux-image-cloud-amd64"
 """The package that depends on Debian's newest kernel for virtual machines."""
@@ -17,6 +17,11 @@ _NEWEST = "linux-image-cloud-amd64"
 _MODULES = ("virtio_mmio", "virtio_pci", "virtio_blk", "virtio_console", "virtio_net", "virtio-rng", "virtio_balloon", "crc32c_generic", "erofs", "overlay")  # fmt: skip
 """What a box needs of its kernel, in modules where it is not in the kernel itself."""
 _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
+
+
+def kernel_folder(state: Path) -> Path:
+    """Return where a node has a kernel of its own, below its state folder."""
+    return state / "machines" / "kernel"
 
 
 @dataclass(frozen=True)

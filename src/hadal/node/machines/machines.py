@@ -20,7 +20,7 @@ from hadal.node.images import ImageStore, ResolvedImage
 from hadal.node.launcher import Launched, Launcher, LaunchRequest
 from hadal.node.machines.initramfs import make_initramfs
 from hadal.node.machines.kept import KeptMachine, KeptMachines, is_kept
-from hadal.node.machines.kernel import Kernel, find_kernel
+from hadal.node.machines.kernel import Kernel, find_kernel, kernel_folder
 from hadal.node.machines.machine import (
     USER,
     Machine,
@@ -37,7 +37,7 @@ from hadal.node.scratch import Disks
 from hadal.node.tree_removal import remove_tree
 from hadal.sandbox.specs import MicroVMSpec
 
-__all__ = ["MEMORY_OF_QEMU_MB", "Machines", "kernel_folder"]
+__all__ = ["MEMORY_OF_QEMU_MB", "Machines"]
 
 MEMORY_OF_QEMU_MB = 192
 """Beside that of the machine: QEMU's own, with what it translates."""
@@ -45,11 +45,6 @@ _JAIL_BYTES = 1 << 20
 _JAIL_INODES = 256
 _TSC_ERROR = 0.002
 """Of a measurement, which takes a tenth of a second."""
-
-
-def kernel_folder(state: Path) -> Path:
-    """Return where a node has a kernel of its own, below its state folder."""
-    return state / "machines" / "kernel"
 
 
 @dataclass(frozen=True, kw_only=True)
