@@ -116,6 +116,32 @@ def test_a_command_of_the_other_runs_on_in_a_fork_and_does_not_wait_for_a_reader
             box.run("test -e /home/done", check=True)
 
 
+def test_a_session_of_a_container_is_done_again_in_a_machine(node, image):
+    """Exit codes, outputs and files are the same; what has to differ is named, and nothing else."""
+    with (
+        Sandbox.create(ContainerSpec(image=image)) as recorded,
+        Sandbox.create(MicroVMSpec(image=image)) as machine,
+    ):
+        recorded.run("mkdir -p /home/w; cd /home/w; seq 1 2000 > n; sort -r n | head -3; wc -l < n")
+        recorded.files.write("/home/w/prog.py", "import sys\nprint(sum(map(int, sys.stdin)))\n")
+        recorded.run("python3 /home/w/prog.py < /home/w/n; cd /home/w; cp n m; rm n")
+        recorded.run("ls -la /home/w | cut -c 1-10; cat /nowhere; exit 7")
+        recorded.run("ln -s prog.py /home/w/link; ln /home/w/prog.py /home/w/hard; rm /usr/bin/yes")
+        recorded.files.rename("/home/w/link", "/home/w/other")
+        recorded.run("python3 -c 'import os; os.kill(os.getpid(), 9)'")
+        report = machine.replay(recorded.id)
+        assert report.differences == ()
+        assert report.same
+        assert (report.steps, report.skipped) == (7, ())
+        assert report.compared_files >= 6
+        recorded.run("cat /proc/sys/kernel/osrelease > /home/w/kernel; cat /home/w/kernel")
+        with Sandbox.create(MicroVMSpec(image=image)) as again:
+            report = again.replay(recorded.id)
+        found = {(d.position, d.what, d.subject) for d in report.differences}
+        shown = "cat /proc/sys/kernel/osrelease > /home/w/kernel; cat /home/w/kernel"
+        assert found == {(8, "stdout", shown), (0, "file", "/home/w/kernel")}
+
+
 def test_kept_machines_are_listed_and_removed(node, image, capsys):
     def snapshots(*arguments):
         app(["node", "snapshots", "--json", *arguments], result_action="return_value")
