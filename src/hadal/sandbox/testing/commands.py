@@ -106,12 +106,12 @@ def timeouts(make: MakeBox) -> None:
     """A timeout ends all that the command started, within a second, and keeps what was written."""
     with make() as box:
         began = time.monotonic()
-        result = box.run("echo before; (trap '' TERM; sleep 77) & sleep 77 | cat", timeout_s=0.5)
+        result = box.run("echo before; (trap '' TERM; sleep 77) & sleep 77 | cat", timeout_s=1.5)
         took = time.monotonic() - began
-        holds(took < 1.5, f"it took {took:.2f} s")
+        holds(took < 2.5, f"it took {took:.2f} s")
         equal((result.timed_out, result.stdout, result.ok), ("time", "before\n", False))
         quiet = box.run("while :; do sleep 0.05; echo .; test -e /nothing && break; "
-                        "[ $((n=n+1)) = 5 ] && sleep 77; done", quiet_s=0.5)  # fmt: skip
+                        "[ $((n=n+1)) = 5 ] && sleep 77; done", quiet_s=1.5)  # fmt: skip
         equal((quiet.timed_out, quiet.stdout), ("quiet", ".\n" * 5))
         left = box.run("cat /proc/[0-9]*/cmdline | tr '\\0' ' '").stdout
         holds("77" not in left, f"processes are left: {left}")
