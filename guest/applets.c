@@ -24,7 +24,7 @@
 #define CHUNK (128 * 1024)
 #define KEPT 4 /* the descriptor that the node asked for */
 
-static bool write_all(int fd, const void *data, size_t length)
+bool put_all(int fd, const void *data, size_t length)
 {
     for (const char *at = data; length;) {
         ssize_t n = write(fd, at, length);
@@ -43,13 +43,13 @@ int applet_failed(const char *what)
     struct bytes message = {0};
     put_number(&message, T_ERRNO, (uint64_t)errno);
     put_text(&message, T_TEXT, what);
-    write_all(2, message.data, message.length);
+    put_all(2, message.data, message.length);
     return 1;
 }
 
 static int emit(struct bytes *fields)
 {
-    bool written = write_all(1, fields->data, fields->length);
+    bool written = put_all(1, fields->data, fields->length);
     bytes_free(fields);
     return written ? 0 : applet_failed("write the result");
 }
@@ -77,7 +77,7 @@ static int read_file(const char *path, const char *offset, const char *length)
             return applet_failed(path);
         if (n == 0)
             break;
-        if (!write_all(1, chunk, (size_t)n))
+        if (!put_all(1, chunk, (size_t)n))
             return applet_failed("write the result");
         left -= all ? 0 : (uint64_t)n;
     }
@@ -110,7 +110,7 @@ static int write_file(const char *path, const char *mode, const char *how)
     if (fd < 0 || (*mode != '-' && fchmod(fd, bits)))
         return applet_failed(path);
     for (ssize_t n; (n = read(0, chunk, CHUNK)) != 0;)
-        if (n < 0 || !write_all(fd, chunk, (size_t)n))
+        if (n < 0 || !put_all(fd, chunk, (size_t)n))
             return applet_failed(path);
     return close(fd) ? applet_failed(path) : 0;
 }
@@ -358,7 +358,7 @@ static int connect_port(const char *host, const char *port)
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     struct bytes ready = {0};
     put_number(&ready, T_ERRNO, 0);
-    write_all(2, ready.data, ready.length);
+    put_all(2, ready.data, ready.length);
     struct pollfd wait[2] = {{.fd = 0, .events = POLLIN}, {.fd = fd, .events = POLLIN}};
     for (;;) {
         if (poll(wait, 2, -1) < 0)
@@ -369,7 +369,7 @@ static int connect_port(const char *host, const char *port)
             ssize_t n = read(wait[i].fd, chunk, CHUNK);
             if (n < 0 && i == 1)
                 return applet_failed(host);
-            if (n > 0 && !write_all(i ? 1 : fd, chunk, (size_t)n))
+            if (n > 0 && !put_all(i ? 1 : fd, chunk, (size_t)n))
                 return applet_failed(host);
             if (n <= 0 && i == 1)
                 return 0;

@@ -131,6 +131,7 @@ const char *find_user(const char *text, struct user *user); /* NULL, or what is 
 /* applets.c: file operations, each in a process of its own */
 int run_applet(int count, char **arguments);
 int applet_failed(const char *what);
+bool put_all(int fd, const void *data, size_t length);
 /* pack.c, unpack.c */
 int pack(const char *path);
 int pack_layer(int upper); /* the upper directory of an overlay */

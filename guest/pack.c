@@ -17,20 +17,6 @@
 
 static bool as_layer;
 
-static bool write_all(const void *data, size_t length)
-{
-    for (const char *at = data; length;) {
-        ssize_t n = write(1, at, length);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return false;
-        at += n;
-        length -= (size_t)n;
-    }
-    return true;
-}
-
 static void set_number(char *field, size_t width, uint64_t number)
 {
     if (number < 1ull << (3 * (width - 1))) {
@@ -51,13 +37,13 @@ static bool put_header(struct header *h)
     for (size_t i = 0; i < sizeof *h; i++)
         sum += ((unsigned char *)h)[i];
     snprintf(h->checksum, 8, "%06o", sum);
-    return write_all(h, sizeof *h);
+    return put_all(1, h, sizeof *h);
 }
 
 static bool pad(uint64_t length)
 {
     static const char zeros[BLOCK];
-    return length % BLOCK == 0 || write_all(zeros, BLOCK - length % BLOCK);
+    return length % BLOCK == 0 || put_all(1, zeros, BLOCK - length % BLOCK);
 }
 
 /* GNU: the real name comes before, as the content of an entry of its own. */
@@ -67,7 +53,7 @@ static bool put_long(char type, const char *text)
     size_t length = strlen(text) + 1;
     strcpy(h.name, "././@LongLink");
     set_number(h.size, sizeof h.size, length);
-    return put_header(&h) && write_all(text, length) && pad(length);
+    return put_header(&h) && put_all(1, text, length) && pad(length);
 }
 
 static void put_pax(struct bytes *out, const char *key, const void *value, size_t size)
@@ -142,7 +128,7 @@ static bool put_extended(const char *file, const struct stat *s)
     bool put = !(S_ISREG(s->st_mode) || S_ISDIR(s->st_mode)) || put_xattrs(&pax, file);
     set_number(h.mode, sizeof h.mode, 0644);
     set_number(h.size, sizeof h.size, pax.length);
-    put = put && put_header(&h) && write_all(pax.data, pax.length) && pad(pax.length);
+    put = put && put_header(&h) && put_all(1, pax.data, pax.length) && pad(pax.length);
     bytes_free(&pax);
     return put;
 }
@@ -174,7 +160,7 @@ static bool pack_content(int fd, uint64_t size)
             n = left < CHUNK ? (ssize_t)left : CHUNK;
             memset(chunk, 0, (size_t)n);
         }
-        if (!write_all(chunk, (size_t)n))
+        if (!put_all(1, chunk, (size_t)n))
             break;
         left -= (uint64_t)n;
     }
@@ -276,12 +262,12 @@ int pack(const char *path)
         return applet_failed(path);
     const char *name = strrchr(real, '/') + 1;
     bool done = S_ISDIR(s.st_mode) ? pack_entry(AT_FDCWD, real, "./") : pack_entry(AT_FDCWD, real, name);
-    return done && write_all(end, sizeof end) ? 0 : applet_failed(path);
+    return done && put_all(1, end, sizeof end) ? 0 : applet_failed(path);
 }
 
 int pack_layer(int upper)
 {
     static const char end[2 * BLOCK];
     as_layer = true;
-    return pack_entry(upper, ".", "./") && write_all(end, sizeof end) ? 0 : applet_failed("changes");
+    return pack_entry(upper, ".", "./") && put_all(1, end, sizeof end) ? 0 : applet_failed("changes");
 }

@@ -51,3 +51,12 @@ def import_image(store: Path, folder: Path, name="machine-lab:1"):
     asyncio.run(ImageStore(store).import_directory(root, name))
     shutil.rmtree(root)
     return name
+
+
+def qemu_of(box):
+    """The process of a machine on the host: of those in its groups the one that is no init."""
+    for group in Path("/sys/fs/cgroup").glob(f"pids/hadal/*/{box.id}/cgroup.procs"):
+        for pid in map(int, group.read_text().split()):
+            if "qemu" in Path(f"/proc/{pid}/comm").read_text():
+                return pid
+    raise AssertionError("no QEMU")

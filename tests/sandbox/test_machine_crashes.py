@@ -11,7 +11,7 @@ import pytest
 from hadal.errors import GoneCause, HadalError, NodeError, SandboxGoneError
 from hadal.sandbox import MicroVMSpec, NetworkPolicy, Sandbox
 from tests.sandbox.conftest import needs_root
-from tests.sandbox.machine_image import import_image, needs_machines
+from tests.sandbox.machine_image import import_image, needs_machines, qemu_of
 from tests.sandbox.network_lab import needs_network
 from tests.sandbox.test_crashes import Daemon, left_behind
 
@@ -38,17 +38,6 @@ def daemon(state):
 
 def make(daemon, **changes):
     return Sandbox.create(MicroVMSpec(image="machine-lab:1", **changes), node=daemon.url)
-
-
-def qemu_of(box):
-    """The process of a machine: of those in its groups the one that is no init."""
-    pids = {
-        int(pid)
-        for group in Path("/sys/fs/cgroup").glob(f"pids/hadal/*/{box.id}/cgroup.procs")
-        for pid in group.read_text().split()
-    }
-    (found,) = (p for p in pids if "qemu" in Path(f"/proc/{p}/comm").read_text())
-    return found
 
 
 @needs_network

@@ -9,7 +9,7 @@ import pytest
 from hadal.errors import SandboxGoneError
 from hadal.sandbox import MicroVMSpec, NetworkPolicy, Sandbox
 from tests.sandbox.conftest import needs_root
-from tests.sandbox.machine_image import import_image, needs_machines
+from tests.sandbox.machine_image import import_image, needs_machines, qemu_of
 from tests.sandbox.network_lab import needs_network
 
 pytestmark = needs_root
@@ -25,15 +25,6 @@ def image(node, kernel, tmp_path_factory):
 def box(image):
     with Sandbox.create(MicroVMSpec(image=image)) as made:
         yield made
-
-
-def qemu_of(box):
-    """The process of a machine on the host."""
-    for group in Path("/sys/fs/cgroup").glob(f"pids/hadal/*/{box.id}/cgroup.procs"):
-        for pid in map(int, group.read_text().split()):
-            if "qemu" in Path(f"/proc/{pid}/comm").read_text():
-                return pid
-    raise AssertionError("no QEMU")
 
 
 def test_qemu_is_nobody_on_the_host(box):
