@@ -389,13 +389,14 @@ static bool add_route(int fd, const char *target, const char *mask, const char *
 static const char *set_network(const char *text)
 {
     char own[16], gateway[16], own_hardware[18], gateway_hardware[18];
-    int mtu, fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    int mtu;
     struct ifreq link = link_request(NULL);
     struct arpreq neighbour = {.arp_flags = ATF_COM | ATF_PERM, .arp_dev = "eth0"};
     errno = EINVAL;
     if (sscanf(text, "%15s %15s %17s %17s %d", own, gateway, own_hardware, gateway_hardware, &mtu) != 5 ||
         !read_hardware(gateway_hardware, (unsigned char *)neighbour.arp_ha.sa_data))
         return "text of the network";
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     link.ifr_flags = 0;
     bool set = fd >= 0 && ioctl(fd, SIOCSIFFLAGS, &link) == 0;
     link = link_request(NULL);

@@ -172,17 +172,9 @@ class MicroVMSpec(BoxSpec):
     backend: Literal["microvm"] = "microvm"
     memory_mb: int = Field(default=256, ge=96, le=1 << 21)
 
-    capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {
-            Capability.DISK,
-            Capability.FORK,
-            Capability.NETWORK,
-            Capability.PAUSE,
-            Capability.SNAPSHOT_DISK,
-            Capability.SNAPSHOT_FULL,
-            Capability.TTY,
-        }
-    )
+    capabilities: ClassVar[frozenset[Capability]] = ContainerSpec.capabilities | {
+        Capability.SNAPSHOT_FULL
+    }
 
     @model_validator(mode="after")
     def _has_nothing_of_the_node(self) -> Self:
