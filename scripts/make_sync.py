@@ -15,6 +15,8 @@ TARGET = SOURCES / "sync.py"
 CLASSES = [
     ("process.py", "AsyncProcess"),
     ("files.py", "AsyncFiles"),
+    ("screen.py", "AsyncKeyboard"),
+    ("screen.py", "AsyncMouse"),
     ("box.py", "AsyncSandbox"),
 ]
 HEADER = '''"""The SDK without await: made by scripts/make_sync.py from the asynchronous classes; do not edit.
@@ -34,12 +36,13 @@ from hadal.sandbox.files import AsyncFiles
 from hadal.sandbox.network_policy import NetworkPolicy
 from hadal.sandbox.portal import call, iterate
 from hadal.sandbox.process import AsyncProcess, StreamName
-from hadal.sandbox.protocol import SnapshotKind
+from hadal.sandbox.protocol import MouseButton, SnapshotKind
 from hadal.sandbox.replay import ReplayReport
 from hadal.sandbox.results import BoxInfo, CallResult, Change, Event, ExecResult, FileEvent, FileStat, Usage
+from hadal.sandbox.screen import AsyncKeyboard, AsyncMouse
 from hadal.sandbox.specs import Spec
 
-__all__ = ["Files", "Process", "Sandbox"]
+__all__ = ["Files", "Keyboard", "Mouse", "Process", "Sandbox"]
 
 Command = str | Sequence[str]
 '''
@@ -116,7 +119,9 @@ def render(file: str, name: str) -> str:
     found = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
     sync = name.removeprefix("Async")
     doc = plain(ast.get_docstring(found, clean=False) or "")
-    extra = "\n        self.files = Files(wrapped.files)\n        self.id = wrapped.id"
+    parts = ("files", "keyboard", "mouse")
+    extra = "".join(f"\n        self.{p} = {p.capitalize()}(wrapped.{p})" for p in parts)
+    extra += "\n        self.id = wrapped.id"
     extra = (
         extra
         if name == "AsyncSandbox"

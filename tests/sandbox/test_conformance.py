@@ -2,14 +2,19 @@
 
 import pytest
 
-from hadal.sandbox import ContainerSpec, FunctionSpec, MicroVMSpec, Sandbox
+from hadal.sandbox import ContainerSpec, FunctionSpec, MicroVMSpec, Sandbox, VMSpec
 from hadal.sandbox.testing import all_checks
 from tests.sandbox.conftest import needs_root
 from tests.sandbox.machine_image import import_image, needs_machines
 
 pytestmark = needs_root
-BACKENDS = {"container": ContainerSpec, "function": FunctionSpec, "microvm": MicroVMSpec}
-MACHINES = {"microvm"}
+BACKENDS = {
+    "container": ContainerSpec,
+    "function": FunctionSpec,
+    "microvm": MicroVMSpec,
+    "vm": VMSpec,
+}
+MACHINES = {"microvm", "vm"}
 
 
 def cases():

@@ -23,7 +23,7 @@ from hadal.node.node_config import NodeConfig
 from hadal.sandbox import ContainerSpec, NetworkPolicy, Sandbox
 from hadal.sandbox.embedded import state_folder
 from hadal.sandbox.protocol import CreateRequest
-from hadal.sandbox.specs import Capability, FunctionSpec, MicroVMSpec, read_spec
+from hadal.sandbox.specs import Capability, FunctionSpec, VMSpec, read_spec
 from tests.sandbox.conftest import needs_root
 from tests.sandbox.network_lab import needs_network
 from tests.sandbox.test_crashes import Daemon, left_behind
@@ -129,7 +129,7 @@ def test_a_spec_says_what_is_wrong_with_it():
 
 
 def test_every_capability_is_one_of_some_backend():
-    backends = (ContainerSpec, FunctionSpec, MicroVMSpec)
+    backends = (ContainerSpec, FunctionSpec, VMSpec)
     assert set().union(*(spec.capabilities for spec in backends)) == set(Capability)
 
 

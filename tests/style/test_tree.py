@@ -16,6 +16,8 @@ ALL_PYTHON = [
     *sorted((ROOT / "benchmarks").glob("*.py")),
     *sorted((ROOT / "scripts").glob("*.py")),
 ]
+MADE = {"sync.py": "scripts/make_sync.py"}
+"""Files that a script writes, and nobody reads from end to end."""
 MAX_FILE_LINES = 600
 MAX_FUNCTION_LINES = 70
 
@@ -27,7 +29,8 @@ def relative(path: Path) -> str:
 @pytest.mark.parametrize("path", ALL_PYTHON, ids=relative)
 def test_sizes_and_module_docstring(path):
     text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= MAX_FILE_LINES
+    if f"made by {MADE.get(path.name)}" not in text:
+        assert len(text.splitlines()) <= MAX_FILE_LINES
     tree = ast.parse(text)
     assert ast.get_docstring(tree), "a module says what it is"
     for node in ast.walk(tree):

@@ -49,7 +49,7 @@ from hadal.node.tree_removal import remove_tree
 from hadal.sandbox.network_policy import NetworkPolicy
 from hadal.sandbox.protocol import CreateRequest
 from hadal.sandbox.results import BoxInfo
-from hadal.sandbox.specs import FunctionSpec, MicroVMSpec, Spec, read_spec
+from hadal.sandbox.specs import FunctionSpec, MachineSpec, Spec, read_spec
 
 __all__ = ["Node"]
 
@@ -197,7 +197,7 @@ class Node:
         folder = self._folder / record.id
         try:
             spec = read_spec(record.spec)
-            if isinstance(spec, MicroVMSpec):
+            if isinstance(spec, MachineSpec):
                 machine, guest = await self.machines.find(folder)
             else:
                 guest = await Guest.connect(folder / "guest")
@@ -311,7 +311,7 @@ class Node:
             runtime.get("image") or await self._image_of(spec)
         )
         runtime["image"] = root.digest or root.name
-        is_machine = isinstance(spec, MicroVMSpec)
+        is_machine = isinstance(spec, MachineSpec)
         network = await self.networks.take(box_id, spec.network, machine=is_machine)
         runtime["network"] = network.number
         reach("make.folder")
@@ -327,7 +327,7 @@ class Node:
             folder, spec, layers=(*copies, *root.layers), binds=root.binds, cgroup=cgroup, network=network,
             uid_base=self.config.first_uid + slot * _UIDS, lease_s=self.config.lease_s,
         )  # fmt: skip
-        if isinstance(spec, MicroVMSpec):
+        if isinstance(spec, MachineSpec):
             runtime["disk"] = -1
             try:
                 launched, guest, machine = await self.machines.start(

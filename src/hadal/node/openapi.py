@@ -12,6 +12,7 @@ from hadal.sandbox.protocol import (
     CreateRequest,
     ErrorBody,
     FileChange,
+    InputRequest,
     NetworkRequest,
     SignalRequest,
     SnapshotRequest,
@@ -27,7 +28,7 @@ from hadal.sandbox.results import (
     NodeStatus,
     Usage,
 )
-from hadal.sandbox.specs import ContainerSpec, FunctionSpec, MicroVMSpec
+from hadal.sandbox.specs import ContainerSpec, FunctionSpec, MicroVMSpec, VMSpec
 
 __all__ = ["document"]
 
@@ -38,8 +39,8 @@ _NUMBER: Final[Schema] = {"type": "integer", "minimum": 0}
 _BASE64: Final[Schema] = {"type": "string", "contentEncoding": "base64"}
 _TYPES: Final = (BoxInfo, CallResult, Change, Event, ExecResult, FileStat, NodeStatus, Usage)
 _BODIES: Final = (
-    CallRequest, CommandRequest, CreateRequest, FileChange, NetworkRequest, SignalRequest, SnapshotRequest,
-    StopRequest, ErrorBody, ContainerSpec, FunctionSpec, MicroVMSpec,
+    CallRequest, CommandRequest, CreateRequest, FileChange, InputRequest, NetworkRequest, SignalRequest,
+    SnapshotRequest, StopRequest, ErrorBody, ContainerSpec, FunctionSpec, MicroVMSpec, VMSpec,
 )  # fmt: skip
 _ERRORS: Final = {
     "400": "The request is wrong; the message says where",
@@ -128,6 +129,8 @@ _ROUTES: Final = (
     _Route(
         "get", _BOX + "/network", "What it sent, received and was denied", answer={"type": "object"}
     ),
+    _Route("get", _BOX + "/screenshot", "What is on its screen", answer="image"),
+    _Route("post", _BOX + "/input", "Type, press keys, or click", InputRequest, answer=_object()),
     _Route("post", _BOX + "/pause", "Stop its processes", answer=_object()),
     _Route("post", _BOX + "/resume", "Let them go on", answer=_object()),
     _Route(
@@ -177,7 +180,7 @@ def document() -> Schema:
     for kind in (*_TYPES, *_BODIES):
         _add(kind, schemas)
     schemas["CreateRequest"]["properties"]["spec"] = {
-        "oneOf": [_ref("ContainerSpec"), _ref("FunctionSpec"), _ref("MicroVMSpec")]
+        "oneOf": [_ref("ContainerSpec"), _ref("FunctionSpec"), _ref("MicroVMSpec"), _ref("VMSpec")]
     }
     paths: dict[str, Schema] = {}
     for route in _ROUTES:
@@ -221,6 +224,8 @@ def _operation(route: _Route) -> Schema:
         content = {"application/octet-stream": {}}
         if route.path.endswith("/files"):
             content["application/json"] = {"schema": _READ}
+    elif route.answer == "image":
+        content = {"image/png": {}}
     elif route.answer == "text":
         content = {"text/plain": {}}
     else:

@@ -13,7 +13,7 @@ from hadal.node.machines.changes import packed_changes
 from hadal.node.steps import begin_step, recorded_step
 from hadal.node.tree_removal import remove_tree
 from hadal.sandbox.protocol import SnapshotKind
-from hadal.sandbox.specs import Capability, MicroVMSpec
+from hadal.sandbox.specs import Capability, MachineSpec
 
 if TYPE_CHECKING:
     from hadal.node.node import Node
@@ -69,7 +69,7 @@ class Snapshots:
         """Keep a machine."""
         node, machines = self._node, self._node.machines
         assert box.machine is not None
-        assert isinstance(box.spec, MicroVMSpec)
+        assert isinstance(box.spec, MachineSpec)
         root = node.base_of(box)[0]
         about = await asyncio.to_thread(machines.about, box.spec, root, node.config.lease_s)
         async with machines.copied(box.machine, box.guest, box.cgroup, box.pid) as snapshot:

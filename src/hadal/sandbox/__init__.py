@@ -17,8 +17,8 @@ from hadal.sandbox.results import (
     FileStat,
     Usage,
 )
-from hadal.sandbox.specs import ContainerSpec, FunctionSpec, MicroVMSpec, Mount
-from hadal.sandbox.sync import Files, Process, Sandbox
+from hadal.sandbox.specs import ContainerSpec, FunctionSpec, MicroVMSpec, Mount, VMSpec
+from hadal.sandbox.sync import Files, Keyboard, Mouse, Process, Sandbox
 
 __all__ = [
     "AsyncProcess",
@@ -34,11 +34,14 @@ __all__ = [
     "FileStat",
     "Files",
     "FunctionSpec",
+    "Keyboard",
     "MicroVMSpec",
     "Mount",
+    "Mouse",
     "NetworkPolicy",
     "Process",
     "ReplayReport",
     "Sandbox",
     "Usage",
+    "VMSpec",
 ]

@@ -22,6 +22,7 @@ from hadal.sandbox.process import AsyncProcess, decode_result
 from hadal.sandbox.protocol import SnapshotKind, command_record
 from hadal.sandbox.replay import ReplayReport, replay
 from hadal.sandbox.results import BoxInfo, CallResult, Change, Event, ExecResult, Usage
+from hadal.sandbox.screen import AsyncKeyboard, AsyncMouse
 from hadal.sandbox.specs import ContainerSpec, Spec
 from hadal.sandbox.trajectory import Logged, Recorded, read_log
 
@@ -38,6 +39,7 @@ class AsyncSandbox:
     Attributes:
         id: Its name on the node; `AsyncSandbox.connect(id)` finds it from anywhere.
         files: Its file system.
+        keyboard, mouse: Those of a whole machine, beside its screen.
         client: The connection to its node.
     """
 
@@ -45,6 +47,8 @@ class AsyncSandbox:
         self.id = info.id
         self.client = client
         self.files = AsyncFiles(self)
+        self.keyboard = AsyncKeyboard(self)
+        self.mouse = AsyncMouse(self)
         self._path = f"/v1/boxes/{info.id}"
         self._recorded = recorded
         self._detached = False
@@ -290,6 +294,15 @@ class AsyncSandbox:
         body = {"name": name, "kind": kind, "request_id": request_id or uuid.uuid4().hex}
         return (await self.client.request("POST", f"{self._path}/snapshot", body=body))["reference"]
 
+    async def screenshot(self) -> bytes:
+        """Return what is on the screen of a whole machine, as PNG.
+
+        Raises:
+            UnsupportedError: The box has no screen.
+        """
+        async with self.client.download(f"{self._path}/screenshot", query={}) as content:
+            return await content.read()
+
     async def set_network(self, policy: NetworkPolicy, *, request_id: str | None = None) -> None:
         """Change what the box may reach; connections that are not allowed any more are cut.
 
@@ -428,7 +441,7 @@ class AsyncSandbox:
         return record.outcome()
 
     def recorded(self, kind: str, request: dict[str, Any]) -> bool:
-        """Return whether a change of files is recorded as done."""
+        """Return whether a change of files, or what was typed or clicked, is recorded as done."""
         record = self._take(kind, request)
         if record is not None and record.state != "begun":
             record.outcome()

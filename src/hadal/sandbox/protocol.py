@@ -7,9 +7,17 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Base64Bytes, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    Base64Bytes,
+    BaseModel,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 
 __all__ = [
     "CallRequest",
@@ -17,7 +25,10 @@ __all__ = [
     "CreateRequest",
     "ErrorBody",
     "FileChange",
+    "InputRequest",
+    "MouseButton",
     "NetworkRequest",
+    "Pointer",
     "SignalRequest",
     "SnapshotKind",
     "SnapshotRequest",
@@ -40,6 +51,7 @@ strings of pydantic refuse."""
 Cells = Annotated[int, Field(ge=0, le=65535)]
 RequestId = Annotated[str, Field(min_length=1, max_length=200)]
 SnapshotKind = Literal["files", "full"]
+MouseButton = Literal["left", "middle", "right"]
 
 
 _RECORDED = ("argv", "shell", "env", "cwd", "user", "tty", "interactive")
@@ -171,6 +183,43 @@ class SnapshotRequest(_Body):
     kind: SnapshotKind = "files"
     count: int = Field(default=1, ge=1, le=1000)
     request_id: RequestId
+
+
+class Pointer(_Body):
+    """Where the pointer of a screen goes, and what is clicked there.
+
+    Attributes:
+        x, y: Of the pixels of the screen.
+        button: That is clicked. Default: none.
+        count: How often: 2 for a double click.
+    """
+
+    x: int = Field(ge=0, le=65535)
+    y: int = Field(ge=0, le=65535)
+    button: MouseButton | None = None
+    count: int = Field(default=1, ge=1, le=10)
+
+
+class InputRequest(_Body):
+    """POST /v1/boxes/{id}/input: exactly one of text, keys and pointer.
+
+    Attributes:
+        text: Typed, a key for each character.
+        press: Keys that are held together, such as "Control+Alt+F2".
+        pointer: Moved, and clicked.
+    """
+
+    text: str | None = Field(default=None, max_length=4096)
+    press: str | None = Field(default=None, min_length=1, max_length=200)
+    pointer: Pointer | None = None
+    request_id: RequestId
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        given = [part for part in (self.text, self.press, self.pointer) if part is not None]
+        if len(given) != 1:
+            raise ValueError(f"one of text, press and pointer is expected, got {len(given)}")
+        return self
 
 
 class StopRequest(_Body):

@@ -22,9 +22,11 @@ __all__ = [
     "Capability",
     "ContainerSpec",
     "FunctionSpec",
+    "MachineSpec",
     "MicroVMSpec",
     "Mount",
     "Spec",
+    "VMSpec",
     "read_spec",
 ]
 
@@ -58,6 +60,7 @@ class Capability(enum.StrEnum):
     NETWORK = "network"
     CALL = "call"
     DISK = "disk"
+    SCREEN = "screen"
 
 
 class _Strict(BaseModel):
@@ -162,14 +165,13 @@ class FunctionSpec(BoxSpec):
     )
 
 
-class MicroVMSpec(BoxSpec):
-    """A small virtual machine: a kernel of its own, with the image's layers as disks.
+class _MachineSpec(BoxSpec):
+    """What virtual machines have in common: a kernel of their own.
 
     Attributes:
         memory_mb: MiB of its memory, that of its kernel included.
     """
 
-    backend: Literal["microvm"] = "microvm"
     memory_mb: int = Field(default=256, ge=96, le=1 << 21)
 
     capabilities: ClassVar[frozenset[Capability]] = ContainerSpec.capabilities | {
@@ -179,13 +181,28 @@ class MicroVMSpec(BoxSpec):
     @model_validator(mode="after")
     def _has_nothing_of_the_node(self) -> Self:
         if self.mounts:
-            raise ValueError("a microvm has no mounts of the node's files: copy them in")
+            raise ValueError("a machine has no mounts of the node's files: copy them in")
         if self.read_only:
-            raise ValueError("the root of a microvm can always be written")
+            raise ValueError("the root of a machine can always be written")
         return self
 
 
-Spec = ContainerSpec | FunctionSpec | MicroVMSpec
+class MicroVMSpec(_MachineSpec):
+    """A small virtual machine: the node's kernel, with the image's layers as disks."""
+
+    backend: Literal["microvm"] = "microvm"
+
+
+class VMSpec(_MachineSpec):
+    """A whole PC, with firmware, PCI, a screen, a keyboard and a pointer."""
+
+    backend: Literal["vm"] = "vm"
+
+    capabilities: ClassVar[frozenset[Capability]] = _MachineSpec.capabilities | {Capability.SCREEN}
+
+
+MachineSpec = MicroVMSpec | VMSpec
+Spec = ContainerSpec | FunctionSpec | MachineSpec
 _ADAPTER: TypeAdapter[Spec] = TypeAdapter(Annotated[Spec, Field(discriminator="backend")])
 
 

@@ -15,7 +15,7 @@ from hadal.sandbox.files import AsyncFiles
 from hadal.sandbox.network_policy import NetworkPolicy
 from hadal.sandbox.portal import call, iterate
 from hadal.sandbox.process import AsyncProcess, StreamName
-from hadal.sandbox.protocol import SnapshotKind
+from hadal.sandbox.protocol import MouseButton, SnapshotKind
 from hadal.sandbox.replay import ReplayReport
 from hadal.sandbox.results import (
     BoxInfo,
@@ -27,9 +27,10 @@ from hadal.sandbox.results import (
     FileStat,
     Usage,
 )
+from hadal.sandbox.screen import AsyncKeyboard, AsyncMouse
 from hadal.sandbox.specs import Spec
 
-__all__ = ["Files", "Process", "Sandbox"]
+__all__ = ["Files", "Keyboard", "Mouse", "Process", "Sandbox"]
 
 Command = str | Sequence[str]
 
@@ -211,18 +212,90 @@ class Files:
         return call(self.wrapped.download(path, local))
 
 
+class Keyboard:
+    """The keyboard, of US layout. Every method raises UnsupportedError where the box has none."""
+
+    def __init__(self, wrapped: AsyncKeyboard) -> None:
+        self.wrapped = wrapped
+
+    def type(self, text: str, *, request_id: str | None = None) -> None:
+        """Type a text of at most 4,096 characters, some thirty a second.
+
+        Args:
+            text: Printable ASCII, newlines and tabs.
+            request_id: Twice the same types once. Default: a random one.
+
+        Raises:
+            ConfigError: There is no key for one of its characters; then none is typed.
+        """
+        return call(self.wrapped.type(text, request_id=request_id))
+
+    def press(self, keys: str, *, request_id: str | None = None) -> None:
+        """Press keys together and let go of them.
+
+        Args:
+            keys: As "Enter", "a" or "Control+Alt+F2": the names that browsers have for them.
+            request_id: Twice the same presses once. Default: a random one.
+
+        Raises:
+            ConfigError: There is no such key.
+        """
+        return call(self.wrapped.press(keys, request_id=request_id))
+
+
+class Mouse:
+    """The mouse. Every method raises UnsupportedError where the box has none."""
+
+    def __init__(self, wrapped: AsyncMouse) -> None:
+        self.wrapped = wrapped
+
+    def move(self, x: int, y: int, *, request_id: str | None = None) -> None:
+        """Move to a pixel of the screen, as `screenshot` shows it.
+
+        Raises:
+            ConfigError: The screen is smaller.
+        """
+        return call(self.wrapped.move(x, y, request_id=request_id))
+
+    def click(
+        self,
+        x: int,
+        y: int,
+        *,
+        button: MouseButton = "left",
+        count: int = 1,
+        request_id: str | None = None,
+    ) -> None:
+        """Move to a pixel of the screen and click.
+
+        Args:
+            x: Of the pixel, from the left.
+            y: Of the pixel, from the top.
+            button: Which.
+            count: How often: 2 for a double click.
+            request_id: Twice the same clicks once. Default: a random one.
+
+        Raises:
+            ConfigError: The screen is smaller.
+        """
+        return call(self.wrapped.click(x, y, button=button, count=count, request_id=request_id))
+
+
 class Sandbox:
     """A box. Make one with `create`; leaving the `with` block ends it, unless it is detached.
 
     Attributes:
         id: Its name on the node; `Sandbox.connect(id)` finds it from anywhere.
         files: Its file system.
+        keyboard, mouse: Those of a whole machine, beside its screen.
         client: The connection to its node.
     """
 
     def __init__(self, wrapped: AsyncSandbox) -> None:
         self.wrapped = wrapped
         self.files = Files(wrapped.files)
+        self.keyboard = Keyboard(wrapped.keyboard)
+        self.mouse = Mouse(wrapped.mouse)
         self.id = wrapped.id
 
     @classmethod
@@ -468,6 +541,14 @@ class Sandbox:
             ImageError: It cannot be stored.
         """
         return call(self.wrapped.snapshot(name, kind=kind, request_id=request_id))
+
+    def screenshot(self) -> bytes:
+        """Return what is on the screen of a whole machine, as PNG.
+
+        Raises:
+            UnsupportedError: The box has no screen.
+        """
+        return call(self.wrapped.screenshot())
 
     def set_network(self, policy: NetworkPolicy, *, request_id: str | None = None) -> None:
         """Change what the box may reach; connections that are not allowed any more are cut.

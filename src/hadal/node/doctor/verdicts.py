@@ -15,6 +15,8 @@ _LIMITED_WITHOUT = ("EROFS", "FUSE", "networks")
 _MACHINE = (*_CONTAINER, "EROFS", "QEMU", "machine kernel")
 _SHARED = ("container", "function")
 """Kinds of boxes that have the node's kernel."""
+_OWN = ("microvm", "vm")
+"""Kinds of boxes that have a kernel of their own."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,7 @@ def verdicts(findings: Sequence[Finding]) -> list[Verdict]:
     by_name = {finding.name: finding for finding in findings}
     return [
         *(_shared_kernel(backend, by_name) for backend in _SHARED),
-        _microvm(by_name),
-        _not_built("vm", by_name, ("QEMU", "KVM"), "QEMU"),
+        *(_machine(backend, by_name) for backend in _OWN),
     ]
 
 
@@ -55,26 +56,11 @@ def _shared_kernel(backend: str, by_name: dict[str, Finding]) -> Verdict:
     return Verdict(backend, works=True, text=text)
 
 
-def _microvm(by_name: dict[str, Finding]) -> Verdict:
-    """Say what it lacks; a machine's jail is a container."""
+def _machine(backend: str, by_name: dict[str, Finding]) -> Verdict:
+    """Say what a kind of machine lacks; its jail is a container."""
     missing = _lacking(by_name, _MACHINE)
     if missing:
-        return Verdict("microvm", works=False, text=f"does not: {', '.join(missing)}")
+        return Verdict(backend, works=False, text=f"does not: {', '.join(missing)}")
     without = _lacking(by_name, ("networks",))
     limits = f", without: {', '.join(without)}" if without else ""
-    return Verdict("microvm", works=True, text=f"works, emulated{limits}")
-
-
-def _not_built(
-    backend: str, by_name: dict[str, Finding], best: Sequence[str], emulator: str
-) -> Verdict:
-    lacking = _lacking(by_name, best)
-    if not lacking:
-        here = f"this machine has {' and '.join(best)}"
-    elif not _lacking(by_name, (emulator,)):
-        here = (
-            f"this machine has no working {' and '.join(lacking)}; {emulator} would emulate, slowly"
-        )
-    else:
-        here = f"this machine has no working {' and '.join(dict.fromkeys((*lacking, emulator)))}"
-    return Verdict(backend, works=False, text=f"does not: not in this version of hadal; {here}")
+    return Verdict(backend, works=True, text=f"works, emulated{limits}")

@@ -17,7 +17,7 @@ from hadal.errors import ConfigError, ImageError
 from hadal.node.machines.memory import load_memory
 from hadal.node.machines.snapshots import Snapshot, is_whole, link_disks, seal
 from hadal.node.sparse import copy_not_zero
-from hadal.sandbox.specs import MicroVMSpec, Spec
+from hadal.sandbox.specs import Spec
 
 __all__ = ["KeptMachine", "KeptMachines", "check_alike", "is_kept"]
 
@@ -40,9 +40,9 @@ def check_alike(spec: Spec, kept: "KeptMachine") -> None:
     Raises:
         ConfigError: With the field, and both values.
     """
-    if not isinstance(spec, MicroVMSpec):
+    if spec.backend != kept.spec["backend"]:
         raise ConfigError(
-            f"box spec: from: {kept.reference} is a microvm, and cannot go on as a {spec.backend}"
+            f"box spec: from: {kept.reference} is a {kept.spec['backend']}, and cannot go on as a {spec.backend}"
         )
     wanted, has = spec.model_dump(mode="json", by_alias=True), kept.spec
     for name in _HARDWARE:
@@ -63,7 +63,7 @@ class KeptMachine:
     """What is known of one.
 
     Attributes:
-        reference: As `MicroVMSpec.from_` takes it.
+        reference: As `from_` of a spec takes it.
         spec: Of the machine.
         image: Digest of its image.
         kind: Of QEMU and of what it has of hardware; only the same starts it.

@@ -22,7 +22,7 @@ from hadal.node.machines.monitor import Monitor
 from hadal.node.machines.qemu import FOLDER, Hardware
 from hadal.node.network import BoxNetwork
 from hadal.node.wire import Tag
-from hadal.sandbox.specs import MicroVMSpec
+from hadal.sandbox.specs import MachineSpec
 
 __all__ = ["Machine", "start_machine"]
 
@@ -219,10 +219,10 @@ def _network_text(network: BoxNetwork) -> bytes:
     return f"{network.address} {network.resolver} {far} {near} {network.mtu}".encode()
 
 
-def hardware_of(spec: MicroVMSpec, layers: int, tsc_khz: int) -> Hardware:
+def hardware_of(spec: MachineSpec, layers: int, tsc_khz: int) -> Hardware:
     """Return what a machine of this spec has."""
     return Hardware(
-        memory_mb=spec.memory_mb, cpus=math.ceil(spec.cpus), layers=layers,
+        board=spec.backend, memory_mb=spec.memory_mb, cpus=math.ceil(spec.cpus), layers=layers,
         network=spec.network.default != "none", tsc_khz=tsc_khz,
     )  # fmt: skip
 

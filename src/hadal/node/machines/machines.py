@@ -30,12 +30,12 @@ from hadal.node.machines.machine import (
     start_machine,
 )
 from hadal.node.machines.memory import copy_memory, empty_memory, memory_of
-from hadal.node.machines.qemu import BOOT, DISKS, FOLDER, LAYERS, Hardware, microvm, qemu_program
+from hadal.node.machines.qemu import BOOT, DISKS, FOLDER, LAYERS, Hardware, qemu_call, qemu_program
 from hadal.node.machines.snapshots import Overlays, Snapshot, Templates, link_disks, save_machine
 from hadal.node.network import BoxNetwork
 from hadal.node.scratch import Disks
 from hadal.node.tree_removal import remove_tree
-from hadal.sandbox.specs import MicroVMSpec
+from hadal.sandbox.specs import MachineSpec
 
 __all__ = ["MEMORY_OF_QEMU_MB", "Machines"]
 
@@ -117,7 +117,7 @@ class Machines:
         remove_tree(self._copies)  # of a daemon that died while it made them
 
     async def start(
-        self, spec: MicroVMSpec, root: ResolvedImage, folder: Path, jail: LaunchRequest, cgroup: Cgroup,
+        self, spec: MachineSpec, root: ResolvedImage, folder: Path, jail: LaunchRequest, cgroup: Cgroup,
         network: BoxNetwork, snapshot: Snapshot | None = None,
     ) -> tuple[Launched, Guest, Machine]:  # fmt: skip
         """Start a machine in a jail and give it its identity.
@@ -198,7 +198,7 @@ class Machines:
                 os.close(memory)
             await asyncio.to_thread(remove_tree, folder)
 
-    def _plan(self, spec: MicroVMSpec, layers: Sequence[Path], lease_s: int) -> tuple[_Plan, str]:
+    def _plan(self, spec: MachineSpec, layers: Sequence[Path], lease_s: int) -> tuple[_Plan, str]:
         program, kernel = qemu_program(), find_kernel(kernel_folder(self._folder.parent))
         if self._tsc_khz is None:
             self._tsc_khz = self._find_tsc_khz()
@@ -264,7 +264,7 @@ class Machines:
                 return await self._boot(plan, key, folder, jail, cgroup, network)
         return await self._start(plan, folder, jail, network, template)
 
-    def about(self, spec: MicroVMSpec, root: ResolvedImage, lease_s: int) -> KeptMachine:
+    def about(self, spec: MachineSpec, root: ResolvedImage, lease_s: int) -> KeptMachine:
         """Return what is to be known of a machine that is kept, but for its reference and size.
 
         Args:
@@ -325,7 +325,7 @@ class Machines:
                 scratch_bytes=_JAIL_BYTES, scratch_inodes=_JAIL_INODES,
             )  # fmt: skip
             launched = await self._launcher.launch(jail)
-        call = microvm(plan.program, plan.hardware, plan.options, below=below)
+        call = qemu_call(plan.program, plan.hardware, plan.options, below=below)
         state = None if snapshot is None else snapshot.devices
         try:
             keeper = await Guest.connect(jail.socket)

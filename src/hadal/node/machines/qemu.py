@@ -10,13 +10,43 @@ from dataclasses import dataclass
 from hadal.errors import UnsupportedError
 from hadal.node.machines.memory import DESCRIPTOR
 
-__all__ = ["BOOT", "DISKS", "FOLDER", "LAYERS", "Hardware", "microvm", "qemu_program"]
+__all__ = ["BOOT", "DISKS", "FOLDER", "LAYERS", "Hardware", "qemu_call", "qemu_program"]
 
 FOLDER = "/machine"
 BOOT = "/boot"
 LAYERS = "/layers"
 DISKS = "/disks"
 _PROGRAM = "qemu-system-x86_64"
+_LAYERS_PLACE = 0x10
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Board:
+    """What the devices of a machine are attached to.
+
+    Attributes:
+        machine: Of QEMU.
+        bus: What its devices are called after.
+        more: Devices that no other board has.
+    """
+
+    machine: str
+    bus: str
+    more: tuple[str, ...] = ()
+
+
+_BOARDS = {
+    # virtio-mmio found through ACPI, no PCI, no BIOS to speak of.
+    "microvm": _Board(machine="microvm,pic=off,pit=off,rtc=on", bus="device"),
+    # What virtio-vga shows is in the state of the device, as soon as its driver runs.
+    "vm": _Board(
+        machine="q35,vmport=off",
+        bus="pci",
+        more=(
+            "-device", "virtio-vga", "-device", "qemu-xhci,id=usb", "-device", "usb-tablet,bus=usb.0",
+        ),
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +54,7 @@ class Hardware:
     """What a machine has.
 
     Attributes:
+        board: "microvm" or "vm".
         memory_mb: MiB of memory.
         cpus: Processors.
         layers: Number of disks with layers of its image.
@@ -31,6 +62,7 @@ class Hardware:
         tsc_khz: Of the host's time stamp counter, which an emulated processor passes on.
     """
 
+    board: str
     memory_mb: int
     cpus: int
     layers: int
@@ -60,15 +92,19 @@ def _file(name: str, path: str, *more: str, driver: str = "raw", read_only: bool
     )
 
 
-def _device(name: str) -> tuple[str, str]:
-    return "-device", f"virtio-blk-device,drive={name},serial={name}"
+def _device(board: _Board, name: str, number: int | None = None) -> tuple[str, str]:
+    """Return a disk as a device; of those with a number, eight share a place on the PCI bus."""
+    place = ""
+    if board.bus == "pci" and number is not None:
+        place = f",addr={_LAYERS_PLACE + number // 8:#x}.{number % 8:#x},multifunction=on"
+    return "-device", f"virtio-blk-{board.bus},drive={name},serial={name}{place}"
 
 
-def _scratch(below: int) -> list[tuple[str, str]]:
+def _scratch(board: _Board, below: int) -> list[tuple[str, str]]:
     """Return what a machine writes: a raw disk, or one that has what differs from others below it."""
     top = f"{FOLDER}/disk"
     if below == 0:
-        return [_file("scratch", top, "discard=unmap", read_only=False), _device("scratch")]
+        return [_file("scratch", top, "discard=unmap", read_only=False), _device(board, "scratch")]
     chain = [_file("below0", f"{DISKS}/0")]
     chain += [
         _file(f"below{n}", f"{DISKS}/{n}", f"backing=below{n - 1}", driver="qcow2")
@@ -78,14 +114,14 @@ def _scratch(below: int) -> list[tuple[str, str]]:
     return [
         *chain,
         _file("scratch", top, *more, driver="qcow2", read_only=False),
-        _device("scratch"),
+        _device(board, "scratch"),
     ]
 
 
-def microvm(
+def qemu_call(
     program: str, hardware: Hardware, options: dict[str, int], *, below: int = 0
 ) -> list[str]:
-    """Return the call for a `microvm` machine: virtio-mmio found through ACPI, no PCI, no BIOS to speak of.
+    """Return the call for a machine.
 
     Args:
         program: QEMU.
@@ -99,19 +135,20 @@ def microvm(
     # an emulated processor does not speculate.
     line = f"console=ttyS0 quiet tsc_early_khz={hardware.tsc_khz} tsc=nowatchdog reboot=t panic=-1 mitigations=off"
     line += "".join(f" hadal_{name}={value}" for name, value in options.items())
-    waits = below > 0
+    waits, board = below > 0, _BOARDS[hardware.board]
+    bus = board.bus
     disks = [
         part
         for n in range(hardware.layers)
-        for part in (_file(f"layer{n}", f"{LAYERS}/{n}"), _device(f"layer{n}"))
+        for part in (_file(f"layer{n}", f"{LAYERS}/{n}"), _device(board, f"layer{n}", n))
     ]
-    disks += _scratch(below)
+    disks += _scratch(board, below)
     # Its hardware address is told to the guest: that of a template is another's.
     card = (
         "-netdev",
         f"tap,id=network,fd={DESCRIPTOR + 1}",
         "-device",
-        "virtio-net-device,netdev=network",
+        f"virtio-net-{bus},netdev=network{',romfile=' if bus == 'pci' else ''}",
     )
     return [
         program, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
@@ -121,14 +158,14 @@ def microvm(
         "-object", f"memory-backend-file,id=memory,size={hardware.memory_mb}M,mem-path=/proc/self/fd/{DESCRIPTOR},share={'off' if waits else 'on'}",
         "-global", "migration.send-configuration=off",
         *(("-S", "-incoming", "defer") if waits else ()),
-        "-M", "microvm,pic=off,pit=off,rtc=on,suppress-vmdesc=on,memory-backend=memory", "-accel", "tcg", "-cpu", "max",
+        "-M", f"{board.machine},suppress-vmdesc=on,memory-backend=memory", "-accel", "tcg", "-cpu", "max",
         "-smp", str(hardware.cpus), "-m", str(hardware.memory_mb),
         "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
         "-qmp", f"unix:{FOLDER}/qmp,server=on,wait=off",
-        "-device", "virtio-serial-device",
+        "-device", f"virtio-serial-{bus}",
         "-chardev", f"socket,id=port,path={FOLDER}/port,server=on,wait=off",
         "-device", "virtserialport,chardev=port,name=hadal",
-        "-device", "virtio-rng-device",
+        "-device", f"virtio-rng-{bus}", *board.more,
         *(part for disk in disks for part in disk),
         *(card if hardware.network else ()),
         "-kernel", f"{BOOT}/kernel", "-initrd", f"{BOOT}/initrd", "-append", line,

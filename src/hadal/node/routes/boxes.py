@@ -13,9 +13,16 @@ from hadal.node.changes import list_changes
 from hadal.node.journal import Record
 from hadal.node.machines.changes import list_layer, packed_changes
 from hadal.node.routes.http import NODE, box_of, number, read_body
+from hadal.node.screens import give_input, take_screenshot
 from hadal.node.usage import usage_of
 from hadal.sandbox.network_policy import NetworkPolicy
-from hadal.sandbox.protocol import CallRequest, CreateRequest, NetworkRequest, SnapshotRequest
+from hadal.sandbox.protocol import (
+    CallRequest,
+    CreateRequest,
+    InputRequest,
+    NetworkRequest,
+    SnapshotRequest,
+)
 
 __all__ = ["routes"]
 
@@ -118,6 +125,20 @@ async def network(request: web.Request) -> web.Response:
     """GET /v1/boxes/{box}/network: what it sent, received, and was denied."""
     found = await request.app[NODE].networks.statistics(box_of(request).id)
     return web.json_response(json.loads(json.dumps(dataclasses.asdict(found), default=str)))
+
+
+@routes.get("/v1/boxes/{box}/screenshot")
+async def screenshot(request: web.Request) -> web.Response:
+    """GET /v1/boxes/{box}/screenshot: a picture in PNG."""
+    return web.Response(body=await take_screenshot(box_of(request)), content_type="image/png")
+
+
+@routes.post("/v1/boxes/{box}/input")
+async def give(request: web.Request) -> web.Response:
+    """POST /v1/boxes/{box}/input."""
+    body = await read_body(request, InputRequest)
+    await give_input(request.app[NODE].journal, box_of(request), body)
+    return web.json_response({})
 
 
 @routes.post("/v1/boxes/{box}/pause")

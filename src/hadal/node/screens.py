@@ -1,0 +1,58 @@
+"""Screens, keyboards and mice of machines: what is on one, and what is typed and clicked, written down as steps."""
+
+from hadal.node.box import Box
+from hadal.node.journal import Journal
+from hadal.node.machines.keys import chord, strokes
+from hadal.node.machines.monitor import Monitor
+from hadal.node.steps import begin_step, recorded_step
+from hadal.sandbox.protocol import InputRequest
+from hadal.sandbox.specs import Capability
+
+__all__ = ["give_input", "take_screenshot"]
+
+
+def _monitor(box: Box) -> Monitor:
+    box.require(Capability.SCREEN)
+    assert box.machine is not None
+    box.touch()
+    return box.machine.monitor
+
+
+async def take_screenshot(box: Box) -> bytes:
+    """Return what is on the screen of a box, as PNG.
+
+    Raises:
+        UnsupportedError: It has none.
+        NodeError: QEMU does not say.
+    """
+    return await _monitor(box).screenshot()
+
+
+async def give_input(journal: Journal, box: Box, request: InputRequest) -> None:
+    """Type, press, or point and click; the same request again does nothing.
+
+    Args:
+        journal: Of the node.
+        box: Whose keyboard and mouse.
+        request: What.
+
+    Raises:
+        UnsupportedError: It has none.
+        ConfigError: There is no such key, or the screen is smaller.
+        NodeError: QEMU does not do it.
+        UnknownOutcomeError: A daemon died while it was done: nobody knows how far it came.
+    """
+    monitor = _monitor(box)
+    if recorded_step(journal, box, request.request_id, repeatable=False) is not None:
+        return
+    what = request.model_dump(mode="json", exclude={"request_id"}, exclude_unset=True)
+    if request.text is not None:
+        pressed = list(strokes(request.text))
+    else:
+        pressed = [] if request.press is None else [chord(request.press)]
+    with begin_step(journal, box, "input", what, request_id=request.request_id):
+        for keys in pressed:
+            await monitor.press(keys)
+        if request.pointer is not None:
+            at = request.pointer
+            await monitor.point(at.x, at.y, at.button, at.count)
