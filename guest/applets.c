@@ -386,7 +386,7 @@ int run_applet(int count, char **a)
     static const struct { const char *name; int arguments; } known[] = {
         {"read", 3}, {"write", 3}, {"stat", 2}, {"list", 2}, {"remove", 2}, {"rename", 2}, {"mkdir", 3},
         {"chmod", 2}, {"chown", 2}, {"symlink", 2}, {"watch", 1}, {"connect", 2}, {"pack", 1}, {"unpack", 1},
-        {"usage", 0}, {"changes", 0},
+        {"usage", 0}, {"changes", 0}, {"sync", 0},
     };
     size_t which = 0, size = sizeof known / sizeof *known;
     while (which < size && strcmp(known[which].name, a[0]))
@@ -411,6 +411,7 @@ int run_applet(int count, char **a)
     case 12: return pack(a[1]);
     case 13: return unpack(a[1], false);
     case 14: return show_usage();
-    default: return pack_layer(KEPT);
+    case 15: return pack_layer(KEPT);
+    default: sync(); return 0;
     }
 }

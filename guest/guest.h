@@ -68,6 +68,7 @@ struct guest {
     uint64_t patience_ends; /* until then output waits for the next one; 0: it does not */
     char boot_id[33];
     int kept[KEPT_MAX]; /* descriptors for commands that are to have them, in a machine that of what it has changed; -1: none */
+    char group[300];    /* directory of that of commands */
     int commands_group; /* the cgroup.procs that commands join; -1: none */
     int freezer, events; /* of that group: its cgroup.freeze and cgroup.events */
     int boot_id_file;    /* what a machine says is the id of its boot */
@@ -90,8 +91,13 @@ bool flush_port(struct connection *c);    /* whether all of c->out has gone out 
 bool port_output_left(const struct port *port);
 _Noreturn void serve_port(int port, int oom_score, uint64_t lease_ns);
 
-/* machine.c */
+/* boot.c */
 _Noreturn void boot_machine(void);
+_Noreturn void join_machine(void); /* as a service of its system */
+
+/* machine.c */
+bool read_line(const char *path, char *line, size_t size); /* the first one, without its end; false if there is none */
+bool find_link(char *name); /* of IFNAMSIZ; false if there is none */
 int show_usage(void); /* an applet */
 uint64_t count_oom_kills(void); /* that this kernel has ever made */
 const char *settle_machine(const uint8_t *payload, size_t length); /* NULL, or what went wrong: see errno */

@@ -4,6 +4,7 @@
  *   hadal-guest unpack DIRECTORY   an image layer from standard input, as tar
  *   hadal-guest tsc                kHz of the time stamp counter
  *   hadal-guest version
+ *   hadal-guest join               in a virtual machine with a system of its own: serve it
  *   /init                          in an initial RAM disk: boot a virtual machine and be its first process
  */
 #define _GNU_SOURCE
@@ -237,10 +238,12 @@ int main(int count, char **arguments)
     }
     if (count == 2 && !strcmp(arguments[1], "tsc"))
         return print_tsc_khz();
+    if (count == 2 && !strcmp(arguments[1], "join"))
+        join_machine();
     if (count == 2 && !strcmp(arguments[1], "version")) {
         printf("hadal-guest protocol %d\n", PROTOCOL_VERSION);
         return 0;
     }
-    fprintf(stderr, "usage: hadal-guest spawn FD | unpack DIRECTORY | tsc | version\n");
+    fprintf(stderr, "usage: hadal-guest spawn FD | unpack DIRECTORY | tsc | join | version\n");
     return 2;
 }

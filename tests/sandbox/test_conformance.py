@@ -3,9 +3,11 @@
 import pytest
 
 from hadal.sandbox import ContainerSpec, FunctionSpec, MicroVMSpec, Sandbox, VMSpec
+from hadal.sandbox.specs import Capability
 from hadal.sandbox.testing import all_checks
 from tests.sandbox.conftest import needs_root
 from tests.sandbox.machine_image import import_image, needs_machines
+from tests.sandbox.network_lab import needs_network
 
 pytestmark = needs_root
 BACKENDS = {
@@ -22,6 +24,7 @@ def cases():
         for check in all_checks():
             if check.needs <= spec.capabilities:
                 marks = [pytest.mark.slow] if check.slow else []
+                marks += [needs_network] if Capability.NETWORK in check.needs else []
                 yield pytest.param(backend, check, id=f"{backend}-{check.name}", marks=marks)
 
 

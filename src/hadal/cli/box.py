@@ -12,6 +12,7 @@ from hadal.cli import box_log
 from hadal.cli.box_commands import run, shell
 from hadal.cli.box_list import show_boxes
 from hadal.cli.box_options import BoxOptions
+from hadal.cli.box_screen import click, press, screenshot, type_text
 from hadal.cli.node_options import NodeOptions
 from hadal.errors import HadalError, InputError
 
@@ -27,8 +28,9 @@ app = App(
     "A BOX is an id, the beginning of one, or a name. Exit codes: 0, those of the command, 2 for wrong"
     " usage, 3 when the box or its node fails.",
 )
-app.command(run)
-app.command(shell)
+for command in (run, shell, screenshot, press, click):
+    app.command(command)
+app.command(type_text, name="type")
 
 
 @app.command
@@ -49,8 +51,11 @@ def create(
 
         hadal box create ./rootfs --mount /srv/data:/data --ttl 1h --allow pypi
 
+        hadal box create debian:12 --backend microvm --memory 512MiB
+
     Args:
-        image: `host` (this machine's /usr), a directory, or an image of the node's store.
+        image: `host` (this machine's /usr), a directory, an image of the node's store; of a machine also one that
+            was kept, machine@NAME, or a disk of `hadal disk ls`.
         name: A box of this name that lives already is returned instead.
         trajectory: Log to go on with, or to begin.
         options: What it has.

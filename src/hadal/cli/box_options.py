@@ -10,7 +10,7 @@ from hadal.cli.quantities import parse_bytes, parse_seconds, read_pairs
 from hadal.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hadal.sandbox.specs import ContainerSpec
+    from hadal.sandbox.specs import Spec
 
 __all__ = ["BoxOptions"]
 
@@ -25,6 +25,7 @@ class BoxOptions:
     """What a box has.
 
     Attributes:
+        backend: container, or a machine with a kernel of its own: microvm, or vm, a whole PC.
         cpus: Processors that it may use, in parts of one.
         memory: That it may use, as 512MiB; beyond it commands are killed.
         disk: That it may write.
@@ -41,6 +42,7 @@ class BoxOptions:
         label: NAME=VALUE of your own; can be repeated.
     """
 
+    backend: Literal["container", "microvm", "vm"] = "container"
     cpus: float | None = None
     memory: _Bytes = None
     disk: _Bytes = None
@@ -55,16 +57,16 @@ class BoxOptions:
     deny: _Many = ()
     label: _Many = ()
 
-    def spec(self, image: str) -> "ContainerSpec":
+    def spec(self, image: str) -> "Spec":
         """Return a box of this image.
 
         Raises:
             ConfigError: Something is out of its range, or does not fit the rest.
         """
-        from hadal.sandbox.specs import ContainerSpec, read_spec
+        from hadal.sandbox.specs import read_spec
 
         fields: dict[str, Any] = {
-            "image": _image(image),
+            "from" if image.startswith("machine@") else "image": _image(image),
             "cpus": self.cpus,
             "memory_mb": _mib("--memory", self.memory),
             "disk_mb": _mib("--disk", self.disk),
@@ -76,11 +78,9 @@ class BoxOptions:
             "working_dir": self.working_dir,
             "network": self._network(),
             "labels": read_pairs("--label", self.label),
-            "backend": "container",
+            "backend": self.backend,
         }
-        spec = read_spec({name: value for name, value in fields.items() if value is not None})
-        assert isinstance(spec, ContainerSpec)
-        return spec
+        return read_spec({name: value for name, value in fields.items() if value is not None})
 
     def _network(self) -> dict[str, Any] | None:
         if self.network is None and not self.allow and not self.deny:

@@ -17,6 +17,7 @@ from hadal.cli import (
     checkpoint,
     cost,
     demo,
+    disk,
     doctor,
     encoding,
     eval,
@@ -63,6 +64,7 @@ app.command(chat.chat)
 app.command(replay.replay)
 app.command(bench.app)
 app.command(image.app)
+app.command(disk.app)
 app.command(box.app)
 app.command(node.app)
 app.command(doctor.doctor)

@@ -36,9 +36,11 @@ from hadal.node.images import ImageStore, ResolvedImage
 from hadal.node.journal import BoxRecord, Journal
 from hadal.node.launch_request import check_mounts, launch_request
 from hadal.node.launcher import Launcher
+from hadal.node.machines.disk_images import disk_image_root, is_disk_image
 from hadal.node.machines.kept import check_alike, is_kept
 from hadal.node.machines.machine import Machine
-from hadal.node.machines.machines import MEMORY_OF_QEMU_MB, Machines
+from hadal.node.machines.machines import Machines
+from hadal.node.machines.qemu import MEMORY_OF_QEMU_MB
 from hadal.node.machines.snapshots import Snapshot
 from hadal.node.node_config import NodeConfig
 from hadal.node.scratch import DiskPool, Disks
@@ -201,7 +203,7 @@ class Node:
                 machine, guest = await self.machines.find(folder)
             else:
                 guest = await Guest.connect(folder / "guest")
-            root = await self.images.acquire(record.runtime["image"])
+            root = await self._acquire(record.runtime["image"])
         except (GuestLostError, HadalError) as error:
             logger.warning("box lost: %s", error, extra={"sandbox_id": record.id})
             return None
@@ -307,9 +309,8 @@ class Node:
     ) -> Box:  # fmt: skip
         box_id = record.id
         folder = self._folder / box_id
-        root = self._roots[box_id] = await self.images.acquire(
-            runtime.get("image") or await self._image_of(spec)
-        )
+        reference = runtime.get("image") or await self._image_of(spec)
+        root = self._roots[box_id] = await self._acquire(reference)
         runtime["image"] = root.digest or root.name
         is_machine = isinstance(spec, MachineSpec)
         network = await self.networks.take(box_id, spec.network, machine=is_machine)
@@ -347,6 +348,11 @@ class Node:
         guest = await Guest.connect(folder / "guest")
         return self._box(record, spec, root, launched.pid, guest, disk.device)
 
+    async def _acquire(self, reference: str) -> ResolvedImage:
+        if is_disk_image(reference):
+            return disk_image_root(reference)
+        return await self.images.acquire(reference)
+
     async def _image_of(self, spec: Spec) -> str:
         """Return the image that a box is made from.
 
@@ -354,7 +360,7 @@ class Node:
             ConfigError: It is to start from a machine that it is not like.
         """
         if spec.from_ is None or not is_kept(spec.from_):
-            return spec.from_ or spec.image
+            return spec.root
         about = await asyncio.to_thread(self.machines.kept.about, spec.from_)
         check_alike(spec, about)
         return about.image
@@ -517,7 +523,7 @@ class Node:
         reach("remove.files", writes=False)
         await self.networks.give_back(box_id)
         root = self._roots.pop(box_id, None)
-        if root is not None:
+        if root is not None and not is_disk_image(root.name):
             await self.images.release(root)
         folder = self._folder / box_id
         if folder.exists():

@@ -10,6 +10,7 @@ from hadal.node.box import Box
 from hadal.node.images import ResolvedImage
 from hadal.node.images.unpack import unpack
 from hadal.node.machines.changes import packed_changes
+from hadal.node.machines.disk_images import is_disk_image
 from hadal.node.steps import begin_step, recorded_step
 from hadal.node.tree_removal import remove_tree
 from hadal.sandbox.protocol import SnapshotKind
@@ -58,10 +59,14 @@ class Snapshots:
         with begin_step(
             journal, box, "snapshot", request, request_id=request_id, record=record
         ) as step:
-            if kind == "files":
-                reference = await self._commit(box, name)
-            else:
+            if kind == "full":
                 reference = await self._keep(box, name)
+            elif is_disk_image(self._node.base_of(box)[0].name):
+                assert box.machine is not None
+                await box.applet("sync")
+                reference = await self._node.machines.keep_disk(box.machine, box.guest, name)
+            else:
+                reference = await self._commit(box, name)
             step.result = {"reference": reference}
         return reference
 

@@ -19,6 +19,7 @@ from hadal.errors import ConfigError
 from hadal.sandbox.network_policy import NetworkPolicy
 
 __all__ = [
+    "DISK_IMAGE",
     "Capability",
     "ContainerSpec",
     "FunctionSpec",
@@ -46,6 +47,8 @@ Network = Annotated[
     PlainSerializer(NetworkPolicy.to_json),
     WithJsonSchema({"type": ["object", "string"]}),
 ]
+DISK_IMAGE = "disk@"
+"""How references of disk images begin."""
 Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
 
 
@@ -86,7 +89,7 @@ class BoxSpec(_Strict):
 
     Attributes:
         image: A name in the node's store, an OCI reference, a directory on the node, or `host`: this
-            node's own /usr, with nothing to fetch.
+            node's own /usr, with nothing to fetch. Of a whole machine also a disk image, `disk@NAME`.
         from_: A snapshot to start from, instead of an image; of a machine that was kept whole, it goes on with what
             runs in it.
         cpus: Processors that it may use, in parts of one.
@@ -127,6 +130,17 @@ class BoxSpec(_Strict):
     labels: dict[str, str] = Field(default_factory=dict)
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    @property
+    def root(self) -> str:
+        """What its root is made of."""
+        return self.from_ or self.image
+
+    @model_validator(mode="after")
+    def _boots_no_disk(self) -> Self:
+        if self.root.startswith(DISK_IMAGE) and getattr(self, "backend", "") != "vm":
+            raise ValueError(f"{self.root} is a disk that a whole machine boots from: backend vm")
+        return self
 
 
 class ContainerSpec(BoxSpec):
@@ -194,9 +208,22 @@ class MicroVMSpec(_MachineSpec):
 
 
 class VMSpec(_MachineSpec):
-    """A whole PC, with firmware, PCI, a screen, a keyboard and a pointer."""
+    """A whole PC, with firmware, PCI, a screen, a keyboard and a pointer.
+
+    It has the node's kernel and the layers of an image, as a microVM has; or it boots a disk image, whose system
+    says itself how large it is and how much may run in it.
+    """
 
     backend: Literal["vm"] = "vm"
+
+    @model_validator(mode="after")
+    def _leaves_it_to_the_system(self) -> Self:
+        if self.root.startswith(DISK_IMAGE):
+            fields = type(self).model_fields
+            for name in ("disk_mb", "inodes", "pids", "shm_mb"):
+                if getattr(self, name) != fields[name].default:
+                    raise ValueError(f"{name}: what {self.root} has of it, the system in it says")
+        return self
 
     capabilities: ClassVar[frozenset[Capability]] = _MachineSpec.capabilities | {Capability.SCREEN}
 

@@ -30,7 +30,7 @@ _LOG = logging.getLogger(__name__)
 USER = 1000
 """Of QEMU in its jail."""
 _CONSOLE_BYTES = 64 * 1024
-_BOOT_S = 60.0
+_START_S = 60.0
 _QUIET_S = 0.002
 
 
@@ -122,7 +122,7 @@ class Machine:
 
 
 async def start_machine(
-    jail: Guest, folder: Path, call: list[str], state: Path | None
+    jail: Guest, folder: Path, call: list[str], state: Path | None, *, boot_s: float = _START_S
 ) -> tuple[Machine, Guest]:
     """Start QEMU in a jail, and return when its guest answers.
 
@@ -131,6 +131,7 @@ async def start_machine(
         folder: Of the machine, on the host.
         call: Of QEMU.
         state: Of the devices of a template that it waits for; None where it boots.
+        boot_s: Seconds in which its guest answers.
 
     Raises:
         LaunchError: It does not; with the end of what its console says.
@@ -153,7 +154,7 @@ async def start_machine(
             if state is not None:
                 await machine.monitor.load_devices(state)
                 await machine.monitor.go_on()
-            guest = await Guest.connect(folder / "port", timeout_s=_BOOT_S, port=True)
+            guest = await Guest.connect(folder / "port", timeout_s=boot_s, port=True)
             opened.pop_all()
         return machine, guest
     except NodeError as error:
@@ -174,7 +175,7 @@ def _log_end(ended: "asyncio.Future[Exit]", folder: Path, console: _Console) -> 
 async def _listens(socket: Path, console: _Console) -> None:
     """Wait until QEMU listens: its monitor last, when all else is there."""
     assert console.command is not None
-    deadline = time.monotonic() + _BOOT_S
+    deadline = time.monotonic() + _START_S
     while True:
         if console.command.ended.done() or time.monotonic() > deadline:
             raise GuestLostError("QEMU has not started")

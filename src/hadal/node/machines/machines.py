@@ -3,12 +3,11 @@
 import asyncio
 import contextlib
 import hashlib
-import json
 import os
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import AsyncGenerator
+from dataclasses import replace
 from pathlib import Path
 
 from hadal.errors import LaunchError, NodeError, UnsupportedError
@@ -18,6 +17,7 @@ from hadal.node.guest import Guest
 from hadal.node.guest_program import guest_program
 from hadal.node.images import ImageStore, ResolvedImage
 from hadal.node.launcher import Launched, Launcher, LaunchRequest
+from hadal.node.machines.disk_images import DiskImages, disk_images_folder, is_disk_image
 from hadal.node.machines.initramfs import make_initramfs
 from hadal.node.machines.kept import KeptMachine, KeptMachines, is_kept
 from hadal.node.machines.kernel import Kernel, find_kernel, kernel_folder
@@ -30,61 +30,28 @@ from hadal.node.machines.machine import (
     start_machine,
 )
 from hadal.node.machines.memory import copy_memory, empty_memory, memory_of
-from hadal.node.machines.qemu import BOOT, DISKS, FOLDER, LAYERS, Hardware, qemu_call, qemu_program
-from hadal.node.machines.snapshots import Overlays, Snapshot, Templates, link_disks, save_machine
+from hadal.node.machines.plan import Plan
+from hadal.node.machines.qemu import DISKS, FOLDER, qemu_call, qemu_program
+from hadal.node.machines.snapshots import (
+    Overlays,
+    Snapshot,
+    Templates,
+    link_disks,
+    save_disk,
+    save_machine,
+)
 from hadal.node.network import BoxNetwork
 from hadal.node.scratch import Disks
 from hadal.node.tree_removal import remove_tree
 from hadal.sandbox.specs import MachineSpec
 
-__all__ = ["MEMORY_OF_QEMU_MB", "Machines"]
+__all__ = ["Machines"]
 
-MEMORY_OF_QEMU_MB = 192
-"""Beside that of the machine: QEMU's own, with what it translates."""
+_BOOT_OF_A_SYSTEM_S = 300.0
 _JAIL_BYTES = 1 << 20
 _JAIL_INODES = 256
 _TSC_ERROR = 0.002
 """Of a measurement, which takes a tenth of a second."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Plan:
-    """A machine to be: equal plans are served by one template.
-
-    Attributes:
-        program: QEMU.
-        hardware: Of it.
-        options: Of its first process.
-        disk: Bytes and files of what it writes.
-        layers, kernel, ramdisk: Files that it has.
-    """
-
-    program: str
-    hardware: Hardware
-    options: dict[str, int]
-    disk: tuple[int, int]
-    layers: tuple[Path, ...]
-    kernel: Path
-    ramdisk: Path
-
-    def key(self) -> str:
-        """Return the name of its template, and of all whose snapshots it can start from."""
-        about = asdict(self) | {"layers": [path.name for path in self.layers]}
-        files = [
-            (str(p), p.stat().st_size, p.stat().st_mtime_ns)
-            for p in (Path(self.program), self.kernel)
-        ]
-        about |= {"files": files}
-        return hashlib.sha256(json.dumps(about, default=str).encode()).hexdigest()[:32]
-
-    def binds(self) -> list[tuple[Path, str, bool]]:
-        """Return what its jail sees of its files."""
-        layers = [(path, f"{LAYERS}/{n}", True) for n, path in enumerate(self.layers)]
-        return [
-            *layers,
-            (self.kernel, f"{BOOT}/kernel", True),
-            (self.ramdisk, f"{BOOT}/initrd", True),
-        ]
 
 
 class Machines:
@@ -99,6 +66,7 @@ class Machines:
 
     Attributes:
         kept: Snapshots that somebody keeps.
+        disk_images: What whole machines boot from.
     """
 
     def __init__(self, folder: Path, images: ImageStore, launcher: Launcher, disks: Disks) -> None:
@@ -113,6 +81,8 @@ class Machines:
         self._copies = folder / "copies"
         self.kept = KeptMachines(folder / "kept")
         self.kept.sweep()
+        self.disk_images = DiskImages(disk_images_folder(folder.parent))
+        self.disk_images.sweep()
         self._making: dict[str, asyncio.Lock] = {}
         remove_tree(self._copies)  # of a daemon that died while it made them
 
@@ -136,14 +106,13 @@ class Machines:
             UnsupportedError: This host has no QEMU or no kernel for it.
             LaunchError: It does not start.
         """
-        layers = self._images.disks_of(root)
-        plan, key = await asyncio.to_thread(self._plan, spec, layers, jail.lease_s)
+        plan = await asyncio.to_thread(self._plan, spec, root, jail.lease_s)
         if snapshot is not None:
             started = await self._start(plan, folder, jail, network, snapshot)
         elif spec.from_ is not None and is_kept(spec.from_):
-            started = await self._start_kept(spec.from_, plan, key, folder, jail, network)
+            started = await self._start_kept(spec.from_, plan, folder, jail, network)
         else:
-            started = await self._start_new(plan, key, folder, jail, cgroup, network)
+            started = await self._start_new(plan, folder, jail, cgroup, network)
         try:
             etc = jail.etc | {"machine-id": f"{uuid.uuid4().hex}\n".encode()}
             await settle(started[1], jail.hostname, etc, network)
@@ -198,23 +167,57 @@ class Machines:
                 os.close(memory)
             await asyncio.to_thread(remove_tree, folder)
 
-    def _plan(self, spec: MachineSpec, layers: Sequence[Path], lease_s: int) -> tuple[_Plan, str]:
-        program, kernel = qemu_program(), find_kernel(kernel_folder(self._folder.parent))
+    def _plan(self, spec: MachineSpec, root: ResolvedImage, lease_s: int) -> Plan:
+        program = qemu_program()
         if self._tsc_khz is None:
             self._tsc_khz = self._find_tsc_khz()
+        if is_disk_image(root.name):
+            return Plan(
+                program=program, hardware=hardware_of(spec, 0, self._tsc_khz), options={}, disk=(0, 0), layers=(),
+                kernel=None, disk_image=root.name,
+            )  # fmt: skip
+        layers, kernel = (
+            self._images.disks_of(root),
+            find_kernel(kernel_folder(self._folder.parent)),
+        )
         if kernel not in self._ramdisks:
             self._ramdisks[kernel] = self._make_ramdisk(kernel)
         count = len(layers)
-        plan = _Plan(
+        return Plan(
             program=program,
             hardware=hardware_of(spec, count, self._tsc_khz),
             options={"layers": count, "pids": spec.pids, "shm_mb": spec.shm_mb, "lease_s": lease_s},
             disk=(spec.disk_mb << 20, spec.inodes),
-            layers=tuple(layers),
-            kernel=kernel.image,
-            ramdisk=self._ramdisks[kernel],
+            layers=layers,
+            kernel=(kernel.image, self._ramdisks[kernel]),
         )
-        return plan, plan.key()
+
+    async def keep_disk(self, machine: Machine, guest: Guest, name: str | None) -> str:
+        """Make a disk image of what a machine has on its disk, and return its reference.
+
+        Args:
+            machine: One that boots from a disk image.
+            guest: In it.
+            name: For it. Default: one is made up.
+
+        Raises:
+            NodeError: It does not stand still, or the disk is full.
+            ConfigError: It cannot have that name.
+        """
+        folder, box = self._copies / uuid.uuid4().hex, machine.folder.parent
+        name = uuid.uuid4().hex[:16] if name is None else name
+        try:
+            async with machine.still(guest):
+                await asyncio.to_thread(save_disk, box, folder)
+            made = await asyncio.to_thread(self.disk_images.keep, name, f"box {box.name}", folder)
+            return made.reference
+        except OSError as error:
+            raise NodeError(
+                f"cannot keep the disk of {box.name}: {error.strerror}",
+                hint="free space on the node's disk",
+            ) from error
+        finally:
+            await asyncio.to_thread(remove_tree, folder)
 
     def _find_tsc_khz(self) -> int:
         """Return the frequency of this host's counter: as measured first, for as long as that may be it.
@@ -243,10 +246,10 @@ class Machines:
         return path
 
     async def _start_kept(
-        self, reference: str, plan: _Plan, key: str, folder: Path, jail: LaunchRequest, network: BoxNetwork
+        self, reference: str, plan: Plan, folder: Path, jail: LaunchRequest, network: BoxNetwork
     ) -> tuple[Launched, Guest, Machine]:  # fmt: skip
         about = await asyncio.to_thread(self.kept.about, reference)
-        if about.kind != key:
+        if about.kind != plan.key():
             raise UnsupportedError(
                 f"{reference} cannot go on here: it was kept by another QEMU, or with another kernel or lease",
                 hint="start anew from a snapshot of its files",
@@ -256,8 +259,11 @@ class Machines:
             return await self._start(plan, folder, jail, network, snapshot)
 
     async def _start_new(
-        self, plan: _Plan, key: str, folder: Path, jail: LaunchRequest, cgroup: Cgroup, network: BoxNetwork
+        self, plan: Plan, folder: Path, jail: LaunchRequest, cgroup: Cgroup, network: BoxNetwork
     ) -> tuple[Launched, Guest, Machine]:  # fmt: skip
+        """Start one from the template of its kind, or boot the first."""
+        disk = None if plan.disk_image is None else self.disk_images.find(plan.disk_image)
+        key = plan.key("" if disk is None else disk.id)
         async with self._making.setdefault(key, asyncio.Lock()):
             template = await asyncio.to_thread(self._templates.find, key)
             if template is None:
@@ -272,13 +278,13 @@ class Machines:
             root: Its image.
             lease_s: Seconds that it outlives the daemon.
         """
-        _, kind = self._plan(spec, self._images.disks_of(root), lease_s)
+        kind = self._plan(spec, root, lease_s).key()
         fields = spec.model_dump(mode="json", by_alias=True)
         return KeptMachine("", fields, root.digest or root.name, kind, time.time_ns(), 0)
 
     async def _boot(
         self,
-        plan: _Plan,
+        plan: Plan,
         key: str,
         folder: Path,
         jail: LaunchRequest,
@@ -306,14 +312,14 @@ class Machines:
 
     async def _start(
         self,
-        plan: _Plan,
+        plan: Plan,
         folder: Path,
         jail: LaunchRequest,
         network: BoxNetwork,
         snapshot: Snapshot | None,
     ) -> tuple[Launched, Guest, Machine]:
         machine = folder / "vm"
-        below = await asyncio.to_thread(self._make_folders, folder, plan.disk, snapshot)
+        below = await asyncio.to_thread(self._make_folders, folder, plan, snapshot)
         disks = [(folder / "disks" / str(n), f"{DISKS}/{n}", True) for n in range(below)]
         if snapshot is not None:
             jail = replace(jail, keep=(snapshot.memory,))
@@ -325,30 +331,36 @@ class Machines:
                 scratch_bytes=_JAIL_BYTES, scratch_inodes=_JAIL_INODES,
             )  # fmt: skip
             launched = await self._launcher.launch(jail)
-        call = qemu_call(plan.program, plan.hardware, plan.options, below=below)
         state = None if snapshot is None else snapshot.devices
+        call = qemu_call(
+            plan.program, plan.hardware, plan.options, below=below, waits=state is not None
+        )
         try:
             keeper = await Guest.connect(jail.socket)
         except NodeError as error:
             raise LaunchError(f"the jail of the machine has ended: {error}") from error
-        running, guest = await start_machine(keeper, machine, call, state)
+        limit = {} if plan.layers else {"boot_s": _BOOT_OF_A_SYSTEM_S}
+        running, guest = await start_machine(keeper, machine, call, state, **limit)
         return launched, guest, running
 
-    def _make_folders(self, box: Path, disk: tuple[int, int], snapshot: Snapshot | None) -> int:
+    def _make_folders(self, box: Path, plan: Plan, snapshot: Snapshot | None) -> int:
         """Make what a machine has of files, and return how many disks its own stands on.
 
         QEMU's user owns what it may write, as its jail sees it.
         """
         machine = box / "vm"
         machine.mkdir(mode=0o700)
-        if snapshot is not None:
-            below = link_disks(snapshot.disks, box / "disks")
+        stands_on = None if snapshot is None else snapshot.disks
+        if snapshot is None and plan.disk_image is not None:
+            stands_on = self.disk_images.disks(plan.disk_image)
+        if stands_on is not None:
+            below = link_disks(stands_on, box / "disks")
             self._overlays.make(box / "disks", machine / "disk")
         else:
             (box / "disks").mkdir(mode=0o700)
             below = 0
             with (machine / "disk").open("xb+") as file:
-                self._disks.format(file.fileno(), *disk)
+                self._disks.format(file.fileno(), *plan.disk)
         (machine / "disk").chmod(0o600)
         os.chown(machine / "disk", USER, USER)
         os.chown(machine, USER, USER)

@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from hadal.errors import UnsupportedError
 from hadal.node.machines.memory import DESCRIPTOR
 
-__all__ = ["BOOT", "DISKS", "FOLDER", "LAYERS", "Hardware", "qemu_call", "qemu_program"]
+__all__ = [
+    "BOOT",
+    "DISKS",
+    "FOLDER",
+    "LAYERS",
+    "MEMORY_OF_QEMU_MB",
+    "Hardware",
+    "qemu_call",
+    "qemu_program",
+]
 
 FOLDER = "/machine"
 BOOT = "/boot"
@@ -18,6 +27,10 @@ LAYERS = "/layers"
 DISKS = "/disks"
 _PROGRAM = "qemu-system-x86_64"
 _LAYERS_PLACE = 0x10
+_TRANSLATED_MB = 128
+"""Of code that QEMU has translated: then it begins anew."""
+MEMORY_OF_QEMU_MB = _TRANSLATED_MB + 128
+"""Beside that of the machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +70,7 @@ class Hardware:
         board: "microvm" or "vm".
         memory_mb: MiB of memory.
         cpus: Processors.
-        layers: Number of disks with layers of its image.
+        layers: Number of disks with layers of its image; with none it boots from the disk that it writes.
         network: Whether it has a network, of which QEMU has the file.
         tsc_khz: Of the host's time stamp counter, which an emulated processor passes on.
     """
@@ -100,11 +113,13 @@ def _device(board: _Board, name: str, number: int | None = None) -> tuple[str, s
     return "-device", f"virtio-blk-{board.bus},drive={name},serial={name}{place}"
 
 
-def _scratch(board: _Board, below: int) -> list[tuple[str, str]]:
+def _scratch(board: _Board, below: int, *, boots: bool) -> list[tuple[str, str]]:
     """Return what a machine writes: a raw disk, or one that has what differs from others below it."""
-    top = f"{FOLDER}/disk"
+    top, device = f"{FOLDER}/disk", _device(board, "scratch")
+    if boots:
+        device = device[0], device[1] + ",bootindex=0"
     if below == 0:
-        return [_file("scratch", top, "discard=unmap", read_only=False), _device(board, "scratch")]
+        return [_file("scratch", top, "discard=unmap", read_only=False), device]
     chain = [_file("below0", f"{DISKS}/0")]
     chain += [
         _file(f"below{n}", f"{DISKS}/{n}", f"backing=below{n - 1}", driver="qcow2")
@@ -114,12 +129,17 @@ def _scratch(board: _Board, below: int) -> list[tuple[str, str]]:
     return [
         *chain,
         _file("scratch", top, *more, driver="qcow2", read_only=False),
-        _device(board, "scratch"),
+        device,
     ]
 
 
 def qemu_call(
-    program: str, hardware: Hardware, options: dict[str, int], *, below: int = 0
+    program: str,
+    hardware: Hardware,
+    options: dict[str, int],
+    *,
+    below: int = 0,
+    waits: bool = False,
 ) -> list[str]:
     """Return the call for a machine.
 
@@ -127,22 +147,22 @@ def qemu_call(
         program: QEMU.
         hardware: Of the machine.
         options: For the first process of the machine, which finds them in its environment.
-        below: How many disks its own stands on. If it stands on some, it waits for the state of the devices of
-            a snapshot; else it boots.
+        below: How many disks its own stands on.
+        waits: Whether it waits for the state of the devices of a snapshot; else it boots.
     """
     # Without a timer to measure its counter by, an emulated processor hangs at boot: it is told.
     # With no clock to read it waits for one, twice for a second. What it does against speculation costs time, and
     # an emulated processor does not speculate.
     line = f"console=ttyS0 quiet tsc_early_khz={hardware.tsc_khz} tsc=nowatchdog reboot=t panic=-1 mitigations=off"
     line += "".join(f" hadal_{name}={value}" for name, value in options.items())
-    waits, board = below > 0, _BOARDS[hardware.board]
+    board = _BOARDS[hardware.board]
     bus = board.bus
     disks = [
         part
         for n in range(hardware.layers)
         for part in (_file(f"layer{n}", f"{LAYERS}/{n}"), _device(board, f"layer{n}", n))
     ]
-    disks += _scratch(board, below)
+    disks += _scratch(board, below, boots=hardware.layers == 0)
     # Its hardware address is told to the guest: that of a template is another's.
     card = (
         "-netdev",
@@ -158,7 +178,7 @@ def qemu_call(
         "-object", f"memory-backend-file,id=memory,size={hardware.memory_mb}M,mem-path=/proc/self/fd/{DESCRIPTOR},share={'off' if waits else 'on'}",
         "-global", "migration.send-configuration=off",
         *(("-S", "-incoming", "defer") if waits else ()),
-        "-M", f"{board.machine},suppress-vmdesc=on,memory-backend=memory", "-accel", "tcg", "-cpu", "max",
+        "-M", f"{board.machine},suppress-vmdesc=on,memory-backend=memory", "-accel", f"tcg,tb-size={_TRANSLATED_MB}", "-cpu", "max",
         "-smp", str(hardware.cpus), "-m", str(hardware.memory_mb),
         "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
         "-qmp", f"unix:{FOLDER}/qmp,server=on,wait=off",
@@ -168,5 +188,5 @@ def qemu_call(
         "-device", f"virtio-rng-{bus}", *board.more,
         *(part for disk in disks for part in disk),
         *(card if hardware.network else ()),
-        "-kernel", f"{BOOT}/kernel", "-initrd", f"{BOOT}/initrd", "-append", line,
+        *(("-kernel", f"{BOOT}/kernel", "-initrd", f"{BOOT}/initrd", "-append", line) if hardware.layers else ()),
     ]  # fmt: skip

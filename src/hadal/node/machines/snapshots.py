@@ -29,6 +29,7 @@ __all__ = [
     "Templates",
     "is_whole",
     "link_disks",
+    "save_disk",
     "save_machine",
     "seal",
 ]
@@ -68,7 +69,7 @@ def link_disks(source: Path, target: Path) -> int:
         UnsupportedError: They are too many.
         OSError: The folder cannot be made.
     """
-    target.mkdir(mode=0o700)
+    target.mkdir(parents=True, mode=0o700)
     count = len(list(source.iterdir()))
     if count > _CHAIN_MAX:
         raise UnsupportedError(
@@ -93,8 +94,21 @@ def save_machine(box: Path, target: Path) -> None:
     """
     target.mkdir(parents=True, mode=0o700)
     shutil.copyfile(box / "vm/devices", target / "devices")
-    count = link_disks(box / "disks", target / "disks")
-    top = target / "disks" / str(count)
+    save_disk(box, target / "disks")
+
+
+def save_disk(box: Path, target: Path) -> None:
+    """Copy the disk of a machine that stands still.
+
+    Args:
+        box: Folder of its box.
+        target: A new folder, for a chain of files.
+
+    Raises:
+        UnsupportedError: It stands on too many others.
+        OSError: The disk is full, or something cannot be read.
+    """
+    top = target / str(link_disks(box / "disks", target))
     copy_file(box / "vm/disk", top)
     top.chmod(0o444)
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from aiohttp import web
 
-from hadal.errors import GoneCause
+from hadal.errors import GoneCause, UnsupportedError
 from hadal.node.changes import list_changes
 from hadal.node.journal import Record
 from hadal.node.machines.changes import list_layer, packed_changes
+from hadal.node.machines.disk_images import is_disk_image
 from hadal.node.routes.http import NODE, box_of, number, read_body
 from hadal.node.screens import give_input, take_screenshot
 from hadal.node.usage import usage_of
@@ -160,6 +161,12 @@ async def changes(request: web.Request) -> web.Response:
     """GET /v1/boxes/{box}/changes: what differs from the image."""
     box, limit = box_of(request), number(request, "limit", 0) or None
     content = request.query.get("content", "1") != "0"
+    root = request.app[NODE].base_of(box)[0].name
+    if is_disk_image(root):
+        raise UnsupportedError(
+            f"nobody knows what box {box.id} has changed of {root}: it is no image of files",
+            hint="look at its files, or keep its disk: snapshot()",
+        )
     if box.machine is not None:
         async with packed_changes(box) as archive:
             most = box.spec.inodes

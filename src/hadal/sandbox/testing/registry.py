@@ -22,7 +22,7 @@ __all__ = [
     "holds",
 ]
 
-_MODULES = ("commands", "streams", "files", "limits", "life", "functions", "screens")
+_MODULES = ("commands", "streams", "files", "limits", "life", "functions", "networks", "screens")
 _checks: list["Check"] = []
 
 

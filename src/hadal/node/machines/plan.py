@@ -1,0 +1,56 @@
+"""A machine to be: what tells whether it can start from what another one has left."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from hadal.node.machines.qemu import BOOT, LAYERS, Hardware
+
+__all__ = ["Plan"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A machine to be: equal plans are served by one template.
+
+    Attributes:
+        program: QEMU.
+        hardware: Of it.
+        options: Of its first process.
+        disk: Bytes and files of what it writes.
+        layers: Files of its image; none where it boots from a disk image.
+        kernel: That the node gives it, with an initial RAM disk; None where its disk has one.
+        disk_image: Reference of that; None where it has layers.
+    """
+
+    program: str
+    hardware: Hardware
+    options: dict[str, int]
+    disk: tuple[int, int]
+    layers: tuple[Path, ...]
+    kernel: tuple[Path, Path] | None
+    disk_image: str | None = None
+
+    def key(self, disk: str = "") -> str:
+        """Return the name of its template, and of all whose snapshots it can start from.
+
+        Args:
+            disk: Identity of the disk image that it is to boot from, where it is to boot.
+        """
+        about = asdict(self) | {"layers": [path.name for path in self.layers]}
+        about |= {"disk_image": disk}
+        files = (Path(self.program), *((self.kernel[0],) if self.kernel else ()))
+        known = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+        about |= {"files": known}
+        return hashlib.sha256(json.dumps(about, default=str).encode()).hexdigest()[:32]
+
+    def binds(self) -> list[tuple[Path, str, bool]]:
+        """Return what its jail sees of its files."""
+        found = [(path, f"{LAYERS}/{n}", True) for n, path in enumerate(self.layers)]
+        if self.kernel is not None:
+            found += [
+                (self.kernel[0], f"{BOOT}/kernel", True),
+                (self.kernel[1], f"{BOOT}/initrd", True),
+            ]
+        return found
