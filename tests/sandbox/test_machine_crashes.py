@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hadal.errors import GoneCause, HadalError, NodeError, SandboxGoneError
+from hadal.errors import GoneCause, HadalError, ImageError, NodeError, SandboxGoneError
 from hadal.sandbox import MicroVMSpec, NetworkPolicy, Sandbox
 from tests.sandbox.conftest import needs_root
 from tests.sandbox.machine_image import import_image, needs_machines, qemu_of
@@ -103,6 +103,19 @@ def test_a_full_disk_while_a_machine_is_copied(daemon):
         assert box.run("echo goes on").stdout == "goes on\n"
 
 
+def test_a_spare_does_not_outlive_its_daemon(daemon, state):
+    daemon.start()
+    with make(daemon, spare=1) as box:
+        until = time.monotonic() + 60
+        while len(list((state / "b").iterdir())) < 2:
+            assert time.monotonic() < until, "no spare"
+            time.sleep(0.1)
+        time.sleep(1)
+        daemon.kill()
+        assert box.run("echo goes on").stdout == "goes on\n"
+        assert [path.name for path in (state / "b").iterdir()] == [box.id]
+
+
 def test_death_of_qemu(daemon):
     daemon.start()
     box = make(daemon)
@@ -126,6 +139,90 @@ def test_death_of_qemu_while_it_is_copied(daemon):
     with pytest.raises(HadalError):
         box.fork(1)
     assert time.monotonic() - asked < 15
+
+
+def works(pid):
+    """Ticks of the processor that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def stands_still(pid):
+    before = works(pid)
+    time.sleep(0.5)
+    return works(pid) == before
+
+
+def test_a_paused_machine_stays_paused_when_its_daemon_dies(daemon):
+    daemon.start()
+    with make(daemon) as box:
+        box.spawn("while :; do :; done")
+        pid = qemu_of(box)
+        assert not stands_still(pid)
+        box.pause()
+        assert stands_still(pid)
+        daemon.kill()
+        assert (
+            box.info().state == "paused"
+        )  # of another daemon, which has asked it meanwhile what runs
+        assert stands_still(pid)
+        assert box.run("echo on").stdout == "on\n"
+        assert not stands_still(pid)
+        assert box.info().state == "running"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_daemon_that_dies_while_it_pauses_or_resumes(daemon):
+    """At every point: it is paused or it runs, as was said last, and never something between."""
+    daemon.start()
+    with make(daemon) as box:
+        box.spawn("while :; do :; done")
+        pid = qemu_of(box)
+        daemon.stop()
+        for number in range(1, 30):
+            daemon.deaths = 0
+            daemon.start(f"kill:{number}")
+            box.pause()
+            assert box.info().state == "paused"
+            assert stands_still(pid)
+            box.resume()
+            assert box.info().state == "running"
+            assert not stands_still(pid)
+            assert box.run("echo on").stdout == "on\n"
+            deaths = daemon.deaths
+            daemon.stop()
+            if deaths == 0:
+                break
+        assert 3 < number < 29
+
+
+def test_death_of_qemu_while_it_is_paused(daemon):
+    daemon.start()
+    box = make(daemon)
+    pid = qemu_of(box)
+    box.pause()
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(SandboxGoneError):
+        box.run("true")
+    assert box.info().state == "gone"
+
+
+@pytest.mark.parametrize("name", ["memory", "devices", "disks/1"])
+def test_a_truncated_snapshot_is_refused(daemon, state, name):
+    daemon.start()
+    with make(daemon) as box:
+        box.run("echo kept > /kept")
+        reference = box.snapshot("short", kind="full")
+    path = state / "machines/kept/short" / name
+    path.chmod(0o600)
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(ImageError, match="machine@short is damaged"):
+        Sandbox.create(MicroVMSpec(from_=reference), node=daemon.url)
+    with make(daemon) as box:
+        assert box.snapshot("short", kind="full") == reference  # takes the place of the damaged one
+    with Sandbox.create(MicroVMSpec(from_=reference), node=daemon.url) as box:
+        assert box.run("echo there").stdout == "there\n"
 
 
 def test_a_machine_that_does_not_answer(daemon):

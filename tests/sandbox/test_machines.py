@@ -1,5 +1,6 @@
 """Virtual machines: what makes them different from other boxes."""
 
+import asyncio
 import errno
 import hashlib
 import json
@@ -16,7 +17,8 @@ from hadal.errors import (
     SandboxGoneError,
     UnsupportedError,
 )
-from hadal.sandbox import ContainerSpec, MicroVMSpec, NetworkPolicy, Sandbox
+from hadal.sandbox import ContainerSpec, MicroVMSpec, NetworkPolicy, Sandbox, VMSpec
+from hadal.sandbox.nodes import AsyncNode
 from tests.sandbox.conftest import needs_root
 from tests.sandbox.machine_image import import_image, needs_machines
 from tests.sandbox.network_lab import needs_network
@@ -116,11 +118,12 @@ def test_a_command_of_the_other_runs_on_in_a_fork_and_does_not_wait_for_a_reader
             box.run("test -e /home/done", check=True)
 
 
-def test_a_session_of_a_container_is_done_again_in_a_machine(node, image):
+@pytest.mark.parametrize("kind", [MicroVMSpec, VMSpec])
+def test_a_session_of_a_container_is_done_again_in_a_machine(node, image, kind):
     """Exit codes, outputs and files are the same; what has to differ is named, and nothing else."""
     with (
         Sandbox.create(ContainerSpec(image=image)) as recorded,
-        Sandbox.create(MicroVMSpec(image=image)) as machine,
+        Sandbox.create(kind(image=image)) as machine,
     ):
         recorded.run("mkdir -p /home/w; cd /home/w; seq 1 2000 > n; sort -r n | head -3; wc -l < n")
         recorded.files.write("/home/w/prog.py", "import sys\nprint(sum(map(int, sys.stdin)))\n")
@@ -135,7 +138,7 @@ def test_a_session_of_a_container_is_done_again_in_a_machine(node, image):
         assert (report.steps, report.skipped) == (7, ())
         assert report.compared_files >= 6
         recorded.run("cat /proc/sys/kernel/osrelease > /home/w/kernel; cat /home/w/kernel")
-        with Sandbox.create(MicroVMSpec(image=image)) as again:
+        with Sandbox.create(kind(image=image)) as again:
             report = again.replay(recorded.id)
         found = {(d.position, d.what, d.subject) for d in report.differences}
         shown = "cat /proc/sys/kernel/osrelease > /home/w/kernel; cat /home/w/kernel"
@@ -286,3 +289,44 @@ def test_the_host_is_no_image_of_a_machine(node):
     with pytest.raises(ImageError, match="cannot be the disks") as caught:
         Sandbox.create(MicroVMSpec())
     assert "import" in caught.value.hint
+
+
+def untold():
+    """How many boxes the node has of which it tells nobody."""
+
+    async def count():
+        async with AsyncNode() as node:
+            return (await node.status()).boxes - len(await node.boxes())
+
+    return asyncio.run(count())
+
+
+def wait_for_spare():
+    end = time.monotonic() + 60
+    while untold() != 1:
+        assert time.monotonic() < end, "no spare"
+        time.sleep(0.1)
+    time.sleep(1)  # it runs a command before it is given away
+
+
+def test_a_spare_is_given_to_the_next_who_asks(node, image):
+    """It has been started before it is asked for, is told of to nobody else, and is a box like any other."""
+    spec = MicroVMSpec(image=image, spare=1, pids=333)
+    with Sandbox.create(spec):
+        wait_for_spare()
+        changed = spec.model_copy(
+            update={"env": {"A": "b"}, "labels": {"c": "d"}, "user": "1", "spare": 0}
+        )
+        with Sandbox.create(changed, name="mine", trajectory="of-a-spare") as box:
+            assert untold() == 0
+            info = box.info()
+            assert (info.name, info.trajectory, info.labels) == ("mine", "of-a-spare", {"c": "d"})
+            assert box.run("echo $A; id -u; hostname").stdout == f"b\n1\n{box.id}\n"
+            assert [event.position for event in box.log()] == [1]
+            (copy,) = box.fork()
+            assert copy.run("hostname").stdout == f"{copy.id}\n"
+            copy.kill()
+        with Sandbox.create(spec):  # none is ready: it is started, and another one beside it
+            wait_for_spare()
+            with Sandbox.create(MicroVMSpec(image=image, pids=334)):
+                assert untold() == 1  # it is of another kind, and waits

@@ -97,6 +97,16 @@ class Box:
         self._tasks: set[asyncio.Task[None]] = set()
         self._guest_id = guest.last_id
 
+    def become(self, record: BoxRecord, spec: Spec) -> None:
+        """Be the box of a request, having been nobody's.
+
+        Args:
+            record: As the journal has it now.
+            spec: What was asked for.
+        """
+        self.name, self.created_ns, self.spec = record.name, record.created_ns, spec
+        self.used, self.look_again = time.monotonic(), 0.0
+
     # --- commands ---
 
     def touch(self) -> None:

@@ -151,6 +151,16 @@ class Journal:
             (state, json.dumps(runtime), box),
         )
 
+    def hand_over_box(self, box: BoxRecord) -> None:
+        """Record that a box which nobody had been told of is the one of a request."""
+        self._write(
+            "box.hand_over",
+            "UPDATE boxes SET request_id = ?, name = ?, trajectory = ?, spec = ?, created_ns = ?, runtime = ?"
+            " WHERE id = ?",
+            (box.request_id, box.name, box.trajectory, json.dumps(box.spec), box.created_ns,
+             json.dumps(box.runtime), box.id),
+        )  # fmt: skip
+
     def set_state(self, box: str, state: Literal["running", "paused"]) -> None:
         """Record that a box that lives is paused, or that it is no more."""
         self._write(

@@ -46,6 +46,7 @@ from hadal.node.node_config import NodeConfig
 from hadal.node.scratch import DiskPool, Disks
 from hadal.node.slots import Slots
 from hadal.node.snapshots import Snapshots
+from hadal.node.spares import Spares
 from hadal.node.steps import begin_step
 from hadal.node.tree_removal import remove_tree
 from hadal.sandbox.network_policy import NetworkPolicy
@@ -100,6 +101,7 @@ class Node:
         self._forked: dict[str, list[str]] = {}
         self._roots: dict[str, ResolvedImage] = {}
         self.calls = Calls(self)
+        self.spares = Spares(self)
         self.forks = Forks(self)
         self.snapshots = Snapshots(self)
 
@@ -138,6 +140,7 @@ class Node:
         """End the daemon. Boxes live on until their lease ends, unless told otherwise."""
         if self._watch is not None:
             self._watch.cancel()
+        await self.spares.close()
         if end_boxes:
             await asyncio.gather(*(self.end(box, GoneCause.KILLED) for box in list(self.boxes)))
         await asyncio.gather(*self._ending.values(), return_exceptions=True)
@@ -160,7 +163,7 @@ class Node:
         for record, box in zip(living, found, strict=True):
             if box is None:
                 await self._remove(record.id)
-                if record.state == "creating":
+                if record.state == "creating" or record.runtime.get("spare"):
                     self.journal.forget_box(record.id)  # nobody has been told of it
                 else:
                     self.journal.end_box(record.id, GoneCause.NODE_LOST)
@@ -188,7 +191,7 @@ class Node:
     async def _adopt(self, record: BoxRecord) -> Box | None:
         """Find a box again: only one whose making was complete, and whose init is still the same."""
         pid = record.runtime.get("pid")
-        if record.state == "creating" or pid is None:
+        if record.state == "creating" or pid is None or record.runtime.get("spare"):
             return None
         if _start_time(pid) != record.runtime.get("pid_start"):
             return None
@@ -246,9 +249,23 @@ class Node:
             return next((b for b in living if b.name == request.name), None)
         return None
 
-    async def _create(self, request: CreateRequest, origin: _Origin | None = None) -> Box:
+    async def make_spare(self, request: CreateRequest) -> Box:
+        """Make a box that nobody is told of before it is handed over to somebody.
+
+        Raises:
+            HadalError: It cannot be made.
+        """
+        return await self._create(request, spare=True)
+
+    async def _create(
+        self, request: CreateRequest, origin: _Origin | None = None, *, spare: bool = False
+    ) -> Box:
         spec = read_spec(request.spec)
         check_mounts(spec)
+        if isinstance(spec, MachineSpec) and origin is None and not spare:
+            given = self.spares.give(request, spec)
+            if given is not None:
+                return given
         if len(self._slots) >= self.config.max_boxes:
             raise NoCapacityError(
                 f"the node has {len(self._slots)} boxes, as many as it may",
@@ -260,6 +277,8 @@ class Node:
         runtime: dict[str, Any] = {"slot": slot, "forked": forked}
         if origin is not None:
             runtime["image"] = origin.image
+        if spare:
+            runtime["spare"] = True
         record = BoxRecord(
             id=box_id, request_id=request.request_id, name=request.name,
             trajectory=request.trajectory, parent=origin.parent if origin else None,

@@ -184,9 +184,12 @@ class _MachineSpec(BoxSpec):
 
     Attributes:
         memory_mb: MiB of its memory, that of its kernel included.
+        spare: Machines like it that are kept started for whoever asks for one, five minutes each; they count as
+            boxes of the node.
     """
 
     memory_mb: int = Field(default=256, ge=96, le=1 << 21)
+    spare: int = Field(default=0, ge=0, le=1024)
 
     capabilities: ClassVar[frozenset[Capability]] = ContainerSpec.capabilities | {
         Capability.SNAPSHOT_FULL

@@ -42,7 +42,8 @@ async def create(request: web.Request) -> web.Response:
 async def boxes(request: web.Request) -> web.Response:
     """GET /v1/boxes."""
     node = request.app[NODE]
-    found = [dataclasses.asdict(node.info(box)) for box in list(node.boxes)]
+    told = [box for box in list(node.boxes) if not node.spares.has(box)]
+    found = [dataclasses.asdict(node.info(box)) for box in told]
     return web.json_response({"boxes": found})
 
 
