@@ -138,7 +138,8 @@ def test_the_copy_of_a_disk_has_its_holes(tmp_path):
         file.truncate(1 << 30)
         os.pwrite(file.fileno(), b"begin", 0)
         os.pwrite(file.fileno(), b"middle" * 1000, 500 << 20)
-    copy_file(tmp_path / "disk", tmp_path / "copy")
+    with (tmp_path / "disk").open("rb") as disk:
+        copy_file(disk.fileno(), tmp_path / "copy")
     status = (tmp_path / "copy").stat()
     assert status.st_size == 1 << 30
     assert status.st_blocks * 512 < 1 << 20

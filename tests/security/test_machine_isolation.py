@@ -1,12 +1,15 @@
 """What is around a virtual machine: QEMU has nothing but the machine, and root in the machine nothing but itself."""
 
+import os
 import re
+import socket
 import stat
 from pathlib import Path
 
 import pytest
 
-from hadal.errors import SandboxGoneError
+from hadal.errors import NodeError, SandboxGoneError
+from hadal.node.machines.jail_files import open_file, socket_path
 from hadal.sandbox import MicroVMSpec, NetworkPolicy, Sandbox
 from tests.sandbox.conftest import needs_root
 from tests.sandbox.machine_image import import_image, needs_machines, qemu_of
@@ -123,3 +126,42 @@ def test_files_of_machines_are_of_root_alone(box, node):
     """No other user of the host comes to their memory or their disks."""
     for folder in (node / "b", *(node / "machines/templates").iterdir()):
         assert stat.S_IMODE(folder.stat().st_mode) & 0o077 == 0, folder
+
+
+@pytest.mark.parametrize("name", ["disk", "devices"])
+def test_what_breaks_out_of_a_machine_reads_nothing_by_a_link(box, node, tmp_path, name):
+    """Its folder is all that it can write: a copy of it must not be of what a link there leads to."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"secret" * 1000)
+    folder = node / "b" / box.id / "vm"
+    # QEMU would follow a link for its devices in its jail, where there is no such file.
+    if name == "devices":
+        (folder / name).symlink_to(secret)
+    else:
+        (folder / name).rename(folder / "moved")
+        (folder / name).symlink_to(secret)
+    with pytest.raises(NodeError):
+        box.fork()
+    with pytest.raises(NodeError):
+        box.snapshot("stolen", kind="full")
+    assert secret.read_bytes() == b"secret" * 1000
+    assert not list((node / "machines").rglob("stolen"))
+
+
+def test_only_files_and_sockets_of_their_kind_are_opened(tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        listening.listen()
+        (tmp_path / "lead").symlink_to(tmp_path / "socket")
+        with socket_path(tmp_path / "socket") as path, socket.socket(socket.AF_UNIX) as reaching:
+            reaching.connect(path)
+        os.close(open_file(tmp_path / "file"))
+        for name in ("link", "pipe", "socket", "lead"):
+            with pytest.raises(NodeError, match=f"{name} of a machine is no file"):
+                open_file(tmp_path / name)
+        for name in ("link", "pipe", "file", "lead"):
+            with pytest.raises(NodeError, match="is no socket"), socket_path(tmp_path / name):
+                pass

@@ -40,6 +40,7 @@ class BoxOptions:
         allow: What it may reach beside that: a network, a host, HOST:PORT, or a service such as pypi.
         deny: What it may not reach in any case.
         label: NAME=VALUE of your own; can be repeated.
+        spare: Machines like it that are kept started for whoever asks for one.
     """
 
     backend: Literal["container", "microvm", "vm"] = "container"
@@ -56,6 +57,7 @@ class BoxOptions:
     allow: _Many = ()
     deny: _Many = ()
     label: _Many = ()
+    spare: int | None = None
 
     def spec(self, image: str) -> "Spec":
         """Return a box of this image.
@@ -79,6 +81,7 @@ class BoxOptions:
             "network": self._network(),
             "labels": read_pairs("--label", self.label),
             "backend": self.backend,
+            "spare": self.spare,
         }
         return read_spec({name: value for name, value in fields.items() if value is not None})
 

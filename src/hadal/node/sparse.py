@@ -80,14 +80,18 @@ def _not_zero(data: bytes) -> Iterator[tuple[int, int]]:
         yield begun, len(data)
 
 
-def copy_file(source: Path, target: Path) -> None:
+def copy_file(source: int, target: Path) -> None:
     """Copy a file with its holes into a new one; file systems that can share the content do.
+
+    Args:
+        source: A descriptor of it.
+        target: Of the new one.
 
     Raises:
         OSError: It cannot be read or written.
     """
-    with source.open("rb") as old, target.open("xb") as new:
-        os.ftruncate(new.fileno(), os.fstat(old.fileno()).st_size)
-        for start, end in data_of(old.fileno()):
+    with target.open("xb") as new:
+        os.ftruncate(new.fileno(), os.fstat(source).st_size)
+        for start, end in data_of(source):
             while start < end:
-                start += os.copy_file_range(old.fileno(), new.fileno(), end - start, start, start)
+                start += os.copy_file_range(source, new.fileno(), end - start, start, start)

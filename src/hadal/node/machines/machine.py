@@ -18,6 +18,7 @@ from pathlib import Path
 from hadal.errors import LaunchError, NodeError
 from hadal.node.guest import Guest, GuestLostError
 from hadal.node.guest_command import CommandOrder, Exit, Unread
+from hadal.node.machines.jail_files import socket_path
 from hadal.node.machines.monitor import Monitor
 from hadal.node.machines.qemu import FOLDER, Hardware
 from hadal.node.network import BoxNetwork
@@ -31,6 +32,7 @@ USER = 1000
 """Of QEMU in its jail."""
 _CONSOLE_BYTES = 64 * 1024
 _START_S = 60.0
+_ANSWER_S = 10.0
 _QUIET_S = 0.002
 
 
@@ -71,7 +73,7 @@ class Machine:
             machine = cls(keeper, await Monitor.connect(folder / "qmp"), folder)
             opened.push_async_callback(machine.monitor.close)
             await machine.monitor.go_on()  # where a daemon died while it stood still
-            guest = await Guest.connect(folder / "port", port=True)
+            guest = await _guest_of(folder)
             opened.callback(guest.close)
             await guest.settle({Tag.HELD: 0})
             opened.pop_all()
@@ -154,13 +156,22 @@ async def start_machine(
             if state is not None:
                 await machine.monitor.load_devices(state)
                 await machine.monitor.go_on()
-            guest = await Guest.connect(folder / "port", timeout_s=boot_s, port=True)
+            guest = await _guest_of(folder, boot_s)
             opened.pop_all()
         return machine, guest
     except NodeError as error:
         raise LaunchError(
             f"the machine does not start: {error.message}; its console: {console.last_lines()}"
         ) from error
+
+
+async def _guest_of(folder: Path, timeout_s: float = _ANSWER_S) -> Guest:
+    """Connect to the guest of a machine."""
+    try:
+        with socket_path(folder / "port") as path:
+            return await Guest.connect(Path(path), timeout_s=timeout_s, port=True)
+    except FileNotFoundError as error:
+        raise GuestLostError(f"no port of a machine in {folder}") from error
 
 
 def _log_end(ended: "asyncio.Future[Exit]", folder: Path, console: _Console) -> None:
@@ -179,8 +190,11 @@ async def _listens(socket: Path, console: _Console) -> None:
     while True:
         if console.command.ended.done() or time.monotonic() > deadline:
             raise GuestLostError("QEMU has not started")
-        with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
-            _, writer = await asyncio.open_unix_connection(str(socket))
+        with (
+            contextlib.suppress(FileNotFoundError, ConnectionRefusedError),
+            socket_path(socket) as path,
+        ):
+            _, writer = await asyncio.open_unix_connection(path)
             writer.close()
             return
         await asyncio.sleep(_QUIET_S)

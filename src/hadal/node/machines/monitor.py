@@ -11,6 +11,7 @@ from typing import Any
 from qemu.qmp import QMPClient, QMPError
 
 from hadal.errors import ConfigError, NodeError
+from hadal.node.machines.jail_files import socket_path
 
 __all__ = ["Monitor"]
 
@@ -44,8 +45,9 @@ class Monitor:
         """
         client = QMPClient("hadal")
         try:
-            async with asyncio.timeout(_ANSWER_S):
-                await client.connect(str(path))
+            with socket_path(path) as reached:
+                async with asyncio.timeout(_ANSWER_S):
+                    await client.connect(reached)
         except _FAILURES as error:
             raise NodeError(f"no monitor of a machine at {path}: {error}") from error
         return cls(client)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hadal.errors import NodeError, UnsupportedError
+from hadal.node.machines.jail_files import open_file
 from hadal.node.machines.memory import copy_memory, load_memory
 from hadal.node.sparse import copy_file, copy_not_zero, data_of
 
@@ -93,7 +94,7 @@ def save_machine(box: Path, target: Path) -> None:
         OSError: The disk is full, or something cannot be read.
     """
     target.mkdir(parents=True, mode=0o700)
-    shutil.copyfile(box / "vm/devices", target / "devices")
+    _copy_written(box / "vm/devices", target / "devices")
     save_disk(box, target / "disks")
 
 
@@ -109,8 +110,17 @@ def save_disk(box: Path, target: Path) -> None:
         OSError: The disk is full, or something cannot be read.
     """
     top = target / str(link_disks(box / "disks", target))
-    copy_file(box / "vm/disk", top)
+    _copy_written(box / "vm/disk", top)
     top.chmod(0o444)
+
+
+def _copy_written(source: Path, target: Path) -> None:
+    """Copy what QEMU has written, and nothing that it leads to."""
+    file = open_file(source)
+    try:
+        copy_file(file, target)
+    finally:
+        os.close(file)
 
 
 class Overlays:
