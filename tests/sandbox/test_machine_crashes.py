@@ -195,6 +195,7 @@ def test_a_daemon_that_dies_while_it_pauses_or_resumes(daemon):
             if deaths == 0:
                 break
         assert 3 < number < 29
+        daemon.start()
 
 
 def test_death_of_qemu_while_it_is_paused(daemon):
