@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["copy_data", "copy_file", "copy_not_zero", "data_of"]
+__all__ = ["copy_data", "copy_file", "copy_not_zero", "data_of", "not_zero"]
 
 _PART = 1 << 20
 _BLOCK = 4096
@@ -52,6 +52,27 @@ def copy_data(source: int, target: int) -> None:
             start += sent
 
 
+def not_zero(file: int) -> Iterator[tuple[int, bytes]]:
+    """Yield offset and content of every run of blocks that are not all zeros, up to 1 MiB of each.
+
+    They are the same for the same content, whether its zeros are holes or not: file systems may change that.
+
+    Args:
+        file: A descriptor of it.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    at = 0
+    for start, end in data_of(file):
+        at = max(at, start - start % _PART)
+        while at < end:
+            data = os.pread(file, _PART, at)
+            for first, last in _not_zero(data):
+                yield at + first, data[first:last]
+            at += _PART
+
+
 def copy_not_zero(source: int, target: int) -> None:
     """Copy a file into an empty one; what is zero becomes a hole.
 
@@ -59,11 +80,8 @@ def copy_not_zero(source: int, target: int) -> None:
         OSError: It cannot be read or written.
     """
     os.ftruncate(target, os.fstat(source).st_size)
-    for start, end in data_of(source):
-        for at in range(start, end, _PART):
-            data = os.pread(source, min(_PART, end - at), at)
-            for first, last in _not_zero(data):
-                os.pwrite(target, data[first:last], at + first)
+    for at, data in not_zero(source):
+        os.pwrite(target, data, at)
 
 
 def _not_zero(data: bytes) -> Iterator[tuple[int, int]]:

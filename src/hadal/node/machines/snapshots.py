@@ -22,7 +22,7 @@ from pathlib import Path
 from hadal.errors import NodeError, UnsupportedError
 from hadal.node.machines.jail_files import open_file
 from hadal.node.machines.memory import copy_memory, load_memory
-from hadal.node.sparse import copy_file, copy_not_zero, data_of
+from hadal.node.sparse import copy_file, copy_not_zero, data_of, not_zero
 
 __all__ = [
     "Overlays",
@@ -38,6 +38,9 @@ __all__ = [
 _LOG = logging.getLogger(__name__)
 _WHOLE = "whole.json"
 _CHAIN_MAX = 64
+_KNOWN_MAX = 4096
+_known: dict[tuple[int, ...], str] = {}
+"""Digests of files as they were: device, inode, size and time of the last write."""
 
 
 @dataclass(frozen=True)
@@ -255,14 +258,19 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def _digest(path: Path) -> str:
-    """Return the digest of a file: of what is in it and where, not of its holes."""
-    found = hashlib.sha256()
+    """Return the digest of a file: of what is in it, whether its zeros are holes or not.
+
+    A file that nobody has written since is not read again: disks are large, and many snapshots have the same.
+    """
     with path.open("rb") as file:
-        found.update(os.fstat(file.fileno()).st_size.to_bytes(8, "little"))
-        for start, end in data_of(file.fileno()):
-            found.update(start.to_bytes(8, "little"))
-            file.seek(start)
-            while start < end and (data := file.read(min(end - start, 1 << 20))):
+        status = os.fstat(file.fileno())
+        key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        if key not in _known:
+            if len(_known) >= _KNOWN_MAX:
+                _known.clear()
+            found = hashlib.sha256(status.st_size.to_bytes(8, "little"))
+            for offset, data in not_zero(file.fileno()):
+                found.update(offset.to_bytes(8, "little") + len(data).to_bytes(8, "little"))
                 found.update(data)
-                start += len(data)
-    return found.hexdigest()
+            _known[key] = found.hexdigest()
+        return _known[key]
