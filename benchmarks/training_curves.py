@@ -27,6 +27,8 @@ from hadal.train.launch import train
 from hadal.train.samples import Conversations
 from hadal.train.train_config import TrainConfig
 
+LENGTH = 2048
+"""Tokens of every sample; longer tasks are left out."""
 SMOOTHED = 15
 """Steps of which the median is drawn."""
 
@@ -42,7 +44,10 @@ def main() -> None:
     options = parser.parse_args()
     work: Path = options.work
     data = partial(
-        Conversations.demonstrated, work / "demonstrations.jsonl.gz", work / "tokenizer.json"
+        Conversations.demonstrated,
+        work / "demonstrations.jsonl.gz",
+        work / "tokenizer.json",
+        longest=LENGTH,
     )
     curves: dict[str, list[float]] = {}
     for name, config in runs(work / "curves", options.steps).items():
@@ -64,7 +69,7 @@ def runs(folder: Path, steps: int) -> dict[str, TrainConfig]:
     """Return the runs by name."""
     model = dataclasses.replace(ModelConfig.nano(), vocab_size=VOCABULARY)
     muon = TrainConfig(
-        model=model, output=folder / "muon", steps=steps, tokens_per_worker=2048, lengths=((0.0, 2048),),
+        model=model, output=folder / "muon", steps=steps, tokens_per_worker=LENGTH, lengths=((0.0, LENGTH),),
         decay_from=1.0, sparse_from=1.0, quantize_from=2.0,
     )  # fmt: skip
     one_stream = dataclasses.replace(model, hc_mult=1)
@@ -90,7 +95,7 @@ def draw(curves: dict[str, list[float]], path: Path) -> None:
             statistics.median(losses[max(0, at - SMOOTHED) : at + 1]) for at in range(len(losses))
         ]
         axes.plot(range(1, len(losses) + 1), smooth, label=name)
-    axes.set(xlabel="step (4,096 tokens)", ylabel="loss of what the model says, nats a token", yscale="log")  # fmt: skip
+    axes.set(xlabel="step (2,048 tokens)", ylabel="loss of what the model says, nats a token", yscale="log")  # fmt: skip
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()

@@ -113,9 +113,9 @@ def test_typing_logs_in_and_the_screen_shows_it(debian):
         until(lambda: "Password:" in box.run("cat /dev/vcs1").stdout)
         box.keyboard.type(f"{PASSWORD}\n")
         until(lambda: "root@" in box.run("cat /dev/vcs1").stdout)
-        box.keyboard.type("echo 'It|Works: 100%' > /root/typed\n")
-        until(lambda: box.files.exists("/root/typed"))
-        assert box.files.read("/root/typed") == b"It|Works: 100%\n"
+        box.keyboard.type("echo 'It|Works: 100%' > /srv/typed\n")
+        until(lambda: box.files.exists("/srv/typed"))
+        assert box.files.read("/srv/typed") == b"It|Works: 100%\n"
         after = box.screenshot()
         assert after != before
         (copy,) = box.fork()

@@ -8,7 +8,7 @@ import torch
 
 from hadal.chat import AssistantMessage, ToolCall, ToolMessage, UserMessage
 from hadal.encoding import Encoding
-from hadal.errors import ConfigError
+from hadal.errors import ConfigError, InputError
 from hadal.model import ModelConfig
 from hadal.tools import BashTool
 from hadal.train.samples import Conversations
@@ -112,6 +112,18 @@ def test_long_samples_hold_long_tasks(encoding, repeats, least, most):
         sample for sample in samples if encoding.decode(sample.tolist()).count("Read f1.txt. " * 9)
     ]
     assert least <= len(begun) < most
+
+
+def test_tasks_that_do_not_fit_are_left_out_where_that_is_asked(encoding):
+    long = (UserMessage("Read f1.txt. " * 700), *task("f1.txt")[1:])
+    tasks, tools = [*(task(f"f{n}.txt") for n in range(9)), long], [BashTool.declare()]
+    every = Conversations(encoding, tools, tasks, seed=1)
+    short = Conversations(encoding, tools, tasks[:-1], seed=1)
+    fitting = Conversations(encoding, tools, tasks, seed=1, longest=short.longest)
+    assert (fitting.longest, fitting.digest) == (short.longest, short.digest)
+    assert every.longest > short.longest
+    with pytest.raises(InputError, match="no task"):
+        Conversations(encoding, tools, tasks, seed=1, longest=short.shortest - 1)
 
 
 def test_lengths_that_hold_no_task(data, tmp_path):

@@ -61,6 +61,7 @@ class Conversations:
         tools: That are declared.
         tasks: What was said, each from the user's turn on.
         seed: Of the order.
+        longest: Tokens of a sample that every task has to fit; those that do not are left out. Default: all are in.
 
     Attributes:
         digest: Of all that batches are made of.
@@ -75,9 +76,8 @@ class Conversations:
         tools: Sequence[Tool],
         tasks: Sequence[Sequence[Message]],
         seed: int,
+        longest: int | None = None,
     ) -> None:
-        if not tasks:
-            raise InputError("there is no task to train on")
         self._seed = seed
         self._system = SystemMessage(SYSTEM_PROMPT, tools=tuple(tools))
         self._encoding = encoding
@@ -85,6 +85,10 @@ class Conversations:
         self._start, self._end = tokenizer.control_id(THINK_START), tokenizer.control_id(EOS)
         self._prefix = self._encode([])
         encoded = [self._tokens(self._encode(task)[len(self._prefix) :]) for task in tasks]
+        if longest is not None:
+            encoded = [task for task in encoded if len(self._prefix) + len(task.ids) <= longest]
+        if not encoded:
+            raise InputError("there is no task to train on")
         self._tasks = sorted(encoded, key=lambda task: len(task.ids))
         self._sizes = [len(task.ids) for task in self._tasks]
         parts = hashlib.sha256(repr((seed, self._prefix)).encode())
@@ -93,15 +97,19 @@ class Conversations:
         self.digest = parts.hexdigest()
 
     @classmethod
-    def demonstrated(cls, demonstrations: Path, tokenizer: Path, seed: int = 1) -> "Conversations":
-        """Return what was demonstrated, as tokens.
+    def demonstrated(
+        cls, demonstrations: Path, tokenizer: Path, seed: int = 1, longest: int | None = None
+    ) -> "Conversations":
+        """Return what was demonstrated, as tokens; `longest` is as in the class.
 
         Raises:
             StorageError: The demonstrations cannot be read.
             ConfigError: The tokenizer cannot.
         """
         encoding = Encoding.load("v4", tokenizer=tokenizer)
-        return cls(encoding, TOOLS, [shown.messages for shown in read(demonstrations)], seed)
+        return cls(
+            encoding, TOOLS, [shown.messages for shown in read(demonstrations)], seed, longest
+        )
 
     def _encode(self, task: Sequence[Message]) -> list[int]:
         return self._encoding.encode(

@@ -13,6 +13,7 @@ from hadal.errors import UnsupportedError
 from hadal.node.doctor.finding import Finding, attempt, run_tool
 from hadal.node.doctor.runtimes import probe_runtime
 from hadal.node.guest_program import guest_program
+from hadal.node.machines.bootable import find_tools
 from hadal.node.machines.kernel import find_kernel, kernel_folder
 
 __all__ = ["probes"]
@@ -178,6 +179,7 @@ def probes(at: Path) -> list[Callable[[], Finding]]:
         probe_kvm,
         _with_tool("qemu-system-x86_64", "qemu-system-x86", "QEMU", _version_of("QEMU")),
         partial(probe_machine_kernel, at),
+        probe_disk_tools,
         _firecracker,
         probe_open_files,
         partial(
@@ -211,6 +213,15 @@ def probe_machine_kernel(at: Path) -> Finding:
     except UnsupportedError as error:
         return Finding(name, "limited", error.message, error.hint or "")
     return Finding(name, "ok", str(kernel.image))
+
+
+def probe_disk_tools() -> Finding:
+    """Whether disks that boot can be made of images."""
+    name = "disks that boot"
+    try:
+        return Finding(name, "ok", ", ".join(find_tools()))
+    except UnsupportedError as error:
+        return Finding(name, "limited", error.message, error.hint or "")
 
 
 def _firecracker() -> Finding:

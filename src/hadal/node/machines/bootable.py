@@ -15,7 +15,7 @@ from pathlib import Path
 from hadal.errors import ImageError, NodeError, UnsupportedError
 from hadal.node.guest_program import guest_program
 
-__all__ = ["make_bootable"]
+__all__ = ["find_tools", "make_bootable"]
 
 _SECTOR = 512
 _START = 2048
@@ -63,12 +63,7 @@ def make_bootable(layers: tuple[Path, ...], path: Path, size_mb: int) -> None:
         ImageError: The image has no kernel, or does not fit.
         NodeError: A tool fails.
     """
-    mke2fs, mkimage = shutil.which("mke2fs"), shutil.which("grub-mkimage")
-    if mke2fs is None or mkimage is None or not _GRUB.is_dir():
-        raise UnsupportedError(
-            "no GRUB for BIOS, or no mke2fs, to make a disk with",
-            hint="Debian: apt-get install grub-pc-bin e2fsprogs",
-        )
+    mke2fs, mkimage = find_tools()
     kernel, initrd = _kernel_of(layers)
     identity = str(uuid.uuid4())
     with tempfile.TemporaryDirectory(prefix="hadal-disk-") as folder:
@@ -78,6 +73,21 @@ def make_bootable(layers: tuple[Path, ...], path: Path, size_mb: int) -> None:
             disk.truncate(size_mb << 20)
         _write_files(mke2fs, (work / "added", *layers), path, size_mb, identity, work / "root")
         _write_boot(mkimage, path, size_mb, _script(kernel, initrd, identity), work)
+
+
+def find_tools() -> tuple[str, str]:
+    """Return the programs that make such disks: mke2fs and grub-mkimage.
+
+    Raises:
+        UnsupportedError: One of them is not here, or GRUB for BIOS is not.
+    """
+    mke2fs, mkimage = shutil.which("mke2fs"), shutil.which("grub-mkimage")
+    if mke2fs is None or mkimage is None or not _GRUB.is_dir():
+        raise UnsupportedError(
+            "no GRUB for BIOS, or no mke2fs, to make a disk with",
+            hint="Debian: apt-get install grub-pc-bin e2fsprogs",
+        )
+    return mke2fs, mkimage
 
 
 def _kernel_of(layers: tuple[Path, ...]) -> tuple[str, str]:
