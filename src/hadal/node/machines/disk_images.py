@@ -6,18 +6,17 @@ stand on its files by hard links: it can be removed while they live.
 
 import contextlib
 import json
-import os
-import shutil
 import struct
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hadal.errors import ConfigError, ImageError, UnsupportedError
 from hadal.node.images import ImageConfig, ResolvedImage
+from hadal.node.machines.named_folders import NamedFolders
 from hadal.node.machines.snapshots import link_disks
 from hadal.sandbox.specs import DISK_IMAGE
 
@@ -30,7 +29,6 @@ __all__ = [
 ]
 
 _ABOUT = "about.json"
-_NAME_MAX = 128
 _QCOW2 = b"QFI\xfb"
 _DATA_FILE = 1 << 2
 """Bit of qcow2's incompatible features: the content lies in another file."""
@@ -83,7 +81,7 @@ class DiskImages:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folders = NamedFolders(folder, "disk image")
 
     def add_file(self, name: str, file: Path) -> DiskImage:
         """Add a disk image, raw or qcow2; one that had the name is replaced.
@@ -123,10 +121,10 @@ class DiskImages:
             ConfigError: It cannot have that name.
             OSError: The disk is full.
         """
-        with self._new(name) as part:
+        with self._folders.new(name) as part:
             (part / "disks").mkdir(mode=0o700)
             write(part / "disks/0")
-            return self._finish(name, source, part)
+            return self._described(name, source, part)
 
     def keep(self, name: str, source: str, disks: Path) -> DiskImage:
         """Add a chain of files as it is; one that had the name is replaced.
@@ -141,21 +139,11 @@ class DiskImages:
             UnsupportedError: They are too many.
             OSError: The disk is full.
         """
-        with self._new(name) as part:
+        with self._folders.new(name) as part:
             link_disks(disks, part / "disks")
-            return self._finish(name, source, part)
+            return self._described(name, source, part)
 
-    @contextlib.contextmanager
-    def _new(self, name: str) -> Generator[Path]:
-        _checked(name)
-        part = self._folder / f".{uuid.uuid4().hex}"
-        part.mkdir(parents=True, mode=0o700)
-        try:
-            yield part
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-
-    def _finish(self, name: str, source: str, part: Path) -> DiskImage:
+    def _described(self, name: str, source: str, part: Path) -> DiskImage:
         size = (part / "disks/0").stat().st_size
         if size % _SECTOR or not size:
             raise ConfigError(f"{source} is no disk: {size:,} bytes are no whole sectors")
@@ -163,18 +151,11 @@ class DiskImages:
             path.chmod(0o444)
         made = DiskImage(DISK_IMAGE + name, uuid.uuid4().hex, source, time.time_ns(), size)
         (part / _ABOUT).write_text(json.dumps(asdict(made)), encoding="utf-8")
-        old = self._folder / name
-        if old.exists():
-            old.rename(self._folder / f".{uuid.uuid4().hex}")
-        part.rename(old)
-        self.sweep()
         return made
 
     def sweep(self) -> None:
-        """Remove what an earlier process has left half done."""
-        for path in self._folder.glob(".*"):
-            if time.time() - path.stat().st_mtime > 86400 or (path / _ABOUT).exists():
-                shutil.rmtree(path, ignore_errors=True)
+        """Remove what an earlier process has left half done, a day ago or more."""
+        self._folders.sweep()
 
     def find(self, reference: str) -> DiskImage:
         """Return what is known of one.
@@ -199,17 +180,17 @@ class DiskImages:
         return self._path(reference) / "disks"
 
     def _path(self, reference: str) -> Path:
-        path = self._folder / _checked(reference.removeprefix(DISK_IMAGE))
+        path = self._folders.path(reference.removeprefix(DISK_IMAGE))
         if not path.is_dir():
-            raise ImageError(f"no disk image {reference}", hint="`hadal node disks` lists them")
+            raise ImageError(f"no disk image {reference}", hint="`hadal disk ls` lists them")
         return path
 
     def list(self) -> list[DiskImage]:
         """Return all that can be read, the oldest first."""
         found: list[DiskImage] = []
-        for path in self._folder.glob("[!.]*"):
+        for name in self._folders.names():
             with contextlib.suppress(ImageError):
-                found.append(self.find(DISK_IMAGE + path.name))
+                found.append(self.find(DISK_IMAGE + name))
         return sorted(found, key=lambda one: one.created_ns)
 
     def remove(self, reference: str) -> None:
@@ -218,8 +199,7 @@ class DiskImages:
         Raises:
             ImageError: There is none.
         """
-        self._path(reference).rename(self._folder / f".{uuid.uuid4().hex}")
-        self.sweep()
+        self._folders.remove(self._path(reference).name)
 
 
 def _kind_of(file: Path) -> str:
@@ -246,13 +226,3 @@ def _kind_of(file: Path) -> str:
             f"{file} stands on another file", hint="qemu-img convert makes one file of both"
         )
     return "qcow2"
-
-
-def _checked(name: str) -> str:
-    odd = not name.isprintable() or "/" in name or name[:1] in ("", ".") or name.strip() != name
-    if odd or len(os.fsencode(name)) > _NAME_MAX:
-        raise ConfigError(
-            f"no disk image can be called {name!r:.200}",
-            hint=f"a name has up to {_NAME_MAX} bytes, no / and no . at its beginning",
-        )
-    return name

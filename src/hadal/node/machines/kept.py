@@ -15,6 +15,7 @@ from typing import Any
 
 from hadal.errors import ConfigError, ImageError
 from hadal.node.machines.memory import load_memory
+from hadal.node.machines.named_folders import NamedFolders
 from hadal.node.machines.snapshots import Snapshot, is_whole, link_disks, seal
 from hadal.node.sparse import copy_not_zero
 from hadal.sandbox.specs import Spec
@@ -23,7 +24,6 @@ __all__ = ["KeptMachine", "KeptMachines", "check_alike", "is_kept"]
 
 _PREFIX = "machine@"
 """No name of an image begins like that: what follows an @ in one is a digest."""
-_NAME_MAX = 128
 _ABOUT = "about.json"
 _HARDWARE = ("memory_mb", "cpus", "disk_mb", "inodes", "pids", "shm_mb")
 """Fields of a spec that a machine cannot change."""
@@ -87,7 +87,7 @@ class KeptMachines:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folders = NamedFolders(folder, "machine that is kept")
 
     def keep(self, name: str | None, snapshot: Snapshot, about: KeptMachine) -> str:
         """Keep a snapshot, and return its reference; one that had the name is replaced.
@@ -101,10 +101,8 @@ class KeptMachines:
             ConfigError: It cannot have that name.
             OSError: The disk is full.
         """
-        name = uuid.uuid4().hex[:16] if name is None else _checked(name)
-        part = self._folder / f".{uuid.uuid4().hex}"
-        try:
-            part.mkdir(parents=True, mode=0o700)
+        name = uuid.uuid4().hex[:16] if name is None else name
+        with self._folders.new(name) as part:
             link_disks(snapshot.disks, part / "disks")
             shutil.copyfile(snapshot.devices, part / "devices")
             with (part / "memory").open("xb") as file:
@@ -113,19 +111,11 @@ class KeptMachines:
             text = json.dumps(asdict(about) | {"reference": _PREFIX + name})
             (part / _ABOUT).write_text(text, encoding="utf-8")
             seal(part)
-            old = self._folder / name
-            if old.exists():
-                old.rename(self._folder / f".{uuid.uuid4().hex}")
-            part.rename(old)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-        self.sweep()
         return _PREFIX + name
 
     def sweep(self) -> None:
         """Remove what an earlier daemon has left half done."""
-        for path in self._folder.glob(".*"):
-            shutil.rmtree(path, ignore_errors=True)
+        self._folders.sweep(left_s=0)
 
     def about(self, reference: str) -> KeptMachine:
         """Return what is known of one.
@@ -157,9 +147,9 @@ class KeptMachines:
     def list(self) -> list[KeptMachine]:
         """Return all that can be read, the oldest first."""
         found: list[KeptMachine] = []
-        for path in self._folder.glob("[!.]*"):
+        for name in self._folders.names():
             with contextlib.suppress(ImageError):
-                found.append(self._read(path))
+                found.append(self._read(self._folders.path(name)))
         return sorted(found, key=lambda kept: kept.created_ns)
 
     def remove(self, reference: str) -> None:
@@ -168,11 +158,10 @@ class KeptMachines:
         Raises:
             ImageError: There is none.
         """
-        self._path(reference).rename(self._folder / f".{uuid.uuid4().hex}")
-        self.sweep()
+        self._folders.remove(self._path(reference).name)
 
     def _path(self, reference: str) -> Path:
-        path = self._folder / _checked(reference.removeprefix(_PREFIX))
+        path = self._folders.path(reference.removeprefix(_PREFIX))
         if not path.is_dir():
             raise ImageError(
                 f"no machine was kept as {reference}", hint="`hadal node snapshots` lists them"
@@ -186,13 +175,3 @@ class KeptMachines:
             return KeptMachine(**fields | {"size": size})
         except (OSError, ValueError, TypeError) as error:
             raise ImageError(f"{_PREFIX}{folder.name} is damaged: {error}") from error
-
-
-def _checked(name: str) -> str:
-    odd = not name.isprintable() or "/" in name or name[:1] in ("", ".") or name.strip() != name
-    if odd or len(os.fsencode(name)) > _NAME_MAX:
-        raise ConfigError(
-            f"cannot keep a machine as {name!r:.200}",
-            hint=f"a name has up to {_NAME_MAX} bytes, no / and no . at its beginning",
-        )
-    return name
