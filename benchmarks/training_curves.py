@@ -95,7 +95,7 @@ def draw(curves: dict[str, list[float]], path: Path) -> None:
             statistics.median(losses[max(0, at - SMOOTHED) : at + 1]) for at in range(len(losses))
         ]
         axes.plot(range(1, len(losses) + 1), smooth, label=name)
-    axes.set(xlabel="step (2,048 tokens)", ylabel="loss of what the model says, nats a token", yscale="log")  # fmt: skip
+    axes.set(xlabel="step (4,096 tokens)", ylabel="loss of what the model says, nats a token", yscale="log")  # fmt: skip
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
