@@ -319,7 +319,7 @@ class AsyncSandbox:
     async def fork(self, count: int = 1, *, request_id: str | None = None) -> list[Self]:
         """Make boxes that begin with the files of this one, as they are at this moment.
 
-        Processes are not copied. The new boxes live on when this one
+        Of a machine all that runs in it is copied too, of a container no process. The new boxes live on when this one
         ends; each is ended by its own block, or by `kill`.
 
         Raises:

@@ -219,6 +219,8 @@ class VMSpec(_MachineSpec):
 
     backend: Literal["vm"] = "vm"
 
+    capabilities: ClassVar[frozenset[Capability]] = _MachineSpec.capabilities | {Capability.SCREEN}
+
     @model_validator(mode="after")
     def _leaves_it_to_the_system(self) -> Self:
         if self.root.startswith(DISK_IMAGE):
@@ -227,8 +229,6 @@ class VMSpec(_MachineSpec):
                 if getattr(self, name) != fields[name].default:
                     raise ValueError(f"{name}: what {self.root} has of it, the system in it says")
         return self
-
-    capabilities: ClassVar[frozenset[Capability]] = _MachineSpec.capabilities | {Capability.SCREEN}
 
 
 MachineSpec = MicroVMSpec | VMSpec

@@ -159,7 +159,8 @@ def _write_files(
         said = done.stderr.strip()[-500:]
         if "allocate" in said or "No space" in said or "ext2fs_write" in said:
             raise ImageError(
-                f"the image does not fit a disk of {size_mb:,} MiB: {said}", hint="--size-mb"
+                f"the image does not fit a disk of {size_mb:,} MiB: {said}",
+                hint="give it a larger --size",
             )
         raise NodeError(f"cannot make the file system of a disk: {said}")
 
