@@ -150,6 +150,15 @@ def test_wrong_settings(hadal, options, message):
     assert message in hadal.refused("node", "serve", *options, code=2)
 
 
+@pytest.mark.parametrize(
+    "url", ["/run/node.sock", "unix://node.sock", "localhost:1", "http://", "ftp://x"]
+)
+def test_wrong_addresses(hadal, url):
+    said = hadal.refused("box", "ls", "--node", url, code=2)
+    assert "expected unix:///path or http(s)://host:port" in said
+    assert ("hint: write unix:///run/node.sock" in said) == url.startswith("/")
+
+
 def test_short_keys_are_refused(hadal):
     said = hadal.refused("node", "serve", code=2, HADAL_NODE_KEYS="secret")
     assert "at least 16 characters" in said

@@ -6,6 +6,7 @@ import inspect
 import io
 import json
 import os
+import re
 import time
 import weakref
 from collections.abc import AsyncGenerator, Mapping
@@ -17,7 +18,14 @@ import aiohttp
 from yarl import URL
 
 from hadal import errors
-from hadal.errors import GoneCause, HadalError, NodeAuthError, NodeError, SandboxFileError
+from hadal.errors import (
+    ConfigError,
+    GoneCause,
+    HadalError,
+    NodeAuthError,
+    NodeError,
+    SandboxFileError,
+)
 
 __all__ = ["ERROR_DETAILS", "NodeClient", "close_all", "read_error"]
 
@@ -72,9 +80,17 @@ class NodeClient:
         url: `unix:///path` or `http(s)://host:port`.
         key: API key, for HTTP.
         verify: Certificate file to trust, or None for the system's.
+
+    Raises:
+        ConfigError: The address is of another form.
     """
 
     def __init__(self, url: str, *, key: str | None = None, verify: Path | None = None) -> None:
+        if not re.match(r"unix:///|https?://[^/]", url):
+            raise ConfigError(
+                f"address of a node: expected unix:///path or http(s)://host:port, got {url!r}",
+                hint=f"write unix://{url}" if url.startswith("/") else None,
+            )
         self.url = url
         self._key = key
         self._verify = verify
