@@ -44,10 +44,12 @@ def make_root(root):
         )
 
 
-def import_image(store: Path, folder: Path, name="machine-lab:1"):
-    """Put the image into a store."""
+def import_image(store: Path, folder: Path, name="machine-lab:1", files=None):
+    """Put the image into a store, with more files: text by path."""
     root = folder / "root"
     make_root(root)
+    for path, text in (files or {}).items():
+        (root / path).write_text(text)
     asyncio.run(ImageStore(store).import_directory(root, name))
     shutil.rmtree(root)
     return name

@@ -330,3 +330,15 @@ def test_a_spare_is_given_to_the_next_who_asks(node, image):
             wait_for_spare()
             with Sandbox.create(MicroVMSpec(image=image, pids=334)):
                 assert untold() == 1  # it is of another kind, and waits
+
+
+def test_a_spare_stands_on_what_its_name_means_now(node, tmp_path):
+    """An image that is made anew under its name is the one that machines have from then on."""
+    needs_machines()
+    store = node / "node" / "images"
+    spec = MicroVMSpec(image=import_image(store, tmp_path, "moving:1"), spare=1)
+    with Sandbox.create(spec):
+        wait_for_spare()
+        import_image(store, tmp_path, "moving:1", files={"etc/which": "the second"})
+        with Sandbox.create(spec.model_copy(update={"spare": 0})) as box:
+            assert box.run("cat /etc/which").stdout == "the second"

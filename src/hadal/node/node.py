@@ -263,7 +263,7 @@ class Node:
         spec = read_spec(request.spec)
         check_mounts(spec)
         if isinstance(spec, MachineSpec) and origin is None and not spare:
-            given = self.spares.give(request, spec)
+            given = await self.spares.give(request, spec)
             if given is not None:
                 return given
         if len(self._slots) >= self.config.max_boxes:

@@ -52,7 +52,7 @@ class Spares:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def give(self, request: CreateRequest, spec: MachineSpec) -> Box | None:
+    async def give(self, request: CreateRequest, spec: MachineSpec) -> Box | None:
         """Return a spare as the box of a request, and see that others are made; None where there is none.
 
         Args:
@@ -60,9 +60,12 @@ class Spares:
             spec: Of it.
 
         Raises:
+            ImageError: The image cannot be had.
             JournalError: It cannot be written down whose it is; it ends.
         """
-        box = self._take(_kind(spec))
+        kind = _kind(spec)
+        digest = await self._node.images.digest_of(spec.image) if self._ready.get(kind) else None
+        box = self._take(kind, digest)
         try:
             if box is not None:
                 self._hand_over(box, request, spec)
@@ -85,12 +88,15 @@ class Spares:
         """Return whether a box is one that nobody has been told of."""
         return box_id in self._untold
 
-    def _take(self, kind: str) -> Box | None:
+    def _take(self, kind: str, digest: str | None) -> Box | None:
+        """Return one that stands on an image; those that stand on what its name meant before end."""
         ready = self._ready.get(kind, [])
         while ready:
             box = self._living(ready.pop(0))
-            if box is not None:
+            if box is not None and self._node.base_of(box)[0].digest == digest:
                 return box
+            if box is not None:
+                self._node.begin_end(box.id, GoneCause.KILLED)
         return None
 
     def _living(self, box_id: str) -> Box | None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import threading
 import time
 import uuid
 from collections.abc import AsyncGenerator
@@ -76,6 +77,7 @@ class Machines:
         self._disks = disks
         self._tsc_khz: int | None = None
         self._ramdisks: dict[Kernel, Path] = {}
+        self._first = threading.Lock()  # the two above are made by whichever machine is the first
         self._templates = Templates(folder / "templates")
         self._overlays = Overlays()
         self._copies = folder / "copies"
@@ -169,8 +171,9 @@ class Machines:
 
     def _plan(self, spec: MachineSpec, root: ResolvedImage, lease_s: int) -> Plan:
         program = qemu_program()
-        if self._tsc_khz is None:
-            self._tsc_khz = self._find_tsc_khz()
+        with self._first:
+            if self._tsc_khz is None:
+                self._tsc_khz = self._find_tsc_khz()
         if is_disk_image(root.name):
             return Plan(
                 program=program, hardware=hardware_of(spec, 0, self._tsc_khz), options={}, disk=(0, 0), layers=(),
@@ -180,8 +183,9 @@ class Machines:
             self._images.disks_of(root),
             find_kernel(kernel_folder(self._folder.parent)),
         )
-        if kernel not in self._ramdisks:
-            self._ramdisks[kernel] = self._make_ramdisk(kernel)
+        with self._first:
+            if kernel not in self._ramdisks:
+                self._ramdisks[kernel] = self._make_ramdisk(kernel)
         count = len(layers)
         return Plan(
             program=program,
