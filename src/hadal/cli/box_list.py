@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from hadal.cli.node_options import NodeOptions, printable
+from hadal.cli.node_options import NodeOptions
 from hadal.cli.quantities import human_bytes, human_seconds
+from hadal.plain_text import one_line
 
 if TYPE_CHECKING:
     from hadal.sandbox.results import BoxInfo, Usage
@@ -48,9 +49,9 @@ def _show(rows: "list[tuple[BoxInfo, Usage | None]]", as_json: bool) -> None:
     for box, usage in rows:
         table.add_row(
             box.id,
-            printable(box.name or "", 40),
+            one_line(box.name or "", 40),
             box.state,
-            printable(box.image, 40),
+            one_line(box.image, 40),
             human_seconds((now - box.created_ns) / 1e9),
             human_seconds(max(0, now - box.used_ns) / 1e9),
             human_bytes(usage.memory_bytes) if usage else "",

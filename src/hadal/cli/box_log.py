@@ -7,8 +7,9 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, cast
 
-from hadal.cli.node_options import NodeOptions, printable
+from hadal.cli.node_options import NodeOptions
 from hadal.cli.quantities import human_seconds
+from hadal.plain_text import one_line
 
 if TYPE_CHECKING:
     from hadal.sandbox.results import Event
@@ -55,11 +56,11 @@ def line_of(event: "Event") -> str:
 def _what(event: "Event") -> str:
     request = event.request
     if "shell" in request:
-        return printable(str(request["shell"]))
+        return one_line(str(request["shell"]))
     if isinstance(request.get("argv"), list):
-        return printable(shlex.join(str(part) for part in cast(list[object], request["argv"])))
+        return one_line(shlex.join(str(part) for part in cast(list[object], request["argv"])))
     parts = [str(request[k]) for k in ("operation", "how", "path", "target") if request.get(k)]
-    return printable(" ".join(parts) or json.dumps(request))
+    return one_line(" ".join(parts) or json.dumps(request))
 
 
 def _outcome(event: "Event") -> str:

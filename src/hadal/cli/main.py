@@ -31,6 +31,7 @@ from hadal.cli import (
     view,
 )
 from hadal.errors import ConfigError, EncodingError, HadalError, InputError
+from hadal.plain_text import visible
 
 __all__ = ["app", "main"]
 
@@ -81,10 +82,10 @@ def main() -> None:
     except CycloptsError:  # it has printed what is wrong
         sys.exit(2)
     except (ConfigError, EncodingError, InputError) as err:
-        console.print(f"error: {err}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"error: {visible(str(err))}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except HadalError as err:
-        console.print(f"error: {err}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"error: {visible(str(err))}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(3)
     except BrokenPipeError:  # the reader of a pipe left, as `head` does
         _abandon_stdout()
@@ -100,7 +101,7 @@ def main() -> None:
         )
         sys.exit(2)
     except OSError as err:  # a full disk under standard output, an impossible path
-        console.print(f"error: {err}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"error: {visible(str(err))}", markup=False, highlight=False, soft_wrap=True)
         _abandon_stdout()
         sys.exit(3)
     except KeyboardInterrupt:

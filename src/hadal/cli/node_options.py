@@ -1,6 +1,5 @@
-"""Which node daemon a command talks to, and how what a box says is shown."""
+"""Which node daemon a command talks to."""
 
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from cyclopts import Parameter
 if TYPE_CHECKING:
     from hadal.sandbox.nodes import AsyncNode
 
-__all__ = ["NodeOptions", "printable"]
+__all__ = ["NodeOptions"]
 
 
 @Parameter(name="*")
@@ -34,16 +33,3 @@ class NodeOptions:
         from hadal.sandbox.nodes import AsyncNode
 
         return AsyncNode(self.node, key=self.key, verify=self.ca, start=start)
-
-
-def printable(text: str, limit: int = 200) -> str:
-    """Return text of a box for a terminal: on one line, without control characters, and not endless."""
-    shown = "".join(
-        character if not unicodedata.category(character).startswith("C") else _escaped(character)
-        for character in text[: limit + 1]
-    )
-    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")

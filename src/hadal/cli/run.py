@@ -7,7 +7,7 @@ import shlex
 import sys
 import uuid
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -208,16 +208,18 @@ async def _run(
 ) -> "Ending":  # fmt: skip
     from hadal.agent import Agent, Journal, Trajectory
     from hadal.agent.boxed import note_box, open_box
-    from hadal.agent.terminal import show_event
+    from hadal.agent.terminal import Terminal
+
+    terminal = None if json_output else Terminal(console)
 
     def watch(event: dict[str, Any]) -> None:
-        if json_output:
+        if terminal is None:
             print(json.dumps(event), flush=True)  # noqa: T201 - data goes to stdout
         else:
-            show_event(console, event)
+            terminal.show(event)
 
     try:
-        with Journal(path) as journal:
+        with terminal or nullcontext(), Journal(path) as journal:
             known = Trajectory.of(journal.events).ending
             if known is not None and not known.reason.is_ours:
                 console.print(f"it has ended: {known.reason}", markup=False)

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from hadal.cli.run import runs_folder
+from hadal.plain_text import one_line
 
 if TYPE_CHECKING:
     from hadal.agent.run_files import RunFiles
@@ -40,7 +42,11 @@ def list_runs(*, runs: Path | None = None, json_output: _Json = False) -> None:
     table = Table("run", "state", "turns", "tokens", "task", box=None)
     for row in rows:
         table.add_row(
-            row["id"], row["state"], str(row["turns"]), f"{row['tokens']:,}", row["task"][:60]
+            row["id"],
+            row["state"],
+            str(row["turns"]),
+            f"{row['tokens']:,}",
+            Text(one_line(row["task"], 60)),
         )
     Console().print(table)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from hadal.agent import read_events
 from hadal.evals import journal_path
+from hadal.plain_text import one_line
 from hadal.tasks import Task
 
 __all__ = ["Progress", "TaskState"]
@@ -70,8 +71,7 @@ class TaskState:
     @property
     def shown(self) -> str:
         """Return what it does, in one short line."""
-        line = " ".join(self.doing.split())
-        return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 3]}..."
+        return one_line(" ".join(self.doing.split()), _SHOWN)
 
 
 def _command(arguments: str) -> str:

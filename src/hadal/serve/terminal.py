@@ -19,6 +19,7 @@ from hadal.encoding.deltas import (
     ReasoningDelta,
 )
 from hadal.errors import HadalError
+from hadal.plain_text import visible
 from hadal.serve.http import new_id
 from hadal.serve.turn import Finished, Front, Said
 
@@ -123,13 +124,8 @@ def _print(console: Console, delta: object) -> None:
     """Show a delta. What the model writes is text: no markup of ours, no control characters."""
     if isinstance(delta, ReasoningDelta | ContentDelta | ArgumentsDelta):
         style = "yellow" if isinstance(delta, ArgumentsDelta) else _STYLES[type(delta)]
-        console.print(Text(_visible(delta.text), style=style), end="")
+        console.print(Text(visible(delta.text), style=style), end="")
     elif isinstance(delta, CallStart):
-        console.print(Text(f"\n{_visible(delta.name)} ", style="bold yellow"), end="")
+        console.print(Text(f"\n{visible(delta.name)} ", style="bold yellow"), end="")
     elif isinstance(delta, CallFailed):
-        console.print(Text(f"\nmalformed call: {delta.problem.reason}", style="red"))
-
-
-def _visible(text: str) -> str:
-    """Return text in which nothing can steer the terminal."""
-    return "".join(c if c in "\n\t" or c.isprintable() else "�" for c in text)
+        console.print(Text(f"\nmalformed call: {visible(delta.problem.reason)}", style="red"))
