@@ -131,3 +131,8 @@ def test_help_has_examples():
         result = run(*verb, "--help")
         assert result.returncode == 0
         assert "hadal " + " ".join(verb) in result.stdout
+
+
+def test_errors_do_not_steer_the_terminal(tmp_path):
+    result = run("checkpoint", "inspect", "no\x1b[2J", cwd=tmp_path)
+    assert r"no checkpoint at no\x1b[2J" in result.stderr

@@ -17,6 +17,7 @@ from hadal.engine.request import Request
 from hadal.engine.sampler import sample, token_logprobs
 from hadal.engine.scheduler import StepPlan, Work
 from hadal.engine.team import SOLO, Team
+from hadal.engine.threads import few_threads
 from hadal.errors import EngineError
 from hadal.model import SequenceCache, Slot, Trace, Transformer
 
@@ -96,7 +97,10 @@ class Stepper:
 
     def run(self, plan: StepPlan) -> list[Outcome]:
         """Run a plan's work. Requests are changed: tokens, state, and whether they are finished."""
-        with torch.inference_mode():
+        sizes = [
+            (w.num_tokens + len(w.drafts), w.request.num_computed + w.num_tokens) for w in plan.work
+        ]
+        with torch.inference_mode(), few_threads(self._model.config, sizes):
             outcomes = self._forward(plan.work)
             self._choose(outcomes)
             for outcome in outcomes:
