@@ -301,9 +301,10 @@ def untold():
     return asyncio.run(count())
 
 
-def wait_for_spare():
+def wait_for_spare(others=0):
+    """Wait until there is one more than those of other tests."""
     end = time.monotonic() + 60
-    while untold() != 1:
+    while untold() != others + 1:
         assert time.monotonic() < end, "no spare"
         time.sleep(0.1)
     time.sleep(1)  # it runs a command before it is given away
@@ -332,13 +333,27 @@ def test_a_spare_is_given_to_the_next_who_asks(node, image):
                 assert untold() == 1  # it is of another kind, and waits
 
 
+def test_a_spare_may_start_from_a_snapshot(node, image):
+    """It stands on that, whatever `image` says."""
+    others = untold()
+    with Sandbox.create(MicroVMSpec(image=image)) as box:
+        box.run("echo kept > /etc/kept", check=True)
+        spec = MicroVMSpec.model_validate({"from": box.snapshot(), "spare": 1})
+    with Sandbox.create(spec):
+        wait_for_spare(others)
+        with Sandbox.create(spec.model_copy(update={"spare": 0})) as box:
+            assert untold() == others
+            assert box.run("cat /etc/kept").stdout == "kept\n"
+
+
 def test_a_spare_stands_on_what_its_name_means_now(node, tmp_path):
     """An image that is made anew under its name is the one that machines have from then on."""
     needs_machines()
+    others = untold()
     store = node / "node" / "images"
     spec = MicroVMSpec(image=import_image(store, tmp_path, "moving:1"), spare=1)
     with Sandbox.create(spec):
-        wait_for_spare()
+        wait_for_spare(others)
         import_image(store, tmp_path, "moving:1", files={"etc/which": "the second"})
         with Sandbox.create(spec.model_copy(update={"spare": 0})) as box:
             assert box.run("cat /etc/which").stdout == "the second"

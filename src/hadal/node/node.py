@@ -328,7 +328,7 @@ class Node:
     ) -> Box:  # fmt: skip
         box_id = record.id
         folder = self._folder / box_id
-        reference = runtime.get("image") or await self._image_of(spec)
+        reference = runtime.get("image") or await self.image_of(spec)
         root = self._roots[box_id] = await self._acquire(reference)
         runtime["image"] = root.digest or root.name
         is_machine = isinstance(spec, MachineSpec)
@@ -372,7 +372,7 @@ class Node:
             return disk_image_root(reference)
         return await self.images.acquire(reference)
 
-    async def _image_of(self, spec: Spec) -> str:
+    async def image_of(self, spec: Spec) -> str:
         """Return the image that a box is made from.
 
         Raises:

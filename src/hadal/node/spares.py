@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from hadal.errors import GoneCause, HadalError, JournalError
 from hadal.node.box import Box
 from hadal.node.guest_command import CommandOrder, Unread
+from hadal.node.machines.disk_images import is_disk_image
 from hadal.sandbox.protocol import CreateRequest
 from hadal.sandbox.specs import MachineSpec
 
@@ -60,12 +61,11 @@ class Spares:
             spec: Of it.
 
         Raises:
-            ImageError: The image cannot be had.
+            ConfigError, ImageError: As where a box is made: what it is to start from is not there, or not like it.
             JournalError: It cannot be written down whose it is; it ends.
         """
         kind = _kind(spec)
-        digest = await self._node.images.digest_of(spec.image) if self._ready.get(kind) else None
-        box = self._take(kind, digest)
+        box = self._take(kind, await self._base_of(spec)) if self._ready.get(kind) else None
         try:
             if box is not None:
                 self._hand_over(box, request, spec)
@@ -88,15 +88,25 @@ class Spares:
         """Return whether a box is one that nobody has been told of."""
         return box_id in self._untold
 
-    def _take(self, kind: str, digest: str | None) -> Box | None:
-        """Return one that stands on an image; those that stand on what its name meant before end."""
+    async def _base_of(self, spec: MachineSpec) -> str:
+        """Return what a machine would stand on that is started now: a digest, a directory, or a disk image."""
+        reference = await self._node.image_of(spec)
+        if is_disk_image(reference):
+            return reference
+        async with self._node.images.using(reference) as root:
+            return root.digest or root.name
+
+    def _take(self, kind: str, base: str) -> Box | None:
+        """Return one that stands on this; those that stand on what the name of it meant before end."""
         ready = self._ready.get(kind, [])
         while ready:
             box = self._living(ready.pop(0))
-            if box is not None and self._node.base_of(box)[0].digest == digest:
+            if box is None:
+                continue
+            root, _ = self._node.base_of(box)
+            if (root.digest or root.name) == base:
                 return box
-            if box is not None:
-                self._node.begin_end(box.id, GoneCause.KILLED)
+            self._node.begin_end(box.id, GoneCause.KILLED)
         return None
 
     def _living(self, box_id: str) -> Box | None:

@@ -307,20 +307,6 @@ class ImageStore:
                 record = await asyncio.to_thread(self._find, full) or await self.pull(full)
         return await run_in_thread(lambda _: self._resolve(record), undo=self._give_back)
 
-    async def digest_of(self, reference: str) -> str | None:
-        """Return the digest of the image that a reference means now; None where it is not in the store.
-
-        Args:
-            reference: As for `acquire`; a directory has no digest.
-
-        Raises:
-            ImageError: No reference can be written like that.
-        """
-        if reference.startswith(("/", "./", "../")):
-            return None
-        record = await asyncio.to_thread(self._find, reference)
-        return None if record is None else record.digest
-
     def _find(self, name: str) -> ImageRecord | None:
         if name == HOST:
             if self._host is None or not self._has(self._host.layers[0]):
