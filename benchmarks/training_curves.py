@@ -46,7 +46,7 @@ def main() -> None:
     data = partial(
         Conversations.demonstrated,
         work / "demonstrations.jsonl.gz",
-        work / "tokenizer.json",
+        tokenizer=work / "tokenizer.json",
         longest=LENGTH,
     )
     curves: dict[str, list[float]] = {}

@@ -53,6 +53,12 @@ static const char *take_descriptors(struct launch *l, const int *sent)
     return NULL;
 }
 
+/* What a box may be given of the host's devices. */
+static bool is_known_device(const char *name)
+{
+    return !strcmp(name, "kvm") || !strcmp(name, "net/tun");
+}
+
 const char *read_launch(struct launch *l, const uint8_t *payload, size_t length, const int *sent)
 {
     const uint8_t *at = payload, *end = payload + length;
@@ -77,6 +83,7 @@ const char *read_launch(struct launch *l, const uint8_t *payload, size_t length,
         case T_FILE: full |= !add(&l->files, &field); break;
         case T_BIND: full |= !add(&l->binds, &field); break;
         case T_TMPFS: full |= !add(&l->tmpfs, &field); break;
+        case T_DEVICE: full |= !add(&l->devices, &field); break;
         case T_RLIMIT: full |= !add(&l->rlimits, &field); break;
         case T_VOLATILE: l->volatile_overlay = number; break;
         case T_LEASE_S: l->lease_s = number; break;
@@ -94,9 +101,20 @@ const char *read_launch(struct launch *l, const uint8_t *payload, size_t length,
         return "more than 128 of a repeated field";
     if (!l->hostname || !l->run_directory || !l->socket || !l->lowers.count)
         return "a request without hostname, run directory, socket or layer";
+    for (int i = 0; i < l->devices.count; i++)
+        if (!is_known_device(l->devices.items[i]))
+            return "a device that boxes do not get";
     if (!l->scratch && !l->scratch_bytes && l->scratch_fd < 0)
         return "a request without scratch";
     return NULL;
+}
+
+bool has_device(const struct launch *l, const char *name)
+{
+    for (int i = 0; i < l->devices.count; i++)
+        if (!strcmp(l->devices.items[i], name))
+            return true;
+    return false;
 }
 
 void send_event(int reply, uint64_t request, int event, struct bytes *fields)

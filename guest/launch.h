@@ -24,7 +24,7 @@ struct launch {
     uint64_t uid_base, uid_count, lease_s;
     uint64_t keep;
     bool user_namespace, volatile_overlay, read_only;
-    struct list lowers, cgroups, files, binds, tmpfs, rlimits;
+    struct list lowers, cgroups, files, binds, tmpfs, rlimits, devices;
 
     int reply;        /* socket to the node daemon */
     int netns_fd;     /* -1: a new network namespace */
@@ -38,6 +38,9 @@ struct launch {
 /* NULL, or what is wrong with it. Everything is copied out of the payload. Sent along are SENT_MAX descriptors;
  * -1: none. */
 const char *read_launch(struct launch *launch, const uint8_t *payload, size_t length, const int *sent);
+
+/* Whether it may open a device. */
+bool has_device(const struct launch *launch, const char *name);
 
 /* launch.c: in the new process; does not return. */
 _Noreturn void become_box(struct launch *launch);

@@ -76,6 +76,7 @@ static void free_launch(struct launch *l)
     free_list(&l->binds);
     free_list(&l->tmpfs);
     free_list(&l->rlimits);
+    free_list(&l->devices);
 }
 
 static void report_failure(struct launch *l, const char *phase, int error, const char *text)

@@ -243,8 +243,9 @@ static int give_to_root(int mount_fd, const char *what)
 
 static void make_devices(void)
 {
-    static const struct { const char *name; int major, minor; } nodes[] = {
-        {"null", 1, 3}, {"zero", 1, 5}, {"full", 1, 7}, {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0},
+    static const struct { const char *name; int major, minor; bool asked; } nodes[] = {
+        {"null", 1, 3, false}, {"zero", 1, 5, false}, {"full", 1, 7, false}, {"random", 1, 8, false},
+        {"urandom", 1, 9, false}, {"tty", 5, 0, false}, {"kvm", 10, 232, true}, {"net/tun", 10, 200, true},
     };
     static const char *const links[][2] = {
         {"/proc/self/fd", "fd"}, {"/proc/self/fd/0", "stdin"}, {"/proc/self/fd/1", "stdout"},
@@ -263,11 +264,16 @@ static void make_devices(void)
     if (directory < 0)
         launch_failed(box, "/dev");
     act_as(box->uid_base);
-    for (size_t i = 0; i < sizeof nodes / sizeof *nodes; i++)
+    if (has_device(box, "net/tun") && mkdirat(directory, "net", 0755))
+        launch_failed(box, "/dev/net");
+    for (size_t i = 0; i < sizeof nodes / sizeof *nodes; i++) {
+        if (nodes[i].asked && !has_device(box, nodes[i].name))
+            continue;
         if (mknodat(directory, nodes[i].name, S_IFCHR | 0666,
                     makedev((unsigned)nodes[i].major, (unsigned)nodes[i].minor)) ||
             fchmodat(directory, nodes[i].name, 0666, 0))
             launch_failed(box, nodes[i].name);
+    }
     for (size_t i = 0; i < sizeof links / sizeof *links; i++)
         if (symlinkat(links[i][0], directory, links[i][1]))
             launch_failed(box, links[i][1]);

@@ -108,6 +108,7 @@ enum tag {
     T_TMPFS = 82,       /* target, zero byte, bytes as text */
     T_READ_ONLY = 83,
     T_KEEP = 85,        /* so many of the descriptors sent along, the last ones, are for commands: see T_KEPT */
+    T_DEVICE = 86,      /* "kvm" or "net/tun": a device that its users may open, too */
     T_LEASE_S = 84,     /* without a node daemon for so long, the box ends itself */
     /* launch reply */
     T_PHASE = 96,

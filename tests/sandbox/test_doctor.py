@@ -102,13 +102,14 @@ def test_verdicts(changed, text):
 @pytest.mark.parametrize(
     ("changed", "text"),
     [
-        ({}, "works, emulated"),
-        ({"networks": "limited"}, "works, emulated, without: networks"),
+        ({}, "works, with KVM"),
+        ({"KVM": "limited"}, "works, emulated"),
+        ({"KVM": "limited", "networks": "limited"}, "works, emulated, without: networks"),
         ({"QEMU": "limited", "machine kernel": "limited"}, "does not: QEMU, machine kernel"),
         ({"seccomp": "missing"}, "does not: seccomp"),
     ],
 )
 def test_a_machine_needs_what_its_jail_needs_and_a_kernel(changed, text):
-    names = (*NEEDED, "QEMU", "machine kernel")
+    names = (*NEEDED, "KVM", "QEMU", "machine kernel")
     findings = [Finding(name, changed.get(name, "ok"), "") for name in names]
     assert [verdict.text for verdict in verdicts(findings)[2:]] == [text, text]

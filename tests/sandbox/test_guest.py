@@ -372,6 +372,35 @@ def test_what_a_box_may_not_do(with_box):
     with_box(body)
 
 
+_ASKS_KVM = """
+import fcntl, os
+print(os.getuid(), fcntl.ioctl(os.open("/dev/kvm", os.O_RDWR), 0xAE00, 0))
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/kvm").exists(), reason="this host has no /dev/kvm")
+def test_kvm_is_for_boxes_that_were_given_it(with_box, tmp_path):
+    async def given(box):
+        _, out, err = await box.run("/usr/bin/python3", "-c", _ASKS_KVM, user="1000")
+        assert out == b"1000 12\n", err
+
+    async def not_given(box):
+        _, out, err = await box.run("/usr/bin/python3", "-c", _ASKS_KVM, user="1000")
+        assert (out, b"No such file" in err) == (b"", True)
+        asks = "import fcntl; fcntl.ioctl(0, 0xAE00, 0)"
+        _, _, err = await box.run("/usr/bin/python3", "-c", asks)
+        assert b"Inappropriate ioctl" in err
+
+    with_box(not_given)
+    shutil.rmtree(tmp_path / "box")
+    with_box(given, devices=("kvm",))
+
+
+def test_no_other_device_is_given(with_box):
+    with pytest.raises(LaunchError, match="a device that boxes do not get"):
+        with_box(None, devices=("sda",))
+
+
 def test_files_are_bound_to_places_that_are_not_there_yet(with_box, tmp_path):
     (tmp_path / "one").write_text("first")
     (tmp_path / "two").write_text("second")

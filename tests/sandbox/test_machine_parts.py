@@ -1,7 +1,9 @@
 """What machines boot from: kernels and their modules, and the initial RAM disk."""
 
 import json
+import logging
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -10,8 +12,11 @@ import pytest
 
 from hadal.cli.main import app
 from hadal.errors import ConfigError, UnsupportedError
+from hadal.node.machines import kvm
 from hadal.node.machines.initramfs import make_initramfs
 from hadal.node.machines.kernel import fetch_kernel, find_kernel, install_kernel
+from hadal.node.machines.kvm import choose_accelerator
+from hadal.node.machines.qemu import Hardware, qemu_call
 
 needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="no dpkg-deb")
 NEEDED = {
@@ -185,3 +190,44 @@ def test_modules_have_no_signatures_to_look_at(tmp_path):
     (tmp_path / "program").touch()
     made = make_initramfs(tmp_path / "program", [tmp_path / "a.ko"])
     assert {name: content for name, _, content in entries(made)}["modules/a.ko"] == b"module"
+
+
+def hardware(accelerator):
+    return Hardware(
+        board="microvm", memory_mb=128, cpus=1, layers=1, network=False, accelerator=accelerator, tsc_khz=2_000_000,
+    )  # fmt: skip
+
+
+def test_an_emulated_machine_is_told_its_frequency_and_one_with_kvm_measures_it():
+    emulated = qemu_call("qemu", hardware("tcg"), {"layers": 1})
+    assert "tsc_early_khz=2000000 mitigations=off hadal_layers=1" in emulated[-1]
+    assert emulated[emulated.index("-accel") + 1].startswith("tcg,")
+    real = qemu_call("qemu", hardware("kvm"), {"layers": 1})
+    assert not {"tsc_early_khz", "mitigations"} & set(re.split("[ =]", real[-1]))
+    assert real[real.index("-accel") : real.index("-accel") + 4] == [
+        "-accel",
+        "kvm",
+        "-cpu",
+        "host",
+    ]
+
+
+def test_kvm_is_used_where_a_guest_runs_and_said_why_not(monkeypatch, caplog):
+    assert choose_accelerator("tcg") == "tcg"
+    monkeypatch.setattr(kvm, "kvm_fault", lambda: None)
+    assert choose_accelerator("auto") == choose_accelerator("kvm") == "kvm"
+    monkeypatch.setattr(kvm, "kvm_fault", lambda: "no such device")
+    with caplog.at_level(logging.INFO):
+        assert choose_accelerator("auto") == "tcg"
+    assert "emulated: KVM runs no guest here: no such device" in caplog.text
+    with pytest.raises(UnsupportedError, match="no such device"):
+        choose_accelerator("kvm")
+
+
+def test_the_trial_of_kvm_is_that_of_the_doctor():
+    try:
+        kvm.run_guest()
+        fault = None
+    except OSError as error:
+        fault = str(error)
+    assert kvm.kvm_fault() == fault

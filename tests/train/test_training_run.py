@@ -8,7 +8,7 @@ import torch
 
 from hadal.chat import AssistantMessage, ToolCall, ToolMessage, UserMessage
 from hadal.encoding import Encoding
-from hadal.errors import ConfigError, InputError
+from hadal.errors import ConfigError, InputError, StorageError
 from hadal.model import ModelConfig
 from hadal.tools import BashTool
 from hadal.train.samples import Conversations
@@ -157,8 +157,7 @@ def test_it_learns_and_resumes_bit_for_bit(data, tmp_path, optimizer):
     assert again.step == 3
     again.run()
     assert losses(parts) == expected
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(value, again.model.state_dict()[name]), name
+    assert_same_weights(again, whole)
 
 
 def interrupt(trainer, step, *, at):
@@ -185,6 +184,39 @@ def test_a_run_goes_on_with_its_settings(encoding, data, tmp_path):
     other = Conversations(encoding, [BashTool.declare()], [task("g.txt")], seed=1)
     with pytest.raises(ConfigError, match="begun with other settings: data: "):
         Trainer(config(tmp_path), other).resume()
+
+
+def test_a_run_begins_with_the_weights_of_another_and_goes_on_with_its_own(data, tmp_path):
+    early, late = tmp_path / "early", tmp_path / "late"
+    for folder in (early, late):
+        folder.mkdir()
+    trained = Trainer(config(early, steps=2), data)
+    trained.run()
+    second = Trainer(config(late, begin=early / STATE), data)
+    assert not second.resume()
+    assert second.step == 0
+    assert_same_weights(second, trained)
+    second.take_step()
+    second.save()
+    third = Trainer(config(late, begin=early / STATE), data)
+    assert third.resume()
+    assert third.step == 1
+    assert_same_weights(third, second)
+
+
+def assert_same_weights(trainer, other):
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, other.model.state_dict()[name]), name
+
+
+def test_weights_to_begin_with_that_are_not_there_or_another_networks(data, tmp_path):
+    state = tmp_path / "other" / STATE
+    with pytest.raises(StorageError, match="cannot read the state to begin with"):
+        Trainer(config(tmp_path, begin=state), data).resume()
+    state.parent.mkdir()
+    torch.save({"model": {"embed.weight": torch.zeros(1)}}, state)
+    with pytest.raises(ConfigError, match="is not of this network"):
+        Trainer(config(tmp_path, begin=state), data).resume()
 
 
 def test_settings_that_do_not_fit(tmp_path):

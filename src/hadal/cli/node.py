@@ -47,6 +47,7 @@ def serve(
     max_boxes: int = 10_000,
     lease: _Seconds = 900,
     sync: Literal["process", "power"] = "process",
+    accelerator: Literal["auto", "kvm", "tcg"] = "auto",
 ) -> None:
     """Make boxes for others: on a Unix socket of this user, and with --port over HTTP.
 
@@ -70,6 +71,7 @@ def serve(
         max_boxes: That live at a time.
         lease: Time that boxes outlive the daemon.
         sync: Whether the log of every box survives the end of every process, or also of the machine.
+        accelerator: Of virtual machines: kvm, tcg (emulation), or auto, which is KVM where it runs a guest.
     """
     from hadal.node.daemon import LOG_FORMAT, Listen, log_to_file, run_daemon
     from hadal.node.node_config import NodeConfig
@@ -93,8 +95,9 @@ def serve(
         soft_wrap=True,
     )
     config = NodeConfig(
-        state=folder, name=name, max_boxes=max_boxes, lease_s=round(lease), sync=sync
-    )
+        state=folder, name=name, max_boxes=max_boxes, lease_s=round(lease), sync=sync,
+        accelerator=accelerator,
+    )  # fmt: skip
     sys.exit(run_daemon(config, listen))
 
 

@@ -108,7 +108,11 @@ def run(
         sizes if model else dataclasses.replace(sizes, vocab_size=size), into
     )
     keep_config(config.model, tokenizer, into)
-    follow(config, partial(Conversations.demonstrated, demonstrations, tokenizer), json_output)
+    follow(
+        config,
+        partial(Conversations.demonstrated, demonstrations, tokenizer=tokenizer),
+        json_output,
+    )
 
 
 def follow(config: "TrainConfig", data: Any, json_output: bool = False) -> None:

@@ -40,6 +40,7 @@ class LaunchRequest:
         read_only: Whether its root cannot be written.
         lease_s: Seconds without a node daemon after which it ends itself; 0 for never.
         keep: At most two descriptors for those of its commands that are to have them.
+        devices: Of the host that all of its users may open: "kvm", "net/tun".
     """
 
     hostname: str
@@ -60,6 +61,7 @@ class LaunchRequest:
     read_only: bool = False
     lease_s: int = 0
     keep: tuple[int, ...] = ()
+    devices: tuple[str, ...] = ()
 
     def fields(self) -> Fields:
         """Return what the launcher is told."""
@@ -79,6 +81,7 @@ class LaunchRequest:
                 for source, target, fixed in self.binds
             ],
             Tag.TMPFS: [f"{target}\0{size}".encode() for target, size in self.tmpfs],
+            Tag.DEVICE: [name.encode() for name in self.devices],
             Tag.RLIMIT: [limit.encode() for limit in self.limits],
         }
         if isinstance(self.scratch, Path):

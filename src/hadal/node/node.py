@@ -129,8 +129,9 @@ class Node:
         self.disks = Disks(self.config.state / "d")
         self._disk_pool = DiskPool(self.disks)
         self.machines = Machines(
-            self.config.state / "machines", self.images, self._launcher, self.disks
-        )
+            self.config.state / "machines", self.images, self._launcher, self.disks,
+            self.config.accelerator,
+        )  # fmt: skip
         self.fork_layers = ForkLayers(self.config.state / "f", self.disks)
         await self._recover()
         await self.sweep_fork_layers()

@@ -18,6 +18,7 @@ class NodeConfig:
         lease_s: Seconds that boxes outlive the daemon.
         first_uid: Of the ids that boxes use on the host: 65,536 for each.
         sync: Whether every record of the journal waits for the disk.
+        accelerator: Of virtual machines: "kvm", "tcg" (emulation), or "auto", which is KVM where it has run a guest.
         host_mounts: File descriptor of the host's mount namespace, where this process has its own.
     """
 
@@ -27,4 +28,5 @@ class NodeConfig:
     lease_s: int = 900
     first_uid: int = 1 << 20
     sync: Literal["process", "power"] = "process"
+    accelerator: Literal["auto", "kvm", "tcg"] = "auto"
     host_mounts: int | None = None

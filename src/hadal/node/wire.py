@@ -129,6 +129,7 @@ class Tag(enum.IntEnum):
     READ_ONLY = 83
     LEASE_S = 84
     KEEP = 85
+    DEVICE = 86
     PHASE = 96
     ELAPSED_US = 97
     EVENT = 98

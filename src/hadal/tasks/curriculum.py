@@ -53,6 +53,7 @@ FAMILIES: dict[str, Callable[[Draw], Task]] = {
         fixing.fix_name,
         carrying.carry_choice,
         carrying.recall_fact,
+        carrying.recall_facts,
     )
 }
 """Families that are trained on."""

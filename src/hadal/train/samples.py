@@ -98,18 +98,17 @@ class Conversations:
 
     @classmethod
     def demonstrated(
-        cls, demonstrations: Path, tokenizer: Path, seed: int = 1, longest: int | None = None
+        cls, *demonstrations: Path, tokenizer: Path, seed: int = 1, longest: int | None = None
     ) -> "Conversations":
-        """Return what was demonstrated, as tokens; `longest` is as in the class.
+        """Return what was demonstrated, as tokens; `seed` and `longest` are as in the class.
 
         Raises:
             StorageError: The demonstrations cannot be read.
             ConfigError: The tokenizer cannot.
         """
         encoding = Encoding.load("v4", tokenizer=tokenizer)
-        return cls(
-            encoding, TOOLS, [shown.messages for shown in read(demonstrations)], seed, longest
-        )
+        tasks = [shown.messages for path in demonstrations for shown in read(path)]
+        return cls(encoding, TOOLS, tasks, seed, longest)
 
     def _encode(self, task: Sequence[Message]) -> list[int]:
         return self._encoding.encode(

@@ -19,6 +19,7 @@ class TrainConfig:
         model: Sizes of the network.
         output: Folder of the run: state, metrics, log.
         steps: Optimiser steps.
+        begin: State of another run, whose weights this one begins with. Default: random ones.
         tokens_per_worker: Of a step, in samples of equal length; at least one, which may have more.
         lengths: Tokens of a sample, each with the share of the run at which it begins.
         peak_lr: Of both optimisers.
@@ -45,6 +46,7 @@ class TrainConfig:
     model: ModelConfig
     output: Path
     steps: int
+    begin: Path | None = None
     tokens_per_worker: int = 4096
     lengths: tuple[tuple[float, int], ...] = ((0.0, 2048), (0.8, 4096))
     peak_lr: float = 4e-3
@@ -86,7 +88,7 @@ class TrainConfig:
 
     def lasting(self) -> dict[str, str]:
         """Return what a run cannot change on its way, as texts."""
-        free = ("output", "save_every_s", "device")
+        free = ("output", "begin", "save_every_s", "device")
         return {f.name: repr(getattr(self, f.name)) for f in fields(self) if f.name not in free}
 
     def length(self, step: int) -> int:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TextIO
 
 import torch
@@ -98,13 +99,16 @@ class Trainer:
             raise StorageError(f"cannot write the state of training to {path}: {error}") from error
 
     def resume(self) -> bool:
-        """Go on from the state in the folder of the run, if there is one.
+        """Go on from the state in the folder of the run, if there is one; else take the weights to begin with.
 
         Raises:
-            ConfigError: It was begun with other settings.
+            ConfigError: It was begun with other settings, or these weights are another network's.
+            StorageError: There are none.
         """
         path = self.config.output / STATE
         if not path.exists():
+            if self.config.begin is not None:
+                self._take_weights(self.config.begin)
             return False
         state = torch.load(path, map_location=self.device, weights_only=True)
         begun, now = state["settings"], self._lasting()
@@ -123,6 +127,15 @@ class Trainer:
             optimizer.load_state_dict(saved)
         self.step = state["step"]
         return True
+
+    def _take_weights(self, path: Path) -> None:
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            self.model.load_state_dict(state["model"])
+        except OSError as error:
+            raise StorageError(f"cannot read the state to begin with: {error}") from error
+        except RuntimeError as error:
+            raise ConfigError(f"{path} is not of this network: {error}") from error
 
     # --- steps ---
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hadal.errors import HadalError
 from hadal.node.doctor import disk_attempts, system_calls
-from hadal.node.doctor.kvm import run_guest
+from hadal.node.machines.kvm import run_guest
 
 __all__ = ["main"]
 

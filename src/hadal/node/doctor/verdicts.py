@@ -63,4 +63,5 @@ def _machine(backend: str, by_name: dict[str, Finding]) -> Verdict:
         return Verdict(backend, works=False, text=f"does not: {', '.join(missing)}")
     without = _lacking(by_name, ("networks",))
     limits = f", without: {', '.join(without)}" if without else ""
-    return Verdict(backend, works=True, text=f"works, emulated{limits}")
+    how = "emulated" if _lacking(by_name, ("KVM",)) else "with KVM"
+    return Verdict(backend, works=True, text=f"works, {how}{limits}")

@@ -234,11 +234,12 @@ def _network_text(network: BoxNetwork) -> bytes:
     return f"{network.address} {network.resolver} {far} {near} {network.mtu}".encode()
 
 
-def hardware_of(spec: MachineSpec, layers: int, tsc_khz: int) -> Hardware:
-    """Return what a machine of this spec has."""
+def hardware_of(spec: MachineSpec, layers: int, accelerator: str, tsc_khz: int) -> Hardware:
+    """Return what a machine of this spec has; the frequency is that of an emulated one."""
     return Hardware(
         board=spec.backend, memory_mb=spec.memory_mb, cpus=math.ceil(spec.cpus), layers=layers,
-        network=spec.network.default != "none", tsc_khz=tsc_khz,
+        network=spec.network.default != "none", accelerator=accelerator,
+        tsc_khz=tsc_khz if accelerator == "tcg" else 0,
     )  # fmt: skip
 
 

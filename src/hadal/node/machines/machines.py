@@ -22,6 +22,7 @@ from hadal.node.machines.disk_images import DiskImages, disk_images_folder, is_d
 from hadal.node.machines.initramfs import make_initramfs
 from hadal.node.machines.kept import KeptMachine, KeptMachines, is_kept
 from hadal.node.machines.kernel import Kernel, find_kernel, kernel_folder
+from hadal.node.machines.kvm import choose_accelerator
 from hadal.node.machines.machine import (
     USER,
     Machine,
@@ -64,17 +65,21 @@ class Machines:
         images: Where roots come from.
         launcher: Makes jails.
         disks: Formats what machines write.
+        accelerator: "kvm", "tcg", or "auto".
 
     Attributes:
         kept: Snapshots that somebody keeps.
         disk_images: What whole machines boot from.
     """
 
-    def __init__(self, folder: Path, images: ImageStore, launcher: Launcher, disks: Disks) -> None:
+    def __init__(
+        self, folder: Path, images: ImageStore, launcher: Launcher, disks: Disks, accelerator: str
+    ) -> None:
         self._folder = folder
         self._images = images
         self._launcher = launcher
         self._disks = disks
+        self._accelerator = accelerator
         self._tsc_khz: int | None = None
         self._ramdisks: dict[Kernel, Path] = {}
         self._first = threading.Lock()  # the two above are made by whichever machine is the first
@@ -173,10 +178,12 @@ class Machines:
         program = qemu_program()
         with self._first:
             if self._tsc_khz is None:
+                self._accelerator = choose_accelerator(self._accelerator)
                 self._tsc_khz = self._find_tsc_khz()
+            processor = self._accelerator, self._tsc_khz
         if is_disk_image(root.name):
             return Plan(
-                program=program, hardware=hardware_of(spec, 0, self._tsc_khz), options={}, disk=(0, 0), layers=(),
+                program=program, hardware=hardware_of(spec, 0, *processor), options={}, disk=(0, 0), layers=(),
                 kernel=None, disk_image=root.name,
             )  # fmt: skip
         layers, kernel = (
@@ -189,7 +196,7 @@ class Machines:
         count = len(layers)
         return Plan(
             program=program,
-            hardware=hardware_of(spec, count, self._tsc_khz),
+            hardware=hardware_of(spec, count, *processor),
             options={"layers": count, "pids": spec.pids, "shm_mb": spec.shm_mb, "lease_s": lease_s},
             disk=(spec.disk_mb << 20, spec.inodes),
             layers=layers,
@@ -333,6 +340,7 @@ class Machines:
             jail = replace(
                 jail, layers=host.layers, binds=(*host.binds, (machine, FOLDER, False), *plan.binds(), *disks),
                 scratch_bytes=_JAIL_BYTES, scratch_inodes=_JAIL_INODES,
+                devices=("kvm",) if plan.hardware.accelerator == "kvm" else (),
             )  # fmt: skip
             launched = await self._launcher.launch(jail)
         state = None if snapshot is None else snapshot.devices

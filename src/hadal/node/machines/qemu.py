@@ -62,6 +62,12 @@ _BOARDS = {
 }  # fmt: skip
 
 
+_ACCELERATORS = {
+    "kvm": ("-accel", "kvm", "-cpu", "host"),
+    "tcg": ("-accel", f"tcg,tb-size={_TRANSLATED_MB}", "-cpu", "max"),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
     """What a machine has.
@@ -72,7 +78,8 @@ class Hardware:
         cpus: Processors.
         layers: Number of disks with layers of its image; with none it boots from the disk that it writes.
         network: Whether it has a network, of which QEMU has the file.
-        tsc_khz: Of the host's time stamp counter, which an emulated processor passes on.
+        accelerator: "kvm" or "tcg".
+        tsc_khz: Of the host's time stamp counter, which an emulated processor passes on; 0 with KVM.
     """
 
     board: str
@@ -80,6 +87,7 @@ class Hardware:
     cpus: int
     layers: int
     network: bool
+    accelerator: str
     tsc_khz: int
 
 
@@ -133,6 +141,17 @@ def _scratch(board: _Board, below: int, *, boots: bool) -> list[tuple[str, str]]
     ]
 
 
+def kernel_line(hardware: Hardware, options: dict[str, int]) -> str:
+    """Return the command line of the kernel, whose environment the first process of a machine has."""
+    line = "console=ttyS0 quiet tsc=nowatchdog reboot=t panic=-1"
+    if hardware.accelerator == "tcg":
+        # Without a timer to measure its counter by, an emulated processor hangs at boot: it is told.
+        # With no clock to read it waits for one, twice for a second. What it does against speculation costs
+        # time, and an emulated processor does not speculate.
+        line += f" tsc_early_khz={hardware.tsc_khz} mitigations=off"
+    return line + "".join(f" hadal_{name}={value}" for name, value in options.items())
+
+
 def qemu_call(
     program: str,
     hardware: Hardware,
@@ -150,11 +169,7 @@ def qemu_call(
         below: How many disks its own stands on.
         waits: Whether it waits for the state of the devices of a snapshot; else it boots.
     """
-    # Without a timer to measure its counter by, an emulated processor hangs at boot: it is told.
-    # With no clock to read it waits for one, twice for a second. What it does against speculation costs time, and
-    # an emulated processor does not speculate.
-    line = f"console=ttyS0 quiet tsc_early_khz={hardware.tsc_khz} tsc=nowatchdog reboot=t panic=-1 mitigations=off"
-    line += "".join(f" hadal_{name}={value}" for name, value in options.items())
+    line = kernel_line(hardware, options)
     board = _BOARDS[hardware.board]
     bus = board.bus
     disks = [
@@ -178,7 +193,7 @@ def qemu_call(
         "-object", f"memory-backend-file,id=memory,size={hardware.memory_mb}M,mem-path=/proc/self/fd/{DESCRIPTOR},share={'off' if waits else 'on'}",
         "-global", "migration.send-configuration=off",
         *(("-S", "-incoming", "defer") if waits else ()),
-        "-M", f"{board.machine},suppress-vmdesc=on,memory-backend=memory", "-accel", f"tcg,tb-size={_TRANSLATED_MB}", "-cpu", "max",
+        "-M", f"{board.machine},suppress-vmdesc=on,memory-backend=memory", *_ACCELERATORS[hardware.accelerator],
         "-smp", str(hardware.cpus), "-m", str(hardware.memory_mb),
         "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
         "-qmp", f"unix:{FOLDER}/qmp,server=on,wait=off",

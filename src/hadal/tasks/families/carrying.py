@@ -4,7 +4,7 @@ from hadal.tasks.draw import Draw
 from hadal.tasks.families.steps import DONE
 from hadal.tasks.task import Answer, Call, Solution, Task
 
-__all__ = ["carry_choice", "recall_fact"]
+__all__ = ["carry_choice", "recall_fact", "recall_facts"]
 
 
 def carry_choice(draw: Draw) -> Task:
@@ -90,4 +90,44 @@ def recall_fact(draw: Draw, distance: int = 0) -> Task:
     return draw.task(
         6, files={},
         messages=(told, f"Some notes: {filler}", asked), after={out: value}, solve=solve,
+    )  # fmt: skip
+
+
+def recall_facts(draw: Draw) -> Task:
+    """Many facts stand in a text, and are asked for a few at a time.
+
+    What one fact in a long text teaches is one token of thousands; here every turn has some.
+    """
+    keys = draw.words(draw.number(6, 20))
+    numbers = dict(zip(keys, (str(draw.number(1000, 9999)) for _ in keys), strict=True))
+    between = draw.magnitude(1, 300)
+    notes = " ".join(
+        f"{draw.prose(draw.number(0, between))} the number of {k} is {v}.".lstrip()
+        for k, v in numbers.items()
+    )
+    told = draw.ordered(
+        ("keep in mind what these notes say", "remember these notes", "read these notes", "note this"),
+    )  # fmt: skip
+    turns = [draw.some(keys, draw.number(1, 4)) for _ in range(draw.number(3, 6))]
+    outs = [draw.file("txt") for _ in turns]
+    asked = [
+        draw.wanted(
+            ("the number(s|) of $k", "what the numbers of $k are", "the number(s|) that the notes have for $k", "the number of each of $k"),
+            k=", ".join(some), b=out,
+        )
+        for some, out in zip(turns, outs, strict=True)
+    ]  # fmt: skip
+
+    def solve() -> Solution:
+        yield Answer("I keep it in mind.", "I keep it in mind.")
+        for some, out in zip(turns, outs, strict=True):
+            thought = " ".join(f"The number of {key} is {numbers[key]}." for key in some)
+            found = " ".join(numbers[key] for key in some)
+            yield Call.bash(thought, f"printf '%s\\n' {found} > {out}")
+            yield DONE
+
+    lines = ("\n".join(numbers[key] for key in some) for some in turns)
+    return draw.task(
+        6, files={}, messages=(f"{told.rstrip('?.')}: {notes}", *asked),
+        after=dict(zip(outs, lines, strict=True)), solve=solve,
     )  # fmt: skip

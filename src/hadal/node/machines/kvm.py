@@ -1,11 +1,19 @@
 """A guest of eleven bytes: whether KVM runs one is known when it has."""
 
 import fcntl
+import logging
 import mmap
 import os
 import struct
+import subprocess
+import sys
 
-__all__ = ["run_guest"]
+from hadal.errors import UnsupportedError
+
+__all__ = ["choose_accelerator", "kvm_fault", "run_guest"]
+
+_LOG = logging.getLogger(__name__)
+_TRIAL_S = 10.0
 
 _API_VERSION, _CREATE_VM, _VCPU_SIZE = 0xAE00, 0xAE01, 0xAE04
 _SET_MEMORY, _CREATE_VCPU, _RUN = 0x4020AE46, 0xAE41, 0xAE80
@@ -25,6 +33,35 @@ _AT = 0x1000
 _PORT = 0x3F8
 # mov dx, 0x3f8; mov al, 40; add al, 2; out dx, al; hlt
 _CODE = bytes.fromhex("baf803 b028 0402 ee f4")
+
+
+def choose_accelerator(wanted: str) -> str:
+    """Return "kvm" or "tcg"; where "auto" was wanted, what works here, and why in the log.
+
+    Raises:
+        UnsupportedError: KVM was wanted, and runs no guest here.
+    """
+    if wanted == "tcg":
+        return wanted
+    fault = kvm_fault()
+    if fault is None:
+        return "kvm"
+    if wanted == "kvm":
+        raise UnsupportedError(
+            f"KVM runs no guest here: {fault}", hint="start the node with --accelerator tcg"
+        )
+    _LOG.info("virtual machines are emulated: KVM runs no guest here: %s", fault)
+    return "tcg"
+
+
+def kvm_fault() -> str | None:
+    """Return why KVM runs no guest here; None where it has run one, in a process of its own."""
+    call = [sys.executable, "-m", __spec__.name]
+    try:
+        done = subprocess.run(call, capture_output=True, text=True, timeout=_TRIAL_S, check=False)
+    except subprocess.TimeoutExpired:
+        return f"a tiny guest does not end in {_TRIAL_S:.0f} s"
+    return None if done.returncode == 0 else done.stderr.strip() or f"status {done.returncode}"
 
 
 def run_guest() -> str:
@@ -91,3 +128,10 @@ def _address(memory: mmap.mmap) -> int:
     import ctypes
 
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+if __name__ == "__main__":
+    try:
+        run_guest()
+    except OSError as error:
+        sys.exit(str(error))
