@@ -2,8 +2,8 @@
  *
  * Either it is the first process, from an initial RAM disk that holds nothing but this program and modules of the
  * kernel, and makes the root of a box of its disks, which say what they are by their serial numbers: layer0 is the
- * top layer of the image, scratch is what the box writes. Or the machine has a system of its own, in which this
- * program is a service. */
+ * top layer of the image, scratch is what the box writes. (Firecracker's say something else: there they come in that
+ * order.) Or the machine has a system of its own, in which this program is a service. */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
@@ -20,6 +20,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <linux/vm_sockets.h>
 #include <unistd.h>
 
 #include "guest.h"
@@ -107,10 +108,41 @@ static int open_port(void)
     return port;
 }
 
-static void mount_disk(const char *serial, const char *target, const char *type, unsigned long flags)
+/* What the node connects to, where a machine has no such port. */
+static int listen_to_host(const char *port)
+{
+    struct sockaddr_vm address = {
+        .svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_ANY, .svm_port = (unsigned)strtoul(port, NULL, 10)};
+    int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof address) || listen(fd, 16))
+        stop("vsock");
+    return fd;
+}
+
+/* The disk that the kernel found as the nth, from 0; waits for it. */
+static void find_nth_disk(int n, char *device, size_t size)
+{
+    char name[4] = {0}, path[64];
+    size_t length = 0;
+    if (n >= 26)
+        name[length++] = (char)('a' + n / 26 - 1);
+    name[length] = (char)('a' + n % 26);
+    snprintf(device, size, "/dev/vd%s", name);
+    snprintf(path, sizeof path, "/sys/block/vd%s", name);
+    for (int waited = 0; access(path, F_OK); waited++) {
+        if (waited == DEVICES_WAIT_MS)
+            stop(device);
+        usleep(1000);
+    }
+}
+
+static void mount_disk(int n, const char *serial, const char *target, const char *type, unsigned long flags)
 {
     char device[280];
-    find_device("/sys/block", "serial", serial, device, sizeof device);
+    if (getenv("hadal_ordered"))
+        find_nth_disk(n, device, sizeof device);
+    else
+        find_device("/sys/block", "serial", serial, device, sizeof device);
     mount_or_stop(device, target, type, flags, type[1] == 'x' ? "discard" : NULL);
 }
 
@@ -128,11 +160,11 @@ static void mount_root(void)
         char serial[16], target[16];
         snprintf(serial, sizeof serial, "layer%d", i);
         snprintf(target, sizeof target, "/l%d", i);
-        mount_disk(serial, target, "erofs", MS_RDONLY | MS_NODEV | MS_NOATIME);
+        mount_disk(i, serial, target, "erofs", MS_RDONLY | MS_NODEV | MS_NOATIME);
         bytes_add(&options, i ? ":" : "", i > 0);
         bytes_add(&options, target, strlen(target));
     }
-    mount_disk("scratch", "/rw", "ext4", MS_NODEV | MS_NOATIME);
+    mount_disk(layers, "scratch", "/rw", "ext4", MS_NODEV | MS_NOATIME);
     if ((mkdir("/rw/upper", 0755) && errno != EEXIST) || (mkdir("/rw/work", 0700) && errno != EEXIST))
         stop("/rw/upper");
     static const char rest[] = ",upperdir=/rw/upper,workdir=/rw/work,xino=on,index=off,metacopy=off,redirect_dir=off";
@@ -246,20 +278,26 @@ static void set_network_options(void)
     write_text("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
 }
 
-static _Noreturn void serve_machine(int port, uint64_t lease_s)
+static _Noreturn void serve_machine(int line, bool listens, uint64_t lease_s)
 {
     clearenv();
     guest.machine = true;
     setpriority(PRIO_PROCESS, 0, -20);
     int oom_score = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
-    serve_port(port, oom_score, lease_s * 1000000000u);
+    if (listens) {
+        guest.listening = (struct source){.kind = S_LISTEN, .fd = line};
+        guest.connection.source = (struct source){.kind = S_CONNECTION, .fd = -1};
+        serve(oom_score, 0, lease_s * 1000000000u);
+    }
+    serve_port(line, oom_score, lease_s * 1000000000u);
 }
 
 void boot_machine(void)
 {
     mount_kernel();
     load_modules();
-    int port = open_port();
+    const char *socket = getenv("hadal_vsock");
+    int line = socket ? listen_to_host(socket) : open_port();
     guest.boot_id_file = make_boot_id("/boot_id");
     mount_root();
     fill_root();
@@ -275,7 +313,7 @@ void boot_machine(void)
     setrlimit(RLIMIT_NOFILE, &files);
     umask(022);
     const char *lease = getenv("hadal_lease_s");
-    serve_machine(port, lease ? strtoull(lease, NULL, 10) : 0);
+    serve_machine(line, socket, lease ? strtoull(lease, NULL, 10) : 0);
 }
 
 /* A service has a group that it may divide (systemd's Delegate=): itself in one part, commands in the other. */
@@ -311,5 +349,5 @@ void join_machine(void)
     set_network_options();
     prctl(PR_SET_CHILD_SUBREAPER, 1);
     umask(022);
-    serve_machine(port, 0);
+    serve_machine(port, false, 0);
 }

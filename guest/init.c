@@ -12,6 +12,7 @@
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
+#include <linux/vm_sockets.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -251,11 +252,24 @@ static void read_connection(void)
         drop_connection();
 }
 
+/* Whether the host is at the other end, and not a process of this machine. */
+static bool is_host(int fd)
+{
+    struct sockaddr_vm peer = {0};
+    socklen_t size = sizeof peer;
+    return getpeername(fd, (struct sockaddr *)&peer, &size) == 0 && peer.svm_family == AF_VSOCK &&
+           peer.svm_cid == VMADDR_CID_HOST;
+}
+
 static void accept_connection(void)
 {
     int fd = accept4(guest.listening.fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd < 0)
         return;
+    if (guest.machine && !is_host(fd)) {
+        close(fd);
+        return;
+    }
     drop_connection(); /* the daemon that had it is gone, or wants a new one */
     guest.connection.source = (struct source){.kind = S_CONNECTION, .fd = fd};
 }

@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 import subprocess
+import sys
 
 import pytest
 
@@ -361,3 +362,62 @@ def test_nothing_is_left(lab, with_network):
     with_network(body)
     assert links_and_rules(lab) == before
     assert [p.name for p in (lab.directory / "lab").iterdir()] == ["lock"]
+
+
+_OPENS_A_LINK = """
+import fcntl, os, struct, sys
+os.setresuid(4321, 4321, 4321)
+tap = os.open("/dev/net/tun", os.O_RDWR)
+fcntl.ioctl(tap, 0x400454CA, struct.pack("16sH22x", b"tap0", 0x0002 | 0x1000 | 0x4000))
+fcntl.ioctl(tap, 0x400454D8, struct.pack("i", 12))
+print("open", flush=True)
+frame = bytes.fromhex(sys.stdin.readline())
+os.write(tap, bytes(12) + frame)
+while True:
+    got = os.read(tap, 4096)[12:]
+    if got[12:14] == b"\\x08\\x00" and got[23] == 17:
+        print(got[42:].decode(), flush=True)
+        break
+"""
+
+
+def _udp_frame(network, target, port, text):
+    """A datagram as a machine sends it, with the link's addresses before it."""
+    near, far = network.hardware
+    udp = struct.pack("!HHHH", 40000, port, 8 + len(text), 0) + text
+    addresses = network.address.packed + socket.inet_aton(target)
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 1, 0, 64, 17, 0) + addresses
+    total = sum(struct.unpack("!10H", head))
+    total = (total & 0xFFFF) + (total >> 16)
+    head = head[:10] + struct.pack("!H", ~total & 0xFFFF) + head[12:]
+    return near + far + b"\x08\x00" + head + udp
+
+
+def test_a_link_that_was_opened_by_its_name_leads_on_when_it_is_back(with_network):
+    """As Firecracker has it, which takes no open file."""
+
+    async def body(lab, manager, make):
+        policy = NetworkPolicy(allow=(f"{WEB}:{UDP_PORT}/udp",))
+        network = await manager.take(policy, machine=True)
+        with namespace.new_namespace() as elsewhere:
+            await manager.lend_tap(network, 4321, elsewhere)
+        os.close(network.tap)
+        opener = await asyncio.create_subprocess_exec(
+            "nsenter", f"--net=/proc/{os.getpid()}/fd/{elsewhere}", sys.executable, "-c", _OPENS_A_LINK,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            assert await asyncio.wait_for(opener.stdout.readline(), 10) == b"open\n"
+            await manager.fetch_tap(network, elsewhere)
+            with namespace.entered(elsewhere):
+                assert socket.if_nameindex() == [(1, "lo")]
+            frame = _udp_frame(network, WEB, UDP_PORT, b"hello")
+            opener.stdin.write(frame.hex().encode() + b"\n")
+            assert b"hello" in await asyncio.wait_for(opener.stdout.readline(), 10)
+        finally:
+            os.close(elsewhere)
+            opener.kill()
+            await opener.wait()
+            await manager.give_back(network)
+
+    with_network(body)

@@ -48,6 +48,7 @@ def serve(
     lease: _Seconds = 900,
     sync: Literal["process", "power"] = "process",
     accelerator: Literal["auto", "kvm", "tcg"] = "auto",
+    microvm: Literal["qemu", "firecracker"] = "qemu",
 ) -> None:
     """Make boxes for others: on a Unix socket of this user, and with --port over HTTP.
 
@@ -72,6 +73,7 @@ def serve(
         lease: Time that boxes outlive the daemon.
         sync: Whether the log of every box survives the end of every process, or also of the machine.
         accelerator: Of virtual machines: kvm, tcg (emulation), or auto, which is KVM where it runs a guest.
+        microvm: What runs microVMs; firecracker needs KVM.
     """
     from hadal.node.daemon import LOG_FORMAT, Listen, log_to_file, run_daemon
     from hadal.node.node_config import NodeConfig
@@ -96,7 +98,7 @@ def serve(
     )
     config = NodeConfig(
         state=folder, name=name, max_boxes=max_boxes, lease_s=round(lease), sync=sync,
-        accelerator=accelerator,
+        accelerator=accelerator, microvm=microvm,
     )  # fmt: skip
     sys.exit(run_daemon(config, listen))
 

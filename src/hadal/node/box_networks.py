@@ -56,6 +56,14 @@ class BoxNetworks:
         network = self._taken[box] = await self._manager.take(policy, machine=machine)
         return network
 
+    async def lend_tap(self, network: BoxNetwork, owner: int, borrower: int) -> None:
+        """As the manager's."""
+        await self._manager.lend_tap(network, owner, borrower)
+
+    async def fetch_tap(self, network: BoxNetwork, borrower: int) -> None:
+        """As the manager's."""
+        await self._manager.fetch_tap(network, borrower)
+
     async def update(self, box: str, policy: NetworkPolicy) -> None:
         """Change what a box may reach.
 

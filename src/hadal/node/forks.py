@@ -69,7 +69,9 @@ class Forks:
             layer = await node.fork_layers.copy(box, request_id)
             yield lambda name: node.make_like(box, name, layer)
             return
-        async with node.machines.copied(box.machine, box.guest, box.cgroup, box.pid) as snapshot:
+        async with node.machines.copied(
+            box.machine, box.guest, box.cgroup, box.pid, box.spec.memory_mb
+        ) as snapshot:
             yield lambda name: node.make_like(box, name, snapshot=snapshot)
 
     async def undo(self, box_id: str) -> None:

@@ -4,7 +4,8 @@ import asyncio
 import errno
 import os
 import secrets
-from collections.abc import Mapping
+import socket
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from hadal.errors import CommandRefusedError, NodeError
@@ -66,6 +67,9 @@ class Guest(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._writable = asyncio.Event()
         self._writable.set()
+        self._held: list[bytes] | None = None
+        self._parted: asyncio.Future[None] | None = None
+        self._known: frozenset[int] = frozenset()
 
     @classmethod
     async def connect(cls, path: Path, *, timeout_s: float = 10.0, port: bool = False) -> "Guest":
@@ -91,6 +95,72 @@ class Guest(asyncio.Protocol):
             ) from error
         return guest
 
+    @classmethod
+    async def over(cls, connected: socket.socket) -> "Guest":
+        """Return the guest at the other end of a socket, which is no more the caller's.
+
+        Raises:
+            GuestLostError: Nobody answers there, or it is not one of ours.
+        """
+        guest = cls()
+        await guest._begin(connected)
+        return guest
+
+    async def _begin(self, connected: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                await loop.create_unix_connection(lambda: self, sock=connected)
+                self._hello()
+                await asyncio.shield(self._welcome)
+        except (OSError, TimeoutError) as error:
+            connected.close()
+            raise GuestLostError(f"no guest answers: {str(error) or 'no answer'}") from error
+
+    def interrupt(self) -> None:
+        """Hold back what is sent until `renew`: the connection is about to end, and the guest is not.
+
+        Whatever the guest was told before has to be answered: what is on its way is lost.
+
+        Raises:
+            GuestLostError: It is gone already.
+        """
+        if self.lost.done():
+            raise GuestLostError("the guest is gone")
+        self._held, self._known = [], frozenset(self.commands)
+        self._parted = asyncio.get_running_loop().create_future()
+
+    async def renew(self, connect: Callable[[], Awaitable[socket.socket]]) -> None:
+        """Go on over another connection, where the last one was.
+
+        Args:
+            connect: Makes it, to the same guest.
+
+        Raises:
+            NodeError: It does not answer, or is another one. Then this connection is lost.
+        """
+        held, boot_id = self._held, self.boot_id
+        assert held is not None
+        assert self._parted is not None
+        self.close()
+        await self._parted
+        self._buffer.clear()
+        self._welcome = asyncio.get_running_loop().create_future()
+        try:
+            await self._begin(await connect())
+            if self.boot_id != boot_id:
+                raise GuestLostError("another guest answers where it was")
+        except NodeError as error:
+            self._held = None
+            self.connection_lost(error)
+            self.close()
+            raise
+        self._held = None
+        for number in sorted(self._known & self.commands.keys()):
+            self.send(Frame.ATTACH, number, self.commands[number].place())
+        for frame in held:
+            self._write(frame)
+
     def _hello(self) -> None:
         hello = {Tag.VERSION_MIN: PROTOCOL_VERSION, Tag.VERSION_MAX: PROTOCOL_VERSION}
         assert self._transport is not None
@@ -107,7 +177,10 @@ class Guest(asyncio.Protocol):
         self._transport = transport
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Called by asyncio: every command that has not ended is lost."""
+        """Called by asyncio: every command that has not ended is lost, unless it goes on over another one."""
+        if self._parted is not None and not self._parted.done():
+            self._parted.set_result(None)
+            return
         error = GuestLostError(f"the guest is gone: {exc}" if exc else "the guest is gone")
         for command in self.commands.values():
             command.lost(error)
@@ -138,8 +211,14 @@ class Guest(asyncio.Protocol):
 
     def send(self, kind: Frame, command: int, payload: bytes = b"") -> None:
         """Send a frame. After the end of the connection nothing is sent: `lost` says so."""
+        frame = encode_frame(kind, command, payload)
+        if self._held is not None:
+            self._held.append(frame)
+        else:
+            self._write(frame)
+
+    def _write(self, frame: bytes) -> None:
         if self._transport is not None and not self._transport.is_closing():
-            frame = encode_frame(kind, command, payload)
             self._transport.write(frame if self._port is None else port_bytes(frame))
 
     def execute(self, number: int, order: CommandOrder, sink: OutputSink) -> GuestCommand:

@@ -162,6 +162,11 @@ class GuestCommand:
         self._received = [stdout, stderr]
         self._received_max = limit
 
+    def place(self) -> bytes:
+        """Return the fields by which its output goes on where it was."""
+        out, err = self._received
+        return encode_fields({Tag.OUT_OFFSET: out, Tag.ERR_OFFSET: err})
+
     def take_output(self, stream: int, payload: bytes) -> None:
         """Pass output on. More than a guest may send is an error: our memory and disk are not the box's."""
         if len(payload) < 8:

@@ -36,6 +36,7 @@ from hadal.node.images import ImageStore, ResolvedImage
 from hadal.node.journal import BoxRecord, Journal
 from hadal.node.launch_request import check_mounts, launch_request
 from hadal.node.launcher import Launcher
+from hadal.node.machines.choice import Choice
 from hadal.node.machines.disk_images import disk_image_root, is_disk_image
 from hadal.node.machines.kept import check_alike, is_kept
 from hadal.node.machines.machine import Machine
@@ -130,7 +131,7 @@ class Node:
         self._disk_pool = DiskPool(self.disks)
         self.machines = Machines(
             self.config.state / "machines", self.images, self._launcher, self.disks,
-            self.config.accelerator,
+            self.networks, Choice(self.config.accelerator, self.config.microvm),
         )  # fmt: skip
         self.fork_layers = ForkLayers(self.config.state / "f", self.disks)
         await self._recover()

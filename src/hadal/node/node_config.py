@@ -19,6 +19,7 @@ class NodeConfig:
         first_uid: Of the ids that boxes use on the host: 65,536 for each.
         sync: Whether every record of the journal waits for the disk.
         accelerator: Of virtual machines: "kvm", "tcg" (emulation), or "auto", which is KVM where it has run a guest.
+        microvm: What runs microVMs: "qemu", or "firecracker", which needs KVM.
         host_mounts: File descriptor of the host's mount namespace, where this process has its own.
     """
 
@@ -29,4 +30,5 @@ class NodeConfig:
     first_uid: int = 1 << 20
     sync: Literal["process", "power"] = "process"
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"
+    microvm: Literal["qemu", "firecracker"] = "qemu"
     host_mounts: int | None = None

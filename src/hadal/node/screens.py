@@ -15,7 +15,9 @@ def _monitor(box: Box) -> Monitor:
     box.require(Capability.SCREEN)
     assert box.machine is not None
     box.touch()
-    return box.machine.monitor
+    monitor = box.machine.monitor
+    assert isinstance(monitor, Monitor)  # what has a screen is QEMU's
+    return monitor
 
 
 async def take_screenshot(box: Box) -> bytes:

@@ -77,7 +77,9 @@ class Snapshots:
         assert isinstance(box.spec, MachineSpec)
         root = node.base_of(box)[0]
         about = await asyncio.to_thread(machines.about, box.spec, root, node.config.lease_s)
-        async with machines.copied(box.machine, box.guest, box.cgroup, box.pid) as snapshot:
+        async with machines.copied(
+            box.machine, box.guest, box.cgroup, box.pid, box.spec.memory_mb
+        ) as snapshot:
             return await asyncio.to_thread(machines.kept.keep, name, snapshot, about)
 
     async def _commit(self, box: Box, name: str | None) -> str:

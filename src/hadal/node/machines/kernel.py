@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,8 +37,11 @@ class Kernel:
     image: Path
     modules: Path | None
 
-    def needed_modules(self) -> list[Path]:
+    def needed_modules(self, more: Sequence[str] = ()) -> list[Path]:
         """Return the modules of a box, each after those that it needs.
+
+        Args:
+            more: Names of others beside those that every machine needs.
 
         Raises:
             UnsupportedError: One of them is neither a file nor built in.
@@ -61,7 +65,7 @@ class Kernel:
                 add(other)
             found[name] = files[name]
 
-        for name in _MODULES:
+        for name in (*_MODULES, *more):
             add(name)
         return list(found.values())
 

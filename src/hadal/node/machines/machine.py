@@ -1,7 +1,7 @@
-"""One virtual machine: QEMU as the only command of a box of its own, its jail, and the guest in it.
+"""One virtual machine: its hypervisor as the only command of a box of its own, its jail, and the guest in it.
 
 The jail is a container like any other: it has namespaces, groups, a user and a filter of system calls, it
-ends with its lease, and a machine that breaks out of QEMU finds itself in it.
+ends with its lease, and a machine that breaks out of it finds itself in it.
 """
 
 import asyncio
@@ -11,25 +11,33 @@ import math
 import os
 import subprocess
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from hadal.errors import LaunchError, NodeError
 from hadal.node.guest import Guest, GuestLostError
 from hadal.node.guest_command import CommandOrder, Exit, Unread
 from hadal.node.machines.jail_files import socket_path
-from hadal.node.machines.monitor import Monitor
 from hadal.node.machines.qemu import FOLDER, Hardware
 from hadal.node.network import BoxNetwork
 from hadal.node.wire import Tag
 from hadal.sandbox.specs import MachineSpec
 
-__all__ = ["Machine", "start_machine"]
+__all__ = [
+    "USER",
+    "Control",
+    "Machine",
+    "hardware_of",
+    "measure_tsc_khz",
+    "settle",
+    "start_machine",
+]
 
 _LOG = logging.getLogger(__name__)
 USER = 1000
-"""Of QEMU in its jail."""
+"""Of the hypervisor in its jail."""
 _CONSOLE_BYTES = 64 * 1024
 _START_S = 60.0
 _ANSWER_S = 10.0
@@ -45,24 +53,51 @@ class _Console(Unread):
         return " / ".join(lines[-3:])
 
 
+class Control(Protocol):
+    """What the node tells the program that runs a machine. All of it raises NodeError where that is not done."""
+
+    async def stop(self) -> None:
+        """Let its processors stand still, and all that it was writing be written."""
+
+    async def go_on(self) -> None:
+        """Let them run."""
+
+    async def save_state(self) -> None:
+        """Write the state of its devices, as `devices` in its folder; it has to stand still."""
+
+    def parted(self, guest: Guest) -> contextlib.AbstractAsyncContextManager[None]:
+        """Return a block in which its state is saved, with what that takes of the connection to its guest."""
+        ...
+
+    async def close(self) -> None:
+        """Hang up; the machine stays as it is."""
+
+
 @dataclass
 class Machine:
     """A machine that runs.
 
     Attributes:
-        jail: The guest of the box that QEMU runs in.
-        monitor: Of QEMU.
+        jail: The guest of the box that its hypervisor runs in.
+        monitor: Of the hypervisor.
         folder: Of the machine, on the host: its disk and its sockets.
     """
 
     jail: Guest
-    monitor: Monitor
+    monitor: Control
     folder: Path
     _still: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @classmethod
-    async def find(cls, jail: Path, folder: Path) -> tuple["Machine", Guest]:
+    async def find(
+        cls, jail: Path, folder: Path, find: Callable[[Path], Awaitable[tuple[Control, Guest]]]
+    ) -> tuple["Machine", Guest]:
         """Connect to a machine that another daemon has started, and to its guest.
+
+        Args:
+            jail: Where the guest of its jail listens.
+            folder: Of the machine, on the host.
+            find: Of its hypervisor.
 
         Raises:
             NodeError: It is not there any more.
@@ -70,14 +105,12 @@ class Machine:
         async with contextlib.AsyncExitStack() as opened:
             keeper = await Guest.connect(jail)
             opened.callback(keeper.close)
-            machine = cls(keeper, await Monitor.connect(folder / "qmp"), folder)
-            opened.push_async_callback(machine.monitor.close)
-            await machine.monitor.go_on()  # where a daemon died while it stood still
-            guest = await _guest_of(folder)
+            monitor, guest = await find(folder)
+            opened.push_async_callback(monitor.close)
             opened.callback(guest.close)
             await guest.settle({Tag.HELD: 0})
             opened.pop_all()
-        return machine, guest
+        return cls(keeper, monitor, folder), guest
 
     @contextlib.asynccontextmanager
     async def still(self, guest: Guest) -> AsyncGenerator[None]:
@@ -89,7 +122,7 @@ class Machine:
         Raises:
             NodeError: It does not, or does not go on.
         """
-        async with self.held(guest):
+        async with self.held(guest), self.monitor.parted(guest):
             await self.monitor.stop()
             try:
                 yield
@@ -124,16 +157,16 @@ class Machine:
 
 
 async def start_machine(
-    jail: Guest, folder: Path, call: list[str], state: Path | None, *, boot_s: float = _START_S
-) -> tuple[Machine, Guest]:
-    """Start QEMU in a jail, and return when its guest answers.
+    jail: Guest, folder: Path, call: list[str], socket: str, begin: Callable[[], Awaitable[tuple[Control, Guest]]]
+) -> tuple[Machine, Guest]:  # fmt: skip
+    """Start a hypervisor in a jail, and return when the guest of its machine answers.
 
     Args:
         jail: The guest of that; closed where it fails.
         folder: Of the machine, on the host.
-        call: Of QEMU.
-        state: Of the devices of a template that it waits for; None where it boots.
-        boot_s: Seconds in which its guest answers.
+        call: Of the hypervisor.
+        socket: Where it listens, in the folder, when it is there.
+        begin: Lets it make the machine, and connects to both.
 
     Raises:
         LaunchError: It does not; with the end of what its console says.
@@ -148,48 +181,38 @@ async def start_machine(
     console.command = jail.execute(jail.last_id + 1, order, console)
     console.command.ended.add_done_callback(lambda ended: _log_end(ended, folder, console))
     try:
-        async with contextlib.AsyncExitStack() as opened:
-            opened.callback(jail.close)
-            await _listens(folder / "qmp", console)
-            machine = Machine(jail, await Monitor.connect(folder / "qmp"), folder)
-            opened.push_async_callback(machine.monitor.close)
-            if state is not None:
-                await machine.monitor.load_devices(state)
-                await machine.monitor.go_on()
-            guest = await _guest_of(folder, boot_s)
-            opened.pop_all()
-        return machine, guest
+        await _listens(folder / socket, console)
+        monitor, guest = await begin()
     except NodeError as error:
+        jail.close()
         raise LaunchError(
             f"the machine does not start: {error.message}; its console: {console.last_lines()}"
         ) from error
-
-
-async def _guest_of(folder: Path, timeout_s: float = _ANSWER_S) -> Guest:
-    """Connect to the guest of a machine."""
-    try:
-        with socket_path(folder / "port") as path:
-            return await Guest.connect(Path(path), timeout_s=timeout_s, port=True)
-    except FileNotFoundError as error:
-        raise GuestLostError(f"no port of a machine in {folder}") from error
+    except BaseException:
+        jail.close()
+        raise
+    return Machine(jail, monitor, folder), guest
 
 
 def _log_end(ended: "asyncio.Future[Exit]", folder: Path, console: _Console) -> None:
-    """Keep what a machine said last, where QEMU has ended and not with its jail."""
+    """Keep what a machine said last, where its hypervisor has ended and not with its jail."""
     if not ended.cancelled() and ended.exception() is None:
         status, details = ended.result().status, {"sandbox_id": folder.parent.name}
         _LOG.warning(
-            "QEMU has ended with status %d: %s", status, console.last_lines(), extra=details
+            "the hypervisor has ended with status %d: %s",
+            status,
+            console.last_lines(),
+            extra=details,
         )
 
 
 async def _listens(socket: Path, console: _Console) -> None:
-    """Wait until QEMU listens: its monitor last, when all else is there."""
+    """Wait until a hypervisor listens: at its monitor last, when all else is there."""
     assert console.command is not None
     deadline = time.monotonic() + _START_S
     while True:
         if console.command.ended.done() or time.monotonic() > deadline:
-            raise GuestLostError("QEMU has not started")
+            raise GuestLostError("the hypervisor has not started")
         with (
             contextlib.suppress(FileNotFoundError, ConnectionRefusedError),
             socket_path(socket) as path,

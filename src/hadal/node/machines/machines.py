@@ -9,31 +9,28 @@ import time
 import uuid
 from collections.abc import AsyncGenerator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from hadal.errors import LaunchError, NodeError, UnsupportedError
+from hadal.node.box_networks import BoxNetworks
 from hadal.node.cgroups import Cgroup
 from hadal.node.faults import reach
 from hadal.node.guest import Guest
 from hadal.node.guest_program import guest_program
 from hadal.node.images import ImageStore, ResolvedImage
 from hadal.node.launcher import Launched, Launcher, LaunchRequest
+from hadal.node.machines.choice import Choice
 from hadal.node.machines.disk_images import DiskImages, disk_images_folder, is_disk_image
+from hadal.node.machines.firecracker.hypervisor import Firecracker
+from hadal.node.machines.hypervisor import Hypervisor
 from hadal.node.machines.initramfs import make_initramfs
 from hadal.node.machines.kept import KeptMachine, KeptMachines, is_kept
 from hadal.node.machines.kernel import Kernel, find_kernel, kernel_folder
-from hadal.node.machines.kvm import choose_accelerator
-from hadal.node.machines.machine import (
-    USER,
-    Machine,
-    hardware_of,
-    measure_tsc_khz,
-    settle,
-    start_machine,
-)
-from hadal.node.machines.memory import copy_memory, empty_memory, memory_of
-from hadal.node.machines.plan import Plan
-from hadal.node.machines.qemu import DISKS, FOLDER, qemu_call, qemu_program
+from hadal.node.machines.machine import USER, Machine, hardware_of, measure_tsc_khz, settle
+from hadal.node.machines.plan import Plan, Start
+from hadal.node.machines.qemu import DISKS, FOLDER
+from hadal.node.machines.qemu_hypervisor import Qemu
 from hadal.node.machines.snapshots import (
     Overlays,
     Snapshot,
@@ -44,14 +41,16 @@ from hadal.node.machines.snapshots import (
 )
 from hadal.node.network import BoxNetwork
 from hadal.node.scratch import Disks
+from hadal.node.sparse import copy_file
 from hadal.node.tree_removal import remove_tree
 from hadal.sandbox.specs import MachineSpec
 
 __all__ = ["Machines"]
 
-_BOOT_OF_A_SYSTEM_S = 300.0
 _JAIL_BYTES = 1 << 20
 _JAIL_INODES = 256
+_HYPERVISOR = "hypervisor"
+"""In the folder of a box: what runs its machine."""
 _TSC_ERROR = 0.002
 """Of a measurement, which takes a tenth of a second."""
 
@@ -65,7 +64,8 @@ class Machines:
         images: Where roots come from.
         launcher: Makes jails.
         disks: Formats what machines write.
-        accelerator: "kvm", "tcg", or "auto".
+        networks: Of boxes.
+        choice: What they run on.
 
     Attributes:
         kept: Snapshots that somebody keeps.
@@ -73,15 +73,20 @@ class Machines:
     """
 
     def __init__(
-        self, folder: Path, images: ImageStore, launcher: Launcher, disks: Disks, accelerator: str
-    ) -> None:
+        self, folder: Path, images: ImageStore, launcher: Launcher, disks: Disks, networks: BoxNetworks,
+        choice: Choice,
+    ) -> None:  # fmt: skip
         self._folder = folder
         self._images = images
         self._launcher = launcher
         self._disks = disks
-        self._accelerator = accelerator
+        self._choice = choice
+        self._hypervisors: dict[str, Hypervisor] = {
+            "qemu": Qemu(),
+            "firecracker": Firecracker(networks),
+        }
         self._tsc_khz: int | None = None
-        self._ramdisks: dict[Kernel, Path] = {}
+        self._ramdisks: dict[tuple[Kernel, tuple[str, ...]], Path] = {}
         self._first = threading.Lock()  # the two above are made by whichever machine is the first
         self._templates = Templates(folder / "templates")
         self._overlays = Overlays()
@@ -137,11 +142,15 @@ class Machines:
         Raises:
             NodeError: It is not there any more.
         """
-        return await Machine.find(folder / "guest", folder / "vm")
+        try:
+            hypervisor = self._hypervisor_of(folder)
+        except OSError as error:
+            raise NodeError(f"what runs the machine {folder.name} is not known: {error}") from error
+        return await Machine.find(folder / "guest", folder / "vm", hypervisor.find)
 
     @contextlib.asynccontextmanager
     async def copied(
-        self, machine: Machine, guest: Guest, cgroup: Cgroup, init: int
+        self, machine: Machine, guest: Guest, cgroup: Cgroup, init: int, memory_mb: int
     ) -> AsyncGenerator[Snapshot]:
         """Yield a machine as it is now, for others to start from; it goes on meanwhile.
 
@@ -150,23 +159,27 @@ class Machines:
             guest: In it.
             cgroup: Of its box.
             init: First process of that.
+            memory_mb: MiB that it has.
 
         Raises:
             NodeError: It does not stand still, or the disk is full.
             UnsupportedError: It stands on too many others.
         """
+        box, hypervisor = machine.folder.parent, self._hypervisor_of(machine.folder.parent)
         folder, memory = self._copies / uuid.uuid4().hex, None
         try:
             async with machine.still(guest):
                 reach("machine.still")
-                await machine.monitor.save_devices(f"{FOLDER}/devices")
-                pid = _qemu_of(cgroup, init)
-                memory = await asyncio.to_thread(_copy, pid, machine.folder.parent, folder)
+                await machine.monitor.save_state()
+                await asyncio.to_thread(save_machine, box, folder)
+                memory = await asyncio.to_thread(
+                    hypervisor.memory, machine.folder, memory_mb << 20, cgroup, init
+                )
             reach("machine.copied")
             yield Snapshot(folder, memory)
         except OSError as error:
             raise NodeError(
-                f"cannot copy the machine {machine.folder.parent.name}: {error.strerror}",
+                f"cannot copy the machine {box.name}: {error.strerror}",
                 hint="free space on the node's disk, or memory",
             ) from error
         finally:
@@ -175,15 +188,15 @@ class Machines:
             await asyncio.to_thread(remove_tree, folder)
 
     def _plan(self, spec: MachineSpec, root: ResolvedImage, lease_s: int) -> Plan:
-        program = qemu_program()
         with self._first:
             if self._tsc_khz is None:
-                self._accelerator = choose_accelerator(self._accelerator)
+                self._choice = self._choice.made()
                 self._tsc_khz = self._find_tsc_khz()
-            processor = self._accelerator, self._tsc_khz
+            processor = self._choice.accelerator, self._tsc_khz
+        hypervisor, program, modules = self._choice.of(spec.backend)
         if is_disk_image(root.name):
             return Plan(
-                program=program, hardware=hardware_of(spec, 0, *processor), options={}, disk=(0, 0), layers=(),
+                hypervisor=hypervisor, program=program, hardware=hardware_of(spec, 0, *processor), options={}, disk=(0, 0), layers=(),
                 kernel=None, disk_image=root.name,
             )  # fmt: skip
         layers, kernel = (
@@ -191,16 +204,17 @@ class Machines:
             find_kernel(kernel_folder(self._folder.parent)),
         )
         with self._first:
-            if kernel not in self._ramdisks:
-                self._ramdisks[kernel] = self._make_ramdisk(kernel)
+            if (kernel, modules) not in self._ramdisks:
+                self._ramdisks[kernel, modules] = self._make_ramdisk(kernel, modules)
         count = len(layers)
         return Plan(
+            hypervisor=hypervisor,
             program=program,
             hardware=hardware_of(spec, count, *processor),
             options={"layers": count, "pids": spec.pids, "shm_mb": spec.shm_mb, "lease_s": lease_s},
             disk=(spec.disk_mb << 20, spec.inodes),
             layers=layers,
-            kernel=(kernel.image, self._ramdisks[kernel]),
+            kernel=(kernel.image, self._ramdisks[kernel, modules]),
         )
 
     async def keep_disk(self, machine: Machine, guest: Guest, name: str | None) -> str:
@@ -246,9 +260,9 @@ class Machines:
         path.write_text(str(measured), encoding="ascii")
         return measured
 
-    def _make_ramdisk(self, kernel: Kernel) -> Path:
+    def _make_ramdisk(self, kernel: Kernel, modules: tuple[str, ...]) -> Path:
         self._folder.mkdir(parents=True, exist_ok=True)
-        content = make_initramfs(guest_program(), kernel.needed_modules())
+        content = make_initramfs(guest_program(), kernel.needed_modules(modules))
         path = self._folder / f"initrd-{hashlib.sha256(content).hexdigest()[:16]}"  # part of a key
         part = path.with_suffix(f".{os.getpid()}")
         part.write_bytes(content)
@@ -303,22 +317,22 @@ class Machines:
         network: BoxNetwork,
     ) -> tuple[Launched, Guest, Machine]:
         """Boot a machine, and make a template of it before it goes on."""
-        memory = empty_memory(plan.hardware.memory_mb << 20)
+        started = await self._start(plan, folder, jail, network, None)
+        launched, guest, machine = started
+        size = plan.hardware.memory_mb << 20
+        memory = partial(
+            self._hypervisors[plan.hypervisor].memory, machine.folder, size, cgroup, launched.pid
+        )
         try:
-            started = await self._start(plan, folder, replace(jail, keep=(memory,)), network, None)
-            launched, guest, machine = started
-            try:
+            async with machine.monitor.parted(guest):
                 await machine.monitor.stop()
-                await machine.monitor.save_devices(f"{FOLDER}/devices")
-                pid = _qemu_of(cgroup, launched.pid)
-                await asyncio.to_thread(self._templates.make, key, pid, memory, folder)
+                await machine.monitor.save_state()
+                await asyncio.to_thread(self._templates.make, key, folder, memory)
                 await machine.monitor.go_on()
-            except BaseException:
-                guest.close()
-                await machine.close()
-                raise
-        finally:
-            os.close(memory)
+        except BaseException:
+            guest.close()
+            await machine.close()
+            raise
         return started
 
     async def _start(
@@ -329,43 +343,53 @@ class Machines:
         network: BoxNetwork,
         snapshot: Snapshot | None,
     ) -> tuple[Launched, Guest, Machine]:
-        machine = folder / "vm"
+        hypervisor = self._hypervisors[plan.hypervisor]
         below = await asyncio.to_thread(self._make_folders, folder, plan, snapshot)
         disks = [(folder / "disks" / str(n), f"{DISKS}/{n}", True) for n in range(below)]
-        if snapshot is not None:
-            jail = replace(jail, keep=(snapshot.memory,))
-        if network.tap is not None:
-            jail = replace(jail, keep=(*jail.keep, network.tap))
         async with self._images.using("host") as host:
-            jail = replace(
-                jail, layers=host.layers, binds=(*host.binds, (machine, FOLDER, False), *plan.binds(), *disks),
-                scratch_bytes=_JAIL_BYTES, scratch_inodes=_JAIL_INODES,
-                devices=("kvm",) if plan.hardware.accelerator == "kvm" else (),
-            )  # fmt: skip
-            launched = await self._launcher.launch(jail)
-        state = None if snapshot is None else snapshot.devices
-        call = qemu_call(
-            plan.program, plan.hardware, plan.options, below=below, waits=state is not None
-        )
+            with hypervisor.jailed(plan, network, snapshot) as given:
+                binds = (
+                    *host.binds,
+                    (folder / "vm", FOLDER, False),
+                    *plan.binds(),
+                    *disks,
+                    *given.pop("binds", ()),
+                )
+                request = replace(
+                    jail, layers=host.layers, binds=binds, scratch_bytes=_JAIL_BYTES, scratch_inodes=_JAIL_INODES, **given,
+                )  # fmt: skip
+                launched = await self._launcher.launch(request)
         try:
             keeper = await Guest.connect(jail.socket)
         except NodeError as error:
             raise LaunchError(f"the jail of the machine has ended: {error}") from error
-        limit = {} if plan.layers else {"boot_s": _BOOT_OF_A_SYSTEM_S}
-        running, guest = await start_machine(keeper, machine, call, state, **limit)
+        start = Start(
+            plan=plan, folder=folder / "vm", below=below, snapshot=snapshot, network=network, pid=launched.pid,
+            owner=(jail.uid_base or 0) + USER,
+        )  # fmt: skip
+        running, guest = await hypervisor.start(keeper, start)
         return launched, guest, running
+
+    def _hypervisor_of(self, box: Path) -> Hypervisor:
+        return self._hypervisors[(box / _HYPERVISOR).read_text(encoding="ascii")]
 
     def _make_folders(self, box: Path, plan: Plan, snapshot: Snapshot | None) -> int:
         """Make what a machine has of files, and return how many disks its own stands on.
 
-        QEMU's user owns what it may write, as its jail sees it.
+        The hypervisor's user owns what it may write, as its jail sees it.
         """
         machine = box / "vm"
         machine.mkdir(mode=0o700)
+        (box / _HYPERVISOR).write_text(plan.hypervisor, encoding="ascii")
         stands_on = None if snapshot is None else snapshot.disks
         if snapshot is None and plan.disk_image is not None:
             stands_on = self.disk_images.disks(plan.disk_image)
-        if stands_on is not None:
+        if stands_on is not None and not self._hypervisors[plan.hypervisor].chains:
+            (box / "disks").mkdir(mode=0o700)
+            below = 0
+            with (stands_on / "0").open("rb") as file:
+                copy_file(file.fileno(), machine / "disk")
+        elif stands_on is not None:
             below = link_disks(stands_on, box / "disks")
             self._overlays.make(box / "disks", machine / "disk")
         else:
@@ -377,24 +401,3 @@ class Machines:
         os.chown(machine / "disk", USER, USER)
         os.chown(machine, USER, USER)
         return below
-
-
-def _qemu_of(cgroup: Cgroup, init: int) -> int:
-    """Return the process of a machine.
-
-    Raises:
-        NodeError: There is none, or more than one: it is not what it was.
-    """
-    others = set(cgroup.processes()) - {init}
-    if len(others) != 1:
-        raise NodeError(f"{len(others)} processes where a machine has one")
-    return others.pop()
-
-
-def _copy(pid: int, box: Path, target: Path) -> int:
-    save_machine(box, target)
-    base = memory_of(pid)
-    try:
-        return copy_memory(pid, base)
-    finally:
-        os.close(base)

@@ -16,6 +16,7 @@ __all__ = [
     "copy_memory",
     "empty_memory",
     "load_memory",
+    "memory_from",
     "memory_of",
 ]
 
@@ -49,13 +50,29 @@ def load_memory(path: Path) -> int:
         OSError: It cannot be read, or there is too little memory.
     """
     with path.open("rb") as file:
-        memory = empty_memory(os.fstat(file.fileno()).st_size)
-        try:
-            copy_data(file.fileno(), memory)
-            return _sealed(memory)
-        except BaseException:
-            os.close(memory)
-            raise
+        return memory_from(file.fileno(), os.fstat(file.fileno()).st_size)
+
+
+def memory_from(file: int, size: int) -> int:
+    """Return the descriptor of memory with the content of an open file, which nobody can change.
+
+    Args:
+        file: A descriptor of it.
+        size: Bytes that it has.
+
+    Raises:
+        NodeError: It has another size.
+        OSError: It cannot be read, or there is too little memory.
+    """
+    if (found := os.fstat(file).st_size) != size:
+        raise NodeError(f"the memory of a machine has {found} bytes, expected {size}")
+    memory = empty_memory(size)
+    try:
+        copy_data(file, memory)
+        return _sealed(memory)
+    except BaseException:
+        os.close(memory)
+        raise
 
 
 def copy_memory(pid: int, base: int) -> int:

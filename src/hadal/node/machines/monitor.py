@@ -4,14 +4,16 @@ import asyncio
 import contextlib
 import os
 import struct
-from collections.abc import Generator, Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 from qemu.qmp import QMPClient, QMPError
 
 from hadal.errors import ConfigError, NodeError
+from hadal.node.guest import Guest
 from hadal.node.machines.jail_files import socket_path
+from hadal.node.machines.qemu import FOLDER
 
 __all__ = ["Monitor"]
 
@@ -77,16 +79,18 @@ class Monitor:
         """
         await self._tell("cont")
 
-    async def save_devices(self, path: str) -> None:
-        """Write the state of all but memory and disks into a file; it has to stand still.
-
-        Args:
-            path: As QEMU sees it.
+    async def save_state(self) -> None:
+        """Write the state of all but memory and disks, as `devices` in its folder; it has to stand still.
 
         Raises:
             NodeError: It does not.
         """
-        await self._tell("xen-save-devices-state", filename=path, live=False)
+        await self._tell("xen-save-devices-state", filename=f"{FOLDER}/devices", live=False)
+
+    @contextlib.asynccontextmanager
+    async def parted(self, guest: Guest) -> AsyncGenerator[None]:
+        """As other hypervisors' monitors: saving its state leaves the connection to its guest as it is."""
+        yield
 
     async def load_devices(self, path: Path) -> None:
         """Read such a state, in a QEMU that waits for one; then it stands still.

@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hadal.node.machines.qemu import BOOT, LAYERS, Hardware
+from hadal.node.machines.snapshots import Snapshot
+from hadal.node.network import BoxNetwork
 
-__all__ = ["Plan"]
+__all__ = ["Plan", "Start"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +17,8 @@ class Plan:
     """A machine to be: equal plans are served by one template.
 
     Attributes:
-        program: QEMU.
+        hypervisor: "qemu" or "firecracker".
+        program: That.
         hardware: Of it.
         options: Of its first process.
         disk: Bytes and files of what it writes.
@@ -24,6 +27,7 @@ class Plan:
         disk_image: Reference of that; None where it has layers.
     """
 
+    hypervisor: str
     program: str
     hardware: Hardware
     options: dict[str, int]
@@ -54,3 +58,26 @@ class Plan:
                 (self.kernel[1], f"{BOOT}/initrd", True),
             ]
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What one machine starts with.
+
+    Attributes:
+        plan: Of it.
+        folder: Of it, on the host.
+        below: How many disks its own stands on.
+        snapshot: That it starts from; None where it boots.
+        network: Of it.
+        pid: Of the first process of its jail.
+        owner: Id on the host of the user who is its hypervisor.
+    """
+
+    plan: Plan
+    folder: Path
+    below: int
+    snapshot: Snapshot | None
+    network: BoxNetwork
+    pid: int
+    owner: int

@@ -16,12 +16,13 @@ import os
 import shutil
 import subprocess
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from hadal.errors import NodeError, UnsupportedError
 from hadal.node.machines.jail_files import open_file
-from hadal.node.machines.memory import copy_memory, load_memory
+from hadal.node.machines.memory import load_memory
 from hadal.node.sparse import copy_file, copy_not_zero, data_of, not_zero
 
 __all__ = [
@@ -197,24 +198,23 @@ class Templates:
             self._used[key] = Snapshot(folder, load_memory(folder / "memory"))
         return self._used[key]
 
-    def make(self, key: str, pid: int, memory: int, box: Path) -> None:
+    def make(self, key: str, box: Path, memory: Callable[[], int]) -> None:
         """Make a template of a machine that stands still and has written its devices.
 
         Args:
             key: Of it.
-            pid: Of its QEMU.
-            memory: That it was started with.
             box: Folder of its box.
+            memory: Returns the descriptor of a copy of its memory.
 
         Raises:
             OSError: The disk is full, or something cannot be read.
-            NodeError: The process is no machine.
+            NodeError: It is no machine.
         """
         part = self._folder / f"{key}.{os.getpid()}"
         shutil.rmtree(part, ignore_errors=True)
         try:
             save_machine(box, part)
-            copy = copy_memory(pid, memory)
+            copy = memory()
             try:
                 with (part / "memory").open("xb") as file:
                     copy_not_zero(copy, file.fileno())

@@ -31,6 +31,7 @@ __all__ = [
     "link_names",
     "link_up",
     "make_veth",
+    "move_link",
     "set_group",
     "used_networks",
     "wait_until_up",
@@ -114,6 +115,18 @@ def configure_link(index: int, hardware: bytes, mtu: int) -> Message:
     flags = _IFF_UP | _IFF_NOARP
     body = _LINK.pack(0, 0, index, flags, flags) + attribute(_IFLA_ADDRESS, hardware)
     return Message(_NEWLINK, body + u32(_IFLA_MTU, mtu), ACK, f"configure link {index}")
+
+
+def move_link(index: int, name: str, namespace: int) -> Message:
+    """Move a link into another namespace. It is down there, and has neither routes nor neighbours.
+
+    Args:
+        index: Of the link, which it keeps where no other has that.
+        name: By which it is known there; at most 15 characters.
+        namespace: File descriptor.
+    """
+    body = _LINK.pack(0, 0, index, 0, 0) + u32(_IFLA_NET_NS_FD, namespace)
+    return Message(_NEWLINK, body + text(_IFLA_IFNAME, name), ACK, f"move link {index}")
 
 
 def delete_link(name: str) -> Message:

@@ -197,6 +197,30 @@ class NetworkManager:
         path = Path(f"/proc/{os.getpid()}/fd/{fd}")
         return BoxNetwork(number, path, box.address, self._config.resolver)
 
+    async def lend_tap(self, network: BoxNetwork, owner: int, borrower: int) -> None:
+        """Put the link of a virtual machine into another namespace, where a program opens it by `LENT_TAP`.
+
+        Args:
+            network: Of it.
+            owner: Id of the user who may.
+            borrower: File descriptor of the namespace.
+
+        Raises:
+            NodeError: The kernel refuses it.
+        """
+        assert network.number is not None
+        assert network.tap is not None
+        await self._maker.do(self._router.lend_tap, network.number, network.tap, owner, borrower)
+
+    async def fetch_tap(self, network: BoxNetwork, borrower: int) -> None:
+        """Bring it back; only then it leads anywhere.
+
+        Raises:
+            NodeError: It is gone, or the kernel refuses it.
+        """
+        assert network.number is not None
+        await self._maker.do(self._router.fetch_tap, network.number, borrower)
+
     async def update(self, network: BoxNetwork, policy: NetworkPolicy) -> None:
         """Change what a box may reach, at once: connections that are now forbidden are reset.
 

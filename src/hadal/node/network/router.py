@@ -12,6 +12,7 @@ Everything here blocks. `open` is called in a thread of the host's namespace, wh
 router's; all else is called in threads that are there.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -28,7 +29,7 @@ from hadal.node.network.connections import destroy_sockets
 from hadal.node.network.netlink import Message, NetlinkError, NetlinkSocket
 from hadal.node.network.nftables import RuleLibrary
 from hadal.node.network.ruleset import UPLINK, host_ruleset
-from hadal.node.network.taps import make_tap
+from hadal.node.network.taps import LENT_TAP, leave_tap, make_tap
 
 __all__ = ["Router"]
 
@@ -268,10 +269,8 @@ class Router:
             NoCapacityError: The kernel has no room for another.
         """
         assert self._routes is not None
-        index, address = _FIRST_INDEX + number, self._config.address(number)
-        near, far = hardware_addresses(number)
         try:
-            tap = make_tap(link_name(number), index)
+            tap = make_tap(link_name(number), _FIRST_INDEX + number)
         except OSError as error:
             if error.errno in (errno.EBUSY, errno.EEXIST):
                 return None
@@ -279,17 +278,52 @@ class Router:
                 f"no network for a virtual machine: {error}", hint="modprobe tun"
             ) from error
         try:
-            self._routes.send(
-                [
-                    links.configure_link(index, near, self._config.mtu),
-                    links.add_route(IPv4Network(address), index),
-                    links.add_neighbour(index, address, far),
-                ]
-            )
+            self._connect_tap(number)
         except NetlinkError as error:
             os.close(tap)
             raise NoCapacityError(f"no network for another box: {error}") from error
         return tap
+
+    def _connect_tap(self, number: int) -> None:
+        """Give the link of a virtual machine what belongs to it."""
+        assert self._routes is not None
+        index, address = _FIRST_INDEX + number, self._config.address(number)
+        near, far = hardware_addresses(number)
+        self._routes.send(
+            [
+                links.configure_link(index, near, self._config.mtu),
+                links.add_route(IPv4Network(address), index),
+                links.add_neighbour(index, address, far),
+            ]
+        )
+
+    def lend_tap(self, number: int, tap: int, owner: int, borrower: int) -> None:
+        """Put the link of a virtual machine where a process that knows only its name can open it.
+
+        Args:
+            number: Of the network.
+            tap: The file at its other end, which is not needed any more.
+            owner: Id of the user who may.
+            borrower: File descriptor of the namespace in which it is called `LENT_TAP` until it comes back.
+
+        Raises:
+            OSError: The kernel refuses it.
+        """
+        assert self._routes is not None
+        leave_tap(tap, owner)
+        self._routes.send([links.move_link(_FIRST_INDEX + number, LENT_TAP, borrower)])
+
+    def fetch_tap(self, number: int, borrower: int) -> None:
+        """Bring the link of a virtual machine back, whoever has opened it.
+
+        Raises:
+            OSError: The kernel refuses it, or it is gone.
+        """
+        with namespace.entered(borrower):
+            sock = NetlinkSocket(socket.NETLINK_ROUTE)
+        with contextlib.closing(sock):
+            sock.send([links.move_link(_FIRST_INDEX + number, link_name(number), self._namespace)])
+        self._connect_tap(number)
 
     def end_box(self, number: int, box: int | None) -> None:
         """End the network of a box.

@@ -4,9 +4,13 @@ import fcntl
 import os
 import struct
 
-__all__ = ["make_tap"]
+__all__ = ["LENT_TAP", "leave_tap", "make_tap"]
+
+LENT_TAP = "tap0"
+"""What a link is called where somebody opens it by its name."""
 
 _SET_IFF, _SET_INDEX, _SET_HEADER_SIZE = 0x400454CA, 0x400454DA, 0x400454D8
+_SET_PERSISTENT, _SET_OWNER = 0x400454CB, 0x400454CC
 _TAP, _NO_INFORMATION, _VNET_HEADER = 0x0002, 0x1000, 0x4000
 _HEADER_BYTES = 12
 """Of struct virtio_net_hdr_mrg_rxbuf, which tells the other side what of a packet is left to it."""
@@ -34,3 +38,17 @@ def make_tap(name: str, index: int) -> int:
         os.close(file)
         raise
     return file
+
+
+def leave_tap(file: int, owner: int) -> None:
+    """Let the link of a tap be there when nobody has its file, and a user open it by its name.
+
+    Args:
+        file: Of it.
+        owner: Id of the user.
+
+    Raises:
+        OSError: The kernel refuses it.
+    """
+    fcntl.ioctl(file, _SET_OWNER, owner)
+    fcntl.ioctl(file, _SET_PERSISTENT, 1)

@@ -1,0 +1,224 @@
+"""What is used of Firecracker's API: every request, and in which state of the machine it is allowed.
+
+Written down from its description, src/firecracker/swagger/firecracker.yaml at version 1.17.0-dev, commit
+004d9353 (2026). The monitor checks what it sends against this; so does the server that stands in for
+Firecracker in tests.
+"""
+
+import enum
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+__all__ = ["REQUESTS", "VERSION", "ApiError", "Request", "State", "find_request"]
+
+VERSION = (1, 17)
+"""Of Firecracker. Earlier ones do not boot a kernel as Debian packs it (bzImage)."""
+
+
+class State(enum.StrEnum):
+    """Of a machine, as `GET /` says it."""
+
+    NOT_STARTED = "Not started"
+    RUNNING = "Running"
+    PAUSED = "Paused"
+
+
+_NEW, _STARTED = frozenset({State.NOT_STARTED}), frozenset({State.RUNNING, State.PAUSED})
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class TokenBucket(_Body):
+    """A limit: `size` tokens, which come back in `refill_time` milliseconds."""
+
+    size: int = Field(ge=0)
+    refill_time: int = Field(ge=0)
+    one_time_burst: int | None = Field(None, ge=0)
+
+
+class RateLimiter(_Body):
+    """Limits of a device: bytes, and operations."""
+
+    bandwidth: TokenBucket | None = None
+    ops: TokenBucket | None = None
+
+
+class BootSource(_Body):
+    """What is booted."""
+
+    kernel_image_path: str
+    boot_args: str | None = None
+    initrd_path: str | None = None
+
+
+class MachineConfiguration(_Body):
+    """Processors and memory."""
+
+    vcpu_count: int = Field(ge=1, le=32)
+    mem_size_mib: int
+    smt: bool = False
+    track_dirty_pages: bool = False
+    huge_pages: Literal["None", "Transparent", "2M"] = "None"
+
+
+class Drive(_Body):
+    """A disk."""
+
+    drive_id: str
+    is_root_device: bool
+    path_on_host: str
+    is_read_only: bool
+    partuuid: str | None = None
+    cache_type: Literal["Unsafe", "Writeback"] = "Unsafe"
+    io_engine: Literal["Sync", "Async"] = "Sync"
+    rate_limiter: RateLimiter | None = None
+
+
+class NetworkInterface(_Body):
+    """A network card, and the tap of the host that it leads to."""
+
+    iface_id: str
+    host_dev_name: str
+    guest_mac: str | None = None
+    mtu: int | None = Field(None, ge=68, le=65535)
+    rx_rate_limiter: RateLimiter | None = None
+    tx_rate_limiter: RateLimiter | None = None
+
+
+class Vsock(_Body):
+    """A virtio socket, and the Unix socket that leads to it."""
+
+    guest_cid: int = Field(ge=3)
+    uds_path: str
+
+
+class EntropyDevice(_Body):
+    """A source of random numbers."""
+
+    rate_limiter: RateLimiter | None = None
+
+
+class Balloon(_Body):
+    """What gives memory back to the host."""
+
+    amount_mib: int
+    deflate_on_oom: bool
+    stats_polling_interval_s: int = 0
+    free_page_hinting: bool = False
+    free_page_reporting: bool = False
+
+
+class Action(_Body):
+    """What is done at once."""
+
+    action_type: Literal["FlushMetrics", "InstanceStart", "SendCtrlAltDel"]
+
+
+class Vm(_Body):
+    """Whether it runs."""
+
+    state: Literal["Paused", "Resumed"]
+
+
+class SnapshotCreate(_Body):
+    """Where a snapshot goes."""
+
+    snapshot_path: str
+    mem_file_path: str
+    snapshot_type: Literal["Full", "Diff"] = "Full"
+
+
+class MemoryBackend(_Body):
+    """Where the memory of a snapshot comes from."""
+
+    backend_type: Literal["File", "Uffd"]
+    backend_path: str
+
+
+class SnapshotLoad(_Body):
+    """What is started from."""
+
+    snapshot_path: str
+    mem_backend: MemoryBackend
+    resume_vm: bool = False
+    track_dirty_pages: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request that may be made.
+
+    Attributes:
+        method: Of HTTP.
+        path: With `{id}` where the field `id_field` of its body stands again.
+        body: What it takes; None for nothing.
+        states: In which it is allowed.
+        id_field: That.
+        fresh: Whether nothing may have been configured before.
+    """
+
+    method: str
+    path: str
+    body: type[BaseModel] | None
+    states: frozenset[State] = frozenset(State)
+    id_field: str = ""
+    fresh: bool = False
+
+
+REQUESTS = (
+    Request("GET", "/", None),
+    Request("GET", "/version", None),
+    Request("PUT", "/boot-source", BootSource, _NEW),
+    Request("PUT", "/machine-config", MachineConfiguration, _NEW),
+    Request("PUT", "/drives/{id}", Drive, _NEW, "drive_id"),
+    Request("PUT", "/network-interfaces/{id}", NetworkInterface, _NEW, "iface_id"),
+    Request("PUT", "/vsock", Vsock, _NEW),
+    Request("PUT", "/entropy", EntropyDevice, _NEW),
+    Request("PUT", "/balloon", Balloon, _NEW),
+    Request("PUT", "/actions", Action),
+    Request("PATCH", "/vm", Vm, _STARTED),
+    Request("PUT", "/snapshot/create", SnapshotCreate, frozenset({State.PAUSED})),
+    Request("PUT", "/snapshot/load", SnapshotLoad, _NEW, fresh=True),
+)
+
+
+class ApiError(ValueError):
+    """A request that the API does not have. Internal: whoever makes or takes it says so."""
+
+
+def find_request(method: str, path: str, body: Mapping[str, Any] | None) -> Request:
+    """Return which request this is.
+
+    Raises:
+        ApiError: None, or with a body that it does not take.
+    """
+    for request in REQUESTS:
+        pattern = re.escape(request.path).replace(r"\{id\}", "([A-Za-z0-9_]+)")
+        found = re.fullmatch(pattern, path)
+        if request.method == method and found is not None:
+            _check_body(request, body, found.groups())
+            return request
+    raise ApiError(f"Invalid request method and/or path: {method} {path}.")
+
+
+def _check_body(request: Request, body: Mapping[str, Any] | None, ids: tuple[str, ...]) -> None:
+    if (body is None) != (request.body is None):
+        raise ApiError(f"{request.path}: {'no body' if body is None else 'a body'}")
+    if request.body is None:
+        return
+    try:
+        request.body.model_validate(body)
+    except ValidationError as error:
+        problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ApiError(f"{request.path}: {'; '.join(problems)}") from None
+    assert body is not None
+    if ids and body[request.id_field] != ids[0]:
+        raise ApiError(
+            f"The id from the path [{ids[0]}] does not match the one from the body [{body[request.id_field]}]!"
+        )
