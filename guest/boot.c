@@ -36,7 +36,7 @@ static _Noreturn void stop(const char *what)
     fprintf(stderr, "hadal: cannot serve: %s: %s\n", what, strerror(errno));
     if (getpid() == 1) {
         sync();
-        reboot(RB_POWER_OFF);
+        reboot(getenv("hadal_vsock") ? RB_AUTOBOOT : RB_POWER_OFF); /* Firecracker has nothing that powers off */
     }
     _exit(74);
 }

@@ -354,7 +354,7 @@ static bool is_lonely(void)
 static _Noreturn void leave(void)
 {
     if (guest.machine)
-        reboot(RB_POWER_OFF);
+        reboot(guest.listening.fd >= 0 ? RB_AUTOBOOT : RB_POWER_OFF); /* Firecracker has nothing that powers off */
     _exit(73);
 }
 

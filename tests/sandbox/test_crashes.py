@@ -24,8 +24,9 @@ KILLS = int(os.environ.get("HADAL_TEST_KILLS", "25"))
 class Daemon:
     """A node daemon that is started again whenever it dies, at first with a fault."""
 
-    def __init__(self, state, prefix=()):
+    def __init__(self, state, prefix=(), module="hadal.node"):
         self.prefix = prefix
+        self.module = module
         self.state = Path(state)
         self.url = f"unix://{self.state}/node.sock"
         self.deaths = 0
@@ -51,7 +52,7 @@ class Daemon:
         with (self.state / "node.log").open("ab") as log:
             arguments = [str(self.state), str(self.state / "node.sock"), str(write)]
             self.process = subprocess.Popen(
-                [*self.prefix, sys.executable, "-m", "hadal.node", *arguments],
+                [*self.prefix, sys.executable, "-m", self.module, *arguments],
                 pass_fds=[write], stdout=log, stderr=log, env=environment,
             )  # fmt: skip
         os.close(write)

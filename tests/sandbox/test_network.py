@@ -401,7 +401,6 @@ def test_a_link_that_was_opened_by_its_name_leads_on_when_it_is_back(with_networ
         network = await manager.take(policy, machine=True)
         with namespace.new_namespace() as elsewhere:
             await manager.lend_tap(network, 4321, elsewhere)
-        os.close(network.tap)
         opener = await asyncio.create_subprocess_exec(
             "nsenter", f"--net=/proc/{os.getpid()}/fd/{elsewhere}", sys.executable, "-c", _OPENS_A_LINK,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
@@ -416,6 +415,7 @@ def test_a_link_that_was_opened_by_its_name_leads_on_when_it_is_back(with_networ
             assert b"hello" in await asyncio.wait_for(opener.stdout.readline(), 10)
         finally:
             os.close(elsewhere)
+            os.close(network.tap)
             opener.kill()
             await opener.wait()
             await manager.give_back(network)

@@ -157,7 +157,8 @@ class Machine:
 
 
 async def start_machine(
-    jail: Guest, folder: Path, call: list[str], socket: str, begin: Callable[[], Awaitable[tuple[Control, Guest]]]
+    jail: Guest, folder: Path, call: list[str], socket: str,
+    begin: Callable[[], Awaitable[tuple[Control, Guest]]], *, kept: bool = True,
 ) -> tuple[Machine, Guest]:  # fmt: skip
     """Start a hypervisor in a jail, and return when the guest of its machine answers.
 
@@ -167,6 +168,7 @@ async def start_machine(
         call: Of the hypervisor.
         socket: Where it listens, in the folder, when it is there.
         begin: Lets it make the machine, and connects to both.
+        kept: Whether it takes the descriptors of its jail.
 
     Raises:
         LaunchError: It does not; with the end of what its console says.
@@ -176,7 +178,7 @@ async def start_machine(
         arguments=[os.fsencode(a) for a in call],
         user=str(USER),
         directory=os.fsencode(FOLDER),
-        kept=True,
+        kept=kept,
     )
     console.command = jail.execute(jail.last_id + 1, order, console)
     console.command.ended.add_done_callback(lambda ended: _log_end(ended, folder, console))
@@ -211,8 +213,12 @@ async def _listens(socket: Path, console: _Console) -> None:
     assert console.command is not None
     deadline = time.monotonic() + _START_S
     while True:
-        if console.command.ended.done() or time.monotonic() > deadline:
-            raise GuestLostError("the hypervisor has not started")
+        if console.command.ended.done():
+            refused = console.command.ended.exception()
+            why = f"ended with status {console.command.ended.result().status}" if refused is None else str(refused)
+            raise GuestLostError(f"the hypervisor has not started: {why}")
+        if time.monotonic() > deadline:
+            raise GuestLostError(f"the hypervisor has not started in {_START_S:.0f} s")
         with (
             contextlib.suppress(FileNotFoundError, ConnectionRefusedError),
             socket_path(socket) as path,

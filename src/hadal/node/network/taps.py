@@ -41,10 +41,10 @@ def make_tap(name: str, index: int) -> int:
 
 
 def leave_tap(file: int, owner: int) -> None:
-    """Let the link of a tap be there when nobody has its file, and a user open it by its name.
+    """Let go of a tap, whose link stays, and a user may open it by its name.
 
     Args:
-        file: Of it.
+        file: Of it; the descriptor stays the caller's, and is one of nothing.
         owner: Id of the user.
 
     Raises:
@@ -52,3 +52,6 @@ def leave_tap(file: int, owner: int) -> None:
     """
     fcntl.ioctl(file, _SET_OWNER, owner)
     fcntl.ioctl(file, _SET_PERSISTENT, 1)
+    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(nothing, file, inheritable=False)
+    os.close(nothing)

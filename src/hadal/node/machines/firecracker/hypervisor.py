@@ -154,7 +154,7 @@ class Firecracker:
             return monitor, await _guest_of(folder, _BOOT_S)
 
         call = [start.plan.program, "--api-sock", f"{FOLDER}/{_SOCKET}", "--id", "machine"]
-        return await start_machine(jail, folder, call, _SOCKET, begin)
+        return await start_machine(jail, folder, call, _SOCKET, begin, kept=snapshot is not None)
 
     async def find(self, folder: Path) -> tuple[FirecrackerMonitor, Guest]:
         """As the protocol's."""

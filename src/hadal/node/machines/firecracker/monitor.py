@@ -20,7 +20,7 @@ __all__ = ["FirecrackerMonitor"]
 _ANSWER_S = 30.0
 _SNAPSHOT_S = 300.0
 _ANSWER_BYTES = 64 * 1024
-_FAILURES = (aiohttp.ClientError, OSError, TimeoutError, ValueError)
+_FAILURES = (aiohttp.ClientError, OSError, TimeoutError, ValueError, RecursionError)
 
 
 class FirecrackerMonitor:

@@ -1,0 +1,68 @@
+"""The daemon of a node whose microVMs run on Firecracker, or on what stands in for it; called as `hadal.node` is."""
+
+import os
+import sys
+import sysconfig
+from contextlib import contextmanager
+from pathlib import Path
+
+from hadal.node import node
+from hadal.node.daemon import Listen, log_to_file, run_daemon
+from hadal.node.machines import choice, machines
+from hadal.node.machines.firecracker.hypervisor import Firecracker
+from hadal.node.node_config import NodeConfig
+
+ROOT = Path(__file__).parents[2]
+
+
+PACKAGES = Path(sysconfig.get_path("purelib"))
+BASE = Path(sys.base_prefix)
+PYTHON = BASE if BASE.is_relative_to("/usr") else Path("/python")
+"""Where jails have the interpreter: they see /usr, and no home of anybody's."""
+
+
+class Faked(Firecracker):
+    """Whose jails have what the fake needs of this host."""
+
+    @contextmanager
+    def jailed(self, plan, network, snapshot):
+        seen = {
+            Path("/fake"): ROOT,
+            Path("/packages"): PACKAGES,
+            Path(plan.program): Path(plan.program),
+        }
+        seen |= {} if PYTHON == BASE else {PYTHON: BASE}
+        with super().jailed(plan, network, snapshot) as given:
+            yield given | {"binds": tuple((path, str(at), True) for at, path in seen.items())}
+
+
+def main():
+    """Run it."""
+    state, socket, ready = sys.argv[1:]
+    log_to_file(Path(state) / "node.log")
+    if os.environ.get("HADAL_FIRECRACKER_CHECK") != "1":
+        use_fake(Path(state) / "firecracker")
+    os.chdir("/")
+    config = NodeConfig(
+        state=Path(state), name=f"embedded-{Path(state).stat().st_ino}", microvm="firecracker"
+    )
+    return run_daemon(config, Listen(socket=Path(socket), ready=int(ready), idle_exit_s=60))
+
+
+def use_fake(program):
+    """Let this process start the fake where it would start Firecracker."""
+    python = f"{PYTHON}/bin/python{sys.version_info.major}.{sys.version_info.minor}"
+    program.write_text(
+        "#!/bin/sh\nPYTHONPATH=/fake:/fake/src:/packages PYTHONDONTWRITEBYTECODE=1"
+        f" LD_LIBRARY_PATH={PYTHON}/lib"
+        f' exec {python} -m tests.sandbox.fake_firecracker "$@"\n'
+    )
+    program.chmod(0o755)
+    choice.choose_accelerator = lambda wanted: "kvm"
+    choice.firecracker_program = lambda: str(program)
+    machines.Firecracker = Faked
+    node.MEMORY_OF_QEMU_MB = 512  # an interpreter, and pages of the file that a snapshot is written to
+
+
+if __name__ == "__main__":
+    sys.exit(main())
