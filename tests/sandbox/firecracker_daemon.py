@@ -61,7 +61,9 @@ def use_fake(program):
     choice.choose_accelerator = lambda wanted: "kvm"
     choice.firecracker_program = lambda: str(program)
     machines.Firecracker = Faked
-    node.MEMORY_OF_QEMU_MB = 512  # an interpreter, and pages of the file that a snapshot is written to
+    node.MEMORY_OF_QEMU_MB = (
+        512  # an interpreter, and pages of the file that a snapshot is written to
+    )
 
 
 if __name__ == "__main__":

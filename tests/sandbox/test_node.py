@@ -11,6 +11,7 @@ import pytest
 
 from hadal.errors import (
     ConfigError,
+    GoneCause,
     HadalError,
     ImageError,
     NoCapacityError,
@@ -144,6 +145,36 @@ def test_a_full_node_says_so(tmp_path):
         assert (await node.create(CreateRequest(spec=spec, request_id="a"))).id == box.id
         await node.close(end_boxes=True)
         assert not list((tmp_path / "small/b").iterdir())
+
+    asyncio.run(main())
+
+
+def test_what_boxes_may_use_together_is_limited(tmp_path):
+    """By their limits, of those too that another daemon has made; what has ended counts no more."""
+
+    async def main():
+        config = NodeConfig(state=tmp_path / "small", name="small-node", memory_mb=1000)
+        node = Node(config)
+        await node.start()
+
+        def create(request_id, memory_mb):
+            spec = {"backend": "container", "memory_mb": memory_mb}
+            return node.create(CreateRequest(spec=spec, request_id=request_id))
+
+        first = await create("a", 600)
+        with pytest.raises(NoCapacityError, match="600 of 1000 MiB, and this one would 401 more"):
+            await create("b", 401)
+        await create("c", 400)
+        assert node.memory_mb == 1000
+        await node.close()
+        node = Node(config)
+        await node.start()
+        with pytest.raises(NoCapacityError):
+            await create("d", 64)
+        await node.end(first.id, GoneCause.KILLED)
+        await create("e", 600)
+        assert node.memory_mb == 1000
+        await node.close(end_boxes=True)
 
     asyncio.run(main())
 

@@ -45,6 +45,7 @@ def serve(
     tls_key: Path | None = None,
     name: str = "node",
     max_boxes: int = 10_000,
+    overcommit: float | None = None,
     lease: _Seconds = 900,
     sync: Literal["process", "power"] = "process",
     accelerator: Literal["auto", "kvm", "tcg"] = "auto",
@@ -70,6 +71,8 @@ def serve(
         tls_key: Its private key.
         name: Of the node on this machine; its control groups are named after it.
         max_boxes: That live at a time.
+        overcommit: Times the memory of this machine that boxes may use together, each counted with its
+            limit: 1 promises no more than there is. Default: any amount.
         lease: Time that boxes outlive the daemon.
         sync: Whether the log of every box survives the end of every process, or also of the machine.
         accelerator: Of virtual machines: kvm, tcg (emulation), or auto, which is KVM where it runs a guest.
@@ -97,10 +100,18 @@ def serve(
         soft_wrap=True,
     )
     config = NodeConfig(
-        state=folder, name=name, max_boxes=max_boxes, lease_s=round(lease), sync=sync,
+        state=folder, name=name, max_boxes=max_boxes, memory_mb=_memory_mb(overcommit), lease_s=round(lease), sync=sync,
         accelerator=accelerator, microvm=microvm,
     )  # fmt: skip
     sys.exit(run_daemon(config, listen))
+
+
+def _memory_mb(overcommit: float | None) -> int | None:
+    if overcommit is None:
+        return None
+    if overcommit <= 0:
+        raise ConfigError(f"--overcommit: expected more than 0, got {overcommit}")
+    return int(overcommit * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) >> 20
 
 
 def _keys(file: Path | None) -> frozenset[str]:

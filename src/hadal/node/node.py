@@ -16,7 +16,6 @@ from hadal.errors import (
     GoneCause,
     HadalError,
     LaunchError,
-    NoCapacityError,
     NodeError,
     SandboxGoneError,
     UnsupportedError,
@@ -95,7 +94,7 @@ class Node:
         self._folder = config.state / "b"
         self._pending: dict[str, asyncio.Task[Box]] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
-        self._slots = Slots(config.max_boxes)
+        self._slots = Slots(config.max_boxes, config.memory_mb)
         self._launcher = Launcher(guest_program(), self._init_exited)
         self._watch: asyncio.Task[None] | None = None
         self._closing = False
@@ -137,6 +136,11 @@ class Node:
         await self._recover()
         await self.sweep_fork_layers()
         self._watch = asyncio.get_running_loop().create_task(self._enforce_lives())
+
+    @property
+    def memory_mb(self) -> int:
+        """MiB that its boxes may use, each by its limit."""
+        return self._slots.used_mb
 
     async def close(self, *, end_boxes: bool = False) -> None:
         """End the daemon. Boxes live on until their lease ends, unless told otherwise."""
@@ -213,7 +217,7 @@ class Node:
             logger.warning("box lost: %s", error, extra={"sandbox_id": record.id})
             return None
         self._roots[record.id] = root
-        self._slots.adopt(record.id, record.runtime["slot"])
+        self._slots.adopt(record.id, record.runtime["slot"], _memory_mb(spec))
         self._forked[record.id] = record.runtime.get("forked", [])
         return self._box(record, spec, root, pid, guest, record.runtime["disk"], machine)
 
@@ -268,13 +272,8 @@ class Node:
             given = await self.spares.give(request, spec)
             if given is not None:
                 return given
-        if len(self._slots) >= self.config.max_boxes:
-            raise NoCapacityError(
-                f"the node has {len(self._slots)} boxes, as many as it may",
-                hint="end some, wait, or raise max_boxes",
-            )
         box_id = "".join(secrets.choice(_IDS) for _ in range(12))
-        slot = self._slots.take(box_id)
+        slot = self._slots.take(box_id, _memory_mb(spec))
         forked = self._forked[box_id] = list(origin.forked) if origin else []
         runtime: dict[str, Any] = {"slot": slot, "forked": forked}
         if origin is not None:
@@ -339,9 +338,8 @@ class Node:
         reach("make.folder")
         (folder / "mounts").mkdir(parents=True)
         cgroup = self.cgroups.of(box_id)
-        beside = MEMORY_OF_QEMU_MB if is_machine else 0
         cgroup.create(
-            BoxLimits(memory_bytes=(spec.memory_mb + beside) << 20, cpus=spec.cpus, pids=spec.pids)
+            BoxLimits(memory_bytes=_memory_mb(spec) << 20, cpus=spec.cpus, pids=spec.pids)
         )
         reach("make.launch", writes=False)
         copies = map(self.fork_layers.path, self._forked[box_id])
@@ -581,6 +579,11 @@ def _defaults(root: ResolvedImage) -> ImageDefaults:
         working_dir=root.config.working_directory or "/",
         user=root.config.user or "0",
     )
+
+
+def _memory_mb(spec: Spec) -> int:
+    """Return how much memory a box may use, with what runs it."""
+    return spec.memory_mb + (MEMORY_OF_QEMU_MB if isinstance(spec, MachineSpec) else 0)
 
 
 def _policy(record: BoxRecord) -> NetworkPolicy:

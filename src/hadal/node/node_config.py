@@ -15,6 +15,7 @@ class NodeConfig:
         state: Folder of its journal, boxes and images.
         name: Of the node on this machine; its control groups are named after it.
         max_boxes: That live at a time.
+        memory_mb: MiB that all of them may use together, each counted with its limit; None for any.
         lease_s: Seconds that boxes outlive the daemon.
         first_uid: Of the ids that boxes use on the host: 65,536 for each.
         sync: Whether every record of the journal waits for the disk.
@@ -26,6 +27,7 @@ class NodeConfig:
     state: Path
     name: str = "node"
     max_boxes: int = 10_000
+    memory_mb: int | None = None
     lease_s: int = 900
     first_uid: int = 1 << 20
     sync: Literal["process", "power"] = "process"

@@ -283,6 +283,7 @@ class NodeStatus:
         pid: Of the daemon.
         state: Its folder.
         boxes, max_boxes: That live now, and may.
+        memory_mb, max_memory_mb: MiB that they may use now, each by its limit, and that all may; None for any.
         cgroups: How limits are set: "v1", "v2" or "hybrid".
         uptime_s: Since the daemon was started.
     """
@@ -293,5 +294,7 @@ class NodeStatus:
     state: str
     boxes: int
     max_boxes: int
+    memory_mb: int
+    max_memory_mb: int | None
     cgroups: str
     uptime_s: float

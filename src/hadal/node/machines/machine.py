@@ -215,7 +215,11 @@ async def _listens(socket: Path, console: _Console) -> None:
     while True:
         if console.command.ended.done():
             refused = console.command.ended.exception()
-            why = f"ended with status {console.command.ended.result().status}" if refused is None else str(refused)
+            why = (
+                f"ended with status {console.command.ended.result().status}"
+                if refused is None
+                else str(refused)
+            )
             raise GuestLostError(f"the hypervisor has not started: {why}")
         if time.monotonic() > deadline:
             raise GuestLostError(f"the hypervisor has not started in {_START_S:.0f} s")

@@ -37,6 +37,8 @@ async def status(request: web.Request) -> web.Response:
             "state": str(node.config.state),
             "boxes": len(node.boxes),
             "max_boxes": node.config.max_boxes,
+            "memory_mb": node.memory_mb,
+            "max_memory_mb": node.config.memory_mb,
             "cgroups": node.cgroups.layout,
             "uptime_s": (time.time_ns() - node.started_ns) / 1e9,
         }
