@@ -77,6 +77,13 @@ class Daemon:
         self.process.terminate()
         self.process.wait()
 
+    def end(self):
+        """Stop it, and end its boxes: those of tests that have failed, too."""
+        self._stopping = True
+        call = [sys.executable, "-m", "hadal", "node", "stop", "--end-boxes", "--node", self.url]
+        subprocess.run(call, check=True, stdout=subprocess.DEVNULL)
+        self.process.wait()
+
     def log(self):
         return (self.state / "node.log").read_text()[-4000:]
 

@@ -228,7 +228,7 @@ def daemon(tmp_path_factory, kernel, real):
     found.image = import_image(found.state / "images", tmp_path_factory.mktemp("image"))
     found.start()
     yield found
-    found.stop()
+    found.end()
     assert "Traceback" not in found.log()
 
 
