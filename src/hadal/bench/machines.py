@@ -13,6 +13,7 @@ from hadal.bench.report import Report, Spread
 from hadal.bench.small_root import make_small_root
 from hadal.node.guest_program import guest_program
 from hadal.node.images import ImageStore
+from hadal.node.machines.kvm import kvm_fault
 from hadal.sandbox import AsyncSandbox, MicroVMSpec, VMSpec
 
 __all__ = ["measure"]
@@ -53,7 +54,8 @@ def measure(rounds: int, live: list[int]) -> Report:
 
 
 async def _measure(rounds: int, live: list[int], home: Path) -> Report:
-    report = Report("virtual machines of 128 MiB, emulated: ms unless it says otherwise")
+    how = "with KVM" if kvm_fault() is None else "emulated"
+    report = Report(f"virtual machines of 128 MiB, {how}: ms unless it says otherwise")
     await _starts(report, rounds, MicroVMSpec, "")
     _sizes(report, home)
     await _in_a_machine(report, rounds, MicroVMSpec, "")
