@@ -35,7 +35,7 @@ EXTRA_PACKAGES := erofs-utils nftables libjemalloc2 $(MACHINE_PACKAGES)
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard guest/*.[ch])
+$(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard guest/*.[ch] native/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: Python 3.11 or newer is needed, found $$($(PYTHON) --version)"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(MAKE) --no-print-directory system-packages

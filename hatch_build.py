@@ -1,7 +1,7 @@
-"""Compiles guest/ into the package: one static program, with the C compiler that is there.
+"""Compiles guest/ and native/ into the package: a static program and a library, with the C compiler that is there.
 
-Without a compiler the rest of the package installs and works; `hadal doctor` and the first box say what is
-missing.
+Without a compiler the rest of the package installs and works: the model computes without kernels, and `hadal doctor`
+and the first box say what is missing.
 """
 
 import os
@@ -14,6 +14,18 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FLAGS = ["-std=gnu11", "-Os", "-static", "-Wall", "-Wextra", "-fstack-protector-strong"]
 PROGRAM = Path("src/hadal/node/bin/hadal-guest")
+# What a processor can do is asked when the library is used: nothing here depends on the one that compiles it.
+LIBRARY_FLAGS = [
+    "-std=gnu11",
+    "-O3",
+    "-fno-math-errno",
+    "-ffp-contract=off",
+    "-Wall",
+    "-Wextra",
+    "-fPIC",
+    "-shared",
+]
+LIBRARY = Path("src/hadal/model/kernels/libhadal_cpu.so")
 
 
 class GuestBuildHook(BuildHookInterface):
@@ -24,14 +36,22 @@ class GuestBuildHook(BuildHookInterface):
         root = Path(self.root)
         compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
         if compiler is None:
-            self.app.display_warning("no C compiler: built without the guest program of sandboxes")
+            self.app.display_warning(
+                "no C compiler: built without the guest program of sandboxes and without kernels"
+            )
             return
-        program = root / PROGRAM
-        program.parent.mkdir(parents=True, exist_ok=True)
-        made = program.with_suffix(f".{os.getpid()}")  # boxes may be running the old one
-        sources = sorted((root / "guest").glob("*.c"))
-        subprocess.run([compiler, *FLAGS, "-o", made, *sources], check=True)
-        made.replace(program)
+        guest = sorted((root / "guest").glob("*.c"))
+        self._compile(build_data, [compiler, *FLAGS, *map(str, guest)], PROGRAM)
+        native = sorted((root / "native").glob("*.c"))
+        self._compile(build_data, [compiler, *LIBRARY_FLAGS, *map(str, native), "-lm"], LIBRARY)
         build_data["pure_python"] = False
         build_data["infer_tag"] = True
-        build_data["force_include"][str(program)] = str(PROGRAM.relative_to("src"))
+
+    def _compile(self, build_data: dict[str, Any], call: list[str], target: Path) -> None:
+        """Make one file of the package."""
+        path = Path(self.root) / target
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = path.with_suffix(f".{os.getpid()}")  # the old one may be in use
+        subprocess.run([*call, "-o", str(made)], check=True)
+        made.replace(path)
+        build_data["force_include"][str(path)] = str(target.relative_to("src"))

@@ -10,12 +10,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hadal.config import LayerKind, ModelConfig
-from hadal.model import quant
+from hadal.model import kernels, quant
 from hadal.model.batch import RaggedBatch
 from hadal.model.cache import LayerCache, Step
 from hadal.model.compressor import Compressor
 from hadal.model.core_attention import Keys, core_attention
 from hadal.model.indexer import Indexer
+from hadal.model.kernels.cpu import stored_product
 from hadal.model.linear import Formats, Linear, Role
 from hadal.model.losses import indexer_loss
 from hadal.model.norm import RMSNorm, rms_norm
@@ -244,6 +245,11 @@ class Attention(nn.Module):
     def _grouped_projection(self, o_THK: Float[Tensor, "T H K"]) -> Float[Tensor, "T GR"]:
         """Project each group of consecutive heads by its own block of `wo_a` (spec 2.6)."""
         groups = self.num_groups
+        scale = self.wo_a.scale
+        if scale is not None and scale.dtype != torch.float32 and kernels.is_on():
+            y = stored_product(o_THK.flatten(1), self.wo_a.weight, scale, groups=groups)
+            if y is not None:
+                return y
         o_TGI = o_THK.flatten(1).unflatten(1, (groups, -1))
         weight_GOI = self.wo_a.dense_weight().to(o_THK.dtype).unflatten(0, (groups, -1))
         return torch.cat([product(o_TGI[:, g], weight_GOI[g]) for g in range(groups)], dim=1)

@@ -1,0 +1,208 @@
+"""Kernels beside what the modules say: the same numbers up to the order of a sum, on every kind of processor."""
+
+import threading
+
+import pytest
+import torch
+
+from hadal.checkpoint import load
+from hadal.errors import ConfigError
+from hadal.model import Precision, Trace, kernels, quant
+from hadal.model.kernels import cpu
+from hadal.nano import nano_checkpoint
+
+needs_library = pytest.mark.skipif(cpu.library() is None, reason="installed without a C compiler")
+pytestmark = needs_library
+
+
+def levels():
+    best = cpu.library().hadal_level() if cpu.library() else 0
+    return [pytest.param(n, id=name) for n, name in enumerate(cpu.LEVELS[: best + 1])]
+
+
+def stored(outer, inner, form, seed=0):
+    """Return codes, scales, and the matrix that they stand for."""
+    draw = torch.Generator().manual_seed(seed)
+    weight = torch.randn(outer, inner, generator=draw) * torch.rand(outer, 1, generator=draw) * 3
+    if form == "fp4":
+        codes, scale = quant.quantize_fp4(weight)
+        return codes, scale, quant.dequantize_fp4(codes, scale)
+    dtype = torch.float32 if form == "fp8 float" else torch.float8_e8m0fnu
+    codes, scale = quant.quantize_fp8(weight, scale_dtype=dtype)
+    return codes, scale, quant.dequantize_fp8(codes, scale)
+
+
+SIZES = [(64, 128), (130, 200), (7, 33), (4, 16), (256, 96), (1, 1)]
+
+
+@pytest.mark.parametrize("at", levels())
+@pytest.mark.parametrize("form", ["fp8", "fp8 float", "fp4"])
+@pytest.mark.parametrize("rows", [1, 3, 4, 21])
+def test_products_are_those_of_the_matrix(at, form, rows):
+    for outer, inner in SIZES:
+        if form == "fp4" and inner % 32:
+            continue
+        codes, scale, weight = stored(outer, inner, form)
+        x = torch.randn(rows, inner)
+        for rounds in (False, True):
+            given = quant.round_trip_activations(x) if rounds else x
+            exact = given.double() @ weight.double().T
+            y = cpu.stored_product(x, codes, scale, rounds=rounds, at=at)
+            size = given.double().abs() @ weight.double().abs().T
+            assert ((y - exact).abs() <= 1e-6 * size + 1e-30).all(), (outer, inner)
+
+
+@pytest.mark.parametrize("at", levels())
+def test_a_row_has_the_same_bits_beside_any_others(at):
+    codes, scale, _ = stored(130, 96, "fp4")
+    x = torch.randn(9, 96)
+    whole = cpu.stored_product(x, codes, scale, at=at)
+    for first in range(9):
+        for last in range(first + 1, 10):
+            part = cpu.stored_product(x[first:last], codes, scale, at=at)
+            assert torch.equal(part, whole[first:last])
+
+
+def test_both_vector_forms_have_the_same_bits():
+    if cpu.library().hadal_level() < 2:
+        pytest.skip("this processor has no AVX-512")
+    for form in ("fp8", "fp4", "fp8 float"):
+        codes, scale, _ = stored(66, 224, form)
+        x = torch.randn(5, 224)
+        assert torch.equal(
+            cpu.stored_product(x, codes, scale, at=1), cpu.stored_product(x, codes, scale, at=2)
+        )
+
+
+def test_threads_change_nothing(monkeypatch):
+    monkeypatch.setattr(cpu, "_FLOPS_FOR_ANOTHER_THREAD", 1.0)
+    codes, scale, _ = stored(258, 96, "fp8")
+    x = torch.randn(3, 96)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = cpu.stored_product(x, codes, scale)
+        grouped = cpu.stored_product(torch.randn(3, 192), codes, scale, groups=2)
+        assert grouped.shape == (3, 258)
+        torch.set_num_threads(3)
+        assert torch.equal(cpu.stored_product(x, codes, scale), one)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_groups_are_products_of_their_own(monkeypatch, threads):
+    """Also where a tile of scales reaches from one group into the next."""
+    monkeypatch.setattr(cpu, "_FLOPS_FOR_ANOTHER_THREAD", 1.0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    codes, scale, weight = stored(3 * 50, 40, "fp8")
+    x = torch.randn(6, 3 * 40)
+    y = cpu.stored_product(x, codes, scale, groups=3)
+    expected = torch.cat(
+        [x[:, 40 * g : 40 * g + 40] @ weight[50 * g : 50 * g + 50].T for g in range(3)], dim=1
+    )
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_inputs_are_rounded_to_the_bit():
+    every = torch.cat(
+        [torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()[:127]] * 2
+    )
+    ties = (every[1:] + every[:-1]) / 2
+    values = torch.cat(
+        [
+            every,
+            ties,
+            -every,
+            -ties,
+            every * 1.0001,
+            every * 0.9999,
+            torch.tensor([1e-30, 1e-4, 3e38]),
+        ]
+    )
+    for exponent in (-60, -9, 0, 3, 60):
+        x = (values * 2.0**exponent).repeat(3)
+        x = x[: x.numel() // 128 * 128].reshape(-1, 128)
+        x = torch.cat(
+            [x, torch.zeros(1, 128), torch.randn(40, 128) * torch.logspace(-12, 12, 40)[:, None]]
+        )
+        x = x[torch.isfinite(x).all(dim=1)]
+        out = torch.empty_like(x)
+        cpu.library().hadal_round_inputs(x.data_ptr(), x.shape[0], 128, out.data_ptr(), 128, 1)
+        assert torch.equal(out, quant.round_trip_activations(x))
+
+
+def test_every_code_is_unpacked_as_it_is_read_elsewhere():
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).repeat(1, 1)
+    codes = codes[:, ~codes.float().isnan()[0]][:, :240]
+    scale = torch.full((1, 2), 130, dtype=torch.uint8).view(torch.float8_e8m0fnu)
+    for at in range(cpu.library().hadal_level() + 1):
+        got = torch.cat(
+            [cpu.stored_product(row[None], codes, scale, at=at) for row in torch.eye(240)], dim=1
+        )
+        assert torch.equal(got, quant.dequantize_fp8(codes, scale))
+
+
+def test_what_is_no_number_stays_none():
+    codes, scale, _ = stored(8, 128, "fp8")
+    bad = codes.view(torch.uint8).clone()
+    bad[3, 5] = 0x7F
+    for at in range(cpu.library().hadal_level() + 1):
+        y = cpu.stored_product(torch.ones(1, 128), bad.view(torch.float8_e4m3fn), scale, at=at)
+        assert y.isnan().tolist() == [[n == 3 for n in range(8)]]
+    x = torch.ones(2, 128)
+    x[1, 7] = torch.nan
+    y = cpu.stored_product(x, codes, scale, rounds=True)
+    assert y[1].isnan().all()
+    assert not y[0].isnan().any()
+
+
+def test_what_has_no_kernel():
+    codes, scale, _ = stored(8, 128, "fp8")
+    for x in (torch.randn(2, 128, dtype=torch.float64), torch.randn(1, 2, 128)):
+        assert cpu.stored_product(x, codes, scale) is None
+    assert cpu.stored_product(torch.randn(2, 128, requires_grad=True), codes, scale) is None
+    with torch.no_grad():
+        assert cpu.stored_product(torch.randn(2, 128, requires_grad=True), codes, scale) is not None
+
+
+def test_a_level_that_this_processor_has_not(monkeypatch):
+    monkeypatch.setenv("HADAL_CPU_KERNELS", "avx9")
+    with pytest.raises(ConfigError, match="expected plain"):
+        cpu.level.__wrapped__()
+    monkeypatch.setenv("HADAL_CPU_KERNELS", "plain")
+    assert cpu.level.__wrapped__() == 0
+
+
+def test_kernels_are_left_out_where_that_is_asked():
+    seen = []
+    with kernels.without_kernels():
+        assert not kernels.is_on()
+        other = threading.Thread(target=lambda: seen.append(kernels.is_on()))
+        other.start()
+        other.join()
+    assert kernels.is_on()
+    assert seen == [True]
+
+
+@torch.no_grad()
+def test_a_trained_network_says_the_same():
+    """With its choices, which near-ties may turn over, and without roundings, which may go the other way."""
+    model = load(nano_checkpoint(), dtype=torch.float32, precision=Precision.exact())
+    ids = torch.randint(3, 2000, (400,), generator=torch.Generator().manual_seed(1))
+    trace = Trace()
+    with kernels.without_kernels():
+        expected = model(ids, [400], trace=trace)
+    found = model(ids, [400], trace=trace.replay())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-4)
+    assert not torch.equal(found, expected)  # or no kernel was used
+
+
+@torch.no_grad()
+def test_a_token_decoded_alone_has_the_bits_of_the_prefill():
+    model = load(nano_checkpoint())
+    ids = torch.randint(3, 2000, (330,), generator=torch.Generator().manual_seed(1))
+    cache = model.new_cache()
+    parts = [model(ids[:300], [300], [cache])]
+    parts += [model(ids[n : n + 1], [1], [cache]) for n in range(300, 330)]
+    assert torch.equal(torch.cat(parts), model(ids, [330]))
