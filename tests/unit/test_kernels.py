@@ -1,5 +1,6 @@
 """Kernels beside what the modules say: the same numbers up to the order of a sum, on every kind of processor."""
 
+import dataclasses
 import threading
 
 import pytest
@@ -7,17 +8,19 @@ import torch
 
 from hadal.checkpoint import load
 from hadal.errors import ConfigError
-from hadal.model import Precision, Trace, kernels, quant
-from hadal.model.kernels import cpu
+from hadal.model import ModelConfig, Precision, Trace, kernels, mhc, quant
+from hadal.model.kernels import mixing, native, products
 from hadal.nano import nano_checkpoint
 
-needs_library = pytest.mark.skipif(cpu.library() is None, reason="installed without a C compiler")
+needs_library = pytest.mark.skipif(
+    native.library() is None, reason="installed without a C compiler"
+)
 pytestmark = needs_library
 
 
 def levels():
-    best = cpu.library().hadal_level() if cpu.library() else 0
-    return [pytest.param(n, id=name) for n, name in enumerate(cpu.LEVELS[: best + 1])]
+    best = native.library().hadal_level() if native.library() else 0
+    return [pytest.param(n, id=name) for n, name in enumerate(native.LEVELS[: best + 1])]
 
 
 def stored(outer, inner, form, seed=0):
@@ -47,7 +50,7 @@ def test_products_are_those_of_the_matrix(at, form, rows):
         for rounds in (False, True):
             given = quant.round_trip_activations(x) if rounds else x
             exact = given.double() @ weight.double().T
-            y = cpu.stored_product(x, codes, scale, rounds=rounds, at=at)
+            y = products.stored_product(x, codes, scale, rounds=rounds, at=at)
             size = given.double().abs() @ weight.double().abs().T
             assert ((y - exact).abs() <= 1e-6 * size + 1e-30).all(), (outer, inner)
 
@@ -56,36 +59,37 @@ def test_products_are_those_of_the_matrix(at, form, rows):
 def test_a_row_has_the_same_bits_beside_any_others(at):
     codes, scale, _ = stored(130, 96, "fp4")
     x = torch.randn(9, 96)
-    whole = cpu.stored_product(x, codes, scale, at=at)
+    whole = products.stored_product(x, codes, scale, at=at)
     for first in range(9):
         for last in range(first + 1, 10):
-            part = cpu.stored_product(x[first:last], codes, scale, at=at)
+            part = products.stored_product(x[first:last], codes, scale, at=at)
             assert torch.equal(part, whole[first:last])
 
 
 def test_both_vector_forms_have_the_same_bits():
-    if cpu.library().hadal_level() < 2:
+    if native.library().hadal_level() < 2:
         pytest.skip("this processor has no AVX-512")
     for form in ("fp8", "fp4", "fp8 float"):
         codes, scale, _ = stored(66, 224, form)
         x = torch.randn(5, 224)
         assert torch.equal(
-            cpu.stored_product(x, codes, scale, at=1), cpu.stored_product(x, codes, scale, at=2)
+            products.stored_product(x, codes, scale, at=1),
+            products.stored_product(x, codes, scale, at=2),
         )
 
 
 def test_threads_change_nothing(monkeypatch):
-    monkeypatch.setattr(cpu, "_FLOPS_FOR_ANOTHER_THREAD", 1.0)
+    monkeypatch.setattr(products, "_FLOPS_FOR_ANOTHER_THREAD", 1.0)
     codes, scale, _ = stored(258, 96, "fp8")
     x = torch.randn(3, 96)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        one = cpu.stored_product(x, codes, scale)
-        grouped = cpu.stored_product(torch.randn(3, 192), codes, scale, groups=2)
+        one = products.stored_product(x, codes, scale)
+        grouped = products.stored_product(torch.randn(3, 192), codes, scale, groups=2)
         assert grouped.shape == (3, 258)
         torch.set_num_threads(3)
-        assert torch.equal(cpu.stored_product(x, codes, scale), one)
+        assert torch.equal(products.stored_product(x, codes, scale), one)
     finally:
         torch.set_num_threads(before)
 
@@ -93,11 +97,11 @@ def test_threads_change_nothing(monkeypatch):
 @pytest.mark.parametrize("threads", [1, 3])
 def test_groups_are_products_of_their_own(monkeypatch, threads):
     """Also where a tile of scales reaches from one group into the next."""
-    monkeypatch.setattr(cpu, "_FLOPS_FOR_ANOTHER_THREAD", 1.0)
+    monkeypatch.setattr(products, "_FLOPS_FOR_ANOTHER_THREAD", 1.0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     codes, scale, weight = stored(3 * 50, 40, "fp8")
     x = torch.randn(6, 3 * 40)
-    y = cpu.stored_product(x, codes, scale, groups=3)
+    y = products.stored_product(x, codes, scale, groups=3)
     expected = torch.cat(
         [x[:, 40 * g : 40 * g + 40] @ weight[50 * g : 50 * g + 50].T for g in range(3)], dim=1
     )
@@ -128,7 +132,7 @@ def test_inputs_are_rounded_to_the_bit():
         )
         x = x[torch.isfinite(x).all(dim=1)]
         out = torch.empty_like(x)
-        cpu.library().hadal_round_inputs(x.data_ptr(), x.shape[0], 128, out.data_ptr(), 128, 1)
+        native.library().hadal_round_inputs(x.data_ptr(), x.shape[0], 128, out.data_ptr(), 128, 1)
         assert torch.equal(out, quant.round_trip_activations(x))
 
 
@@ -136,9 +140,10 @@ def test_every_code_is_unpacked_as_it_is_read_elsewhere():
     codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).repeat(1, 1)
     codes = codes[:, ~codes.float().isnan()[0]][:, :240]
     scale = torch.full((1, 2), 130, dtype=torch.uint8).view(torch.float8_e8m0fnu)
-    for at in range(cpu.library().hadal_level() + 1):
+    for at in range(native.library().hadal_level() + 1):
         got = torch.cat(
-            [cpu.stored_product(row[None], codes, scale, at=at) for row in torch.eye(240)], dim=1
+            [products.stored_product(row[None], codes, scale, at=at) for row in torch.eye(240)],
+            dim=1,
         )
         assert torch.equal(got, quant.dequantize_fp8(codes, scale))
 
@@ -147,31 +152,87 @@ def test_what_is_no_number_stays_none():
     codes, scale, _ = stored(8, 128, "fp8")
     bad = codes.view(torch.uint8).clone()
     bad[3, 5] = 0x7F
-    for at in range(cpu.library().hadal_level() + 1):
-        y = cpu.stored_product(torch.ones(1, 128), bad.view(torch.float8_e4m3fn), scale, at=at)
+    for at in range(native.library().hadal_level() + 1):
+        y = products.stored_product(torch.ones(1, 128), bad.view(torch.float8_e4m3fn), scale, at=at)
         assert y.isnan().tolist() == [[n == 3 for n in range(8)]]
     x = torch.ones(2, 128)
     x[1, 7] = torch.nan
-    y = cpu.stored_product(x, codes, scale, rounds=True)
+    y = products.stored_product(x, codes, scale, rounds=True)
     assert y[1].isnan().all()
     assert not y[0].isnan().any()
+
+
+def site(streams=4, width=72, seed=0, dtype=torch.float32):
+    """Return streams of some rows, an output, and the parameters of a site."""
+    draw = torch.Generator().manual_seed(seed)
+    mixing = (2 + streams) * streams
+    fn = torch.randn(mixing, streams * width, generator=draw) / 8
+    base, scale = torch.randn(mixing, generator=draw), torch.rand(3, generator=draw) + 0.5
+    rows = torch.randn(9, streams, width, generator=draw).to(dtype) * 3
+    return rows, torch.randn(9, width, generator=draw).to(dtype), (fn, base, scale)
+
+
+@pytest.mark.parametrize("at", levels())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("streams", "width"), [(4, 72), (4, 128), (2, 5), (1, 16)])
+def test_streams_are_mixed_as_the_module_mixes_them(at, dtype, streams, width):
+    config = dataclasses.replace(ModelConfig.nano(), hc_mult=streams, hidden_size=width)
+    rows, output, parameters = site(streams, width, dtype=dtype)
+    expected = mhc.mixture(rows, *parameters, config)
+    x, mix = mixing.mhc_read(rows, *parameters, config, at=at)
+    pre, post, comb = mix.split((streams, streams, streams * streams), dim=1)
+    close = {"rtol": 1e-5, "atol": 2e-6}
+    torch.testing.assert_close(pre, expected.pre_TM, **close)
+    torch.testing.assert_close(post, expected.post_TM, **close)
+    torch.testing.assert_close(comb, expected.comb_TMM.flatten(1), **close)
+    within = (
+        {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2**-7, "atol": 1e-2}
+    )
+    torch.testing.assert_close(x, mhc.read(rows, expected), **within)
+    new = mixing.mhc_write(rows, output, mix, at=at)
+    torch.testing.assert_close(new, mhc.write(rows, output, expected, in_float32=True), **within)
+
+
+def test_mixtures_have_the_same_bits_in_every_form_and_beside_any_others():
+    rows, output, parameters = site(dtype=torch.bfloat16)
+    config = dataclasses.replace(ModelConfig.nano(), hidden_size=72)
+    found = []
+    for at in range(native.library().hadal_level() + 1):
+        x, mix = mixing.mhc_read(rows, *parameters, config, at=at)
+        found.append((x, mix, mixing.mhc_write(rows, output, mix, at=at)))
+        alone = [mixing.mhc_read(rows[n : n + 1], *parameters, config, at=at) for n in range(9)]
+        assert torch.equal(torch.cat([x for x, _ in alone]), x)
+        assert torch.equal(torch.cat([mix for _, mix in alone]), mix)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_mixtures_with_gradients_have_no_kernel():
+    rows, _, (fn, base, scale) = site()
+    config = dataclasses.replace(ModelConfig.nano(), hidden_size=72)
+    assert mixing.mhc_read(rows.requires_grad_(), fn, base, scale, config) is None
+    assert mixing.mhc_read(rows.detach(), fn.requires_grad_(), base, scale, config) is None
+    assert mixing.mhc_read(rows.detach().double(), fn.detach(), base, scale, config) is None
 
 
 def test_what_has_no_kernel():
     codes, scale, _ = stored(8, 128, "fp8")
     for x in (torch.randn(2, 128, dtype=torch.float64), torch.randn(1, 2, 128)):
-        assert cpu.stored_product(x, codes, scale) is None
-    assert cpu.stored_product(torch.randn(2, 128, requires_grad=True), codes, scale) is None
+        assert products.stored_product(x, codes, scale) is None
+    assert products.stored_product(torch.randn(2, 128, requires_grad=True), codes, scale) is None
     with torch.no_grad():
-        assert cpu.stored_product(torch.randn(2, 128, requires_grad=True), codes, scale) is not None
+        assert (
+            products.stored_product(torch.randn(2, 128, requires_grad=True), codes, scale)
+            is not None
+        )
 
 
 def test_a_level_that_this_processor_has_not(monkeypatch):
     monkeypatch.setenv("HADAL_CPU_KERNELS", "avx9")
     with pytest.raises(ConfigError, match="expected plain"):
-        cpu.level.__wrapped__()
+        native.level.__wrapped__()
     monkeypatch.setenv("HADAL_CPU_KERNELS", "plain")
-    assert cpu.level.__wrapped__() == 0
+    assert native.level.__wrapped__() == 0
 
 
 def test_kernels_are_left_out_where_that_is_asked():
@@ -196,13 +257,3 @@ def test_a_trained_network_says_the_same():
     found = model(ids, [400], trace=trace.replay())
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-4)
     assert not torch.equal(found, expected)  # or no kernel was used
-
-
-@torch.no_grad()
-def test_a_token_decoded_alone_has_the_bits_of_the_prefill():
-    model = load(nano_checkpoint())
-    ids = torch.randint(3, 2000, (330,), generator=torch.Generator().manual_seed(1))
-    cache = model.new_cache()
-    parts = [model(ids[:300], [300], [cache])]
-    parts += [model(ids[n : n + 1], [1], [cache]) for n in range(300, 330)]
-    assert torch.equal(torch.cat(parts), model(ids, [330]))

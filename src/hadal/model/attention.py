@@ -16,7 +16,7 @@ from hadal.model.cache import LayerCache, Step
 from hadal.model.compressor import Compressor
 from hadal.model.core_attention import Keys, core_attention
 from hadal.model.indexer import Indexer
-from hadal.model.kernels.cpu import stored_product
+from hadal.model.kernels.products import stored_product
 from hadal.model.linear import Formats, Linear, Role
 from hadal.model.losses import indexer_loss
 from hadal.model.norm import RMSNorm, rms_norm

@@ -5,10 +5,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hadal.config import LayerKind, ModelConfig
-from hadal.model import mhc
+from hadal.model import kernels, mhc
 from hadal.model.attention import Attention
 from hadal.model.batch import RaggedBatch
 from hadal.model.cache import LayerCache
+from hadal.model.kernels.mixing import mhc_read, mhc_write
 from hadal.model.linear import Formats
 from hadal.model.moe import MoE
 from hadal.model.norm import RMSNorm
@@ -36,14 +37,25 @@ class Block(nn.Module):
                 parameter = nn.Parameter(torch.zeros(shape, dtype=torch.float32))
                 self.register_parameter(f"hc_{site}_{name}", parameter)
 
-    def _read(self, site: str, streams_TMD: Tensor, *, fast: bool) -> tuple[Tensor, mhc.Mixture]:
+    def _read(
+        self, site: str, streams_TMD: Tensor, *, fast: bool
+    ) -> tuple[Tensor, mhc.Mixture | Tensor]:
+        """Return what a sub-layer reads, and the coefficients; those of a kernel are one tensor."""
         fn, base, scale = (getattr(self, f"hc_{site}_{n}") for n in ("fn", "base", "scale"))
         if fast:
             return training_read(streams_TMD, fn, base, scale, self.config)
+        if kernels.is_on() and self.mhc_float32:
+            found = mhc_read(streams_TMD, fn, base, scale, self.config)
+            if found is not None:
+                return found
         mix = mhc.mixture(streams_TMD, fn, base, scale, self.config)
         return mhc.read(streams_TMD, mix), mix
 
-    def _write(self, streams_TMD: Tensor, y_TD: Tensor, mix: mhc.Mixture, *, fast: bool) -> Tensor:
+    def _write(
+        self, streams_TMD: Tensor, y_TD: Tensor, mix: mhc.Mixture | Tensor, *, fast: bool
+    ) -> Tensor:
+        if isinstance(mix, Tensor):
+            return mhc_write(streams_TMD, y_TD, mix)
         if fast:
             return training_write(streams_TMD, y_TD, mix)
         return mhc.write(streams_TMD, y_TD, mix, in_float32=self.mhc_float32)

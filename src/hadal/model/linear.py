@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hadal.config import ModelConfig
 from hadal.model import kernels, quant
-from hadal.model.kernels.cpu import stored_product
+from hadal.model.kernels.products import stored_product
 from hadal.model.precision import Precision
 from hadal.model.product import product
 from hadal.model.sharding import WHOLE, Shard, take_rows

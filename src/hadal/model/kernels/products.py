@@ -1,62 +1,23 @@
-"""Products with stored matrices on the processor: native/stored_product.c, called through its plain C interface."""
+"""Products with stored matrices on the processor: native/stored_product.c."""
 
 import ctypes
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from hadal.errors import ConfigError
+from hadal.model.kernels.native import level, library
 
-__all__ = ["LEVELS", "level", "library", "stored_product"]
+__all__ = ["stored_product"]
 
-LEVELS = ("plain", "avx2", "avx512")
-"""Forms of the kernels, as the library numbers them."""
 _LANES, _OUTPUTS = 16, 4
 _DTYPES = (torch.float32, torch.bfloat16)
 _FP8, _FP8_FLOAT_SCALES, _FP4 = range(3)
 _FLOPS_FOR_ANOTHER_THREAD = 4e6
 """Of a part, so that it is worth handing over: some tenths of a millisecond."""
-
-
-@cache
-def library() -> ctypes.CDLL | None:
-    """Return the library; None where the package was installed without a C compiler."""
-    path = Path(__file__).parent / "libhadal_cpu.so"
-    if not path.exists():
-        return None
-    found = ctypes.CDLL(str(path))
-    integer, pointer = ctypes.c_long, ctypes.c_void_p
-    found.hadal_stored_product.argtypes = [
-        pointer, integer, integer, integer, pointer, pointer, ctypes.c_int, integer, integer, integer, integer, pointer,
-        ctypes.c_int,
-    ]  # fmt: skip
-    found.hadal_round_inputs.argtypes = [pointer, integer, integer, pointer, integer, ctypes.c_int]
-    found.hadal_round_inputs.restype = None
-    return found
-
-
-@cache
-def level() -> int:
-    """Return which of `LEVELS` is used: the best of this processor, or what $HADAL_CPU_KERNELS names.
-
-    Raises:
-        ConfigError: It names none, or one that this processor cannot do.
-    """
-    found = library()
-    assert found is not None
-    best = found.hadal_level()
-    wanted = os.environ.get("HADAL_CPU_KERNELS", LEVELS[best])
-    if wanted not in LEVELS[: best + 1]:
-        raise ConfigError(
-            f"HADAL_CPU_KERNELS: expected {' or '.join(LEVELS[: best + 1])}, got {wanted!r}"
-        )
-    return LEVELS.index(wanted)
 
 
 @cache
@@ -77,7 +38,7 @@ def stored_product(
         scale: Of tiles or blocks, float8_e8m0fnu; float32 of tiles, too.
         rounds: Whether x is rounded to E4M3 first, as `quant.round_trip_activations` does.
         groups: G: columns of x and rows of W come in so many, each for itself.
-        at: Which of `LEVELS`. Default: the best.
+        at: Which of `native.LEVELS`. Default: the best.
     """
     found = library()
     if found is None or x.dtype not in _DTYPES or x.device.type != "cpu" or x.dim() != 2:

@@ -1,0 +1,67 @@
+"""Hyper-connections on the processor: native/mhc.c."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hadal.config import ModelConfig
+from hadal.model.kernels.native import level, library
+
+__all__ = ["mhc_read", "mhc_write"]
+
+
+def _applies(streams: Tensor) -> bool:
+    if streams.device.type != "cpu" or streams.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    return library() is not None and not (torch.is_grad_enabled() and streams.requires_grad)
+
+
+def mhc_read(
+    streams_TMD: Float[Tensor, "T M D"], fn_NX: Tensor, base_N: Tensor, scale_3: Tensor, config: ModelConfig,
+    *, at: int | None = None,
+) -> tuple[Float[Tensor, "T D"], Float[Tensor, "T N"]] | None:  # fmt: skip
+    """Return the input of a sub-layer and the coefficients of its site, as `mhc.read` and `mhc.mixture` do.
+
+    None where there is no kernel for that.
+
+    Args:
+        streams_TMD: float32 or bfloat16.
+        fn_NX: The dynamic part of the site, float32, as
+        base_N: its static part and
+        scale_3: its scales.
+        config: Of the model.
+        at: Which of `native.LEVELS`. Default: the best.
+    """
+    needs_gradients = torch.is_grad_enabled() and fn_NX.requires_grad
+    if not _applies(streams_TMD) or needs_gradients:
+        return None
+    found = library()
+    assert found is not None
+    rows, streams, width = streams_TMD.shape
+    given = streams_TMD.contiguous()
+    mix = torch.empty((rows, fn_NX.shape[0]))
+    out = given.new_empty((rows, width))
+    room = torch.empty(streams * width)
+    found.hadal_mhc_read(
+        given.data_ptr(), given.dtype == torch.bfloat16, rows, streams, width, fn_NX.data_ptr(), base_N.data_ptr(),
+        scale_3.data_ptr(), config.hc_sinkhorn_iters, config.hc_eps, config.rms_norm_eps, room.data_ptr(),
+        mix.data_ptr(), out.data_ptr(), level() if at is None else at,
+    )  # fmt: skip
+    return out, mix
+
+
+def mhc_write(
+    streams_TMD: Float[Tensor, "T M D"], output_TD: Float[Tensor, "T D"], mix_TN: Float[Tensor, "T N"],
+    *, at: int | None = None,
+) -> Float[Tensor, "T M D"]:  # fmt: skip
+    """Return the new streams, as `mhc.write` does in float32, with what `mhc_read` has returned."""
+    found = library()
+    assert found is not None
+    rows, streams, width = streams_TMD.shape
+    given, output = streams_TMD.contiguous(), output_TD.contiguous()
+    out, room = torch.empty_like(given), torch.empty((streams + 2) * width)
+    found.hadal_mhc_write(
+        given.data_ptr(), output.data_ptr(), given.dtype == torch.bfloat16, rows, streams, width, mix_TN.data_ptr(),
+        room.data_ptr(), out.data_ptr(), level() if at is None else at,
+    )  # fmt: skip
+    return out
