@@ -21,6 +21,7 @@ from hadal.errors import (
 from hadal.node.images import default_folder
 from hadal.node.node import Node
 from hadal.node.node_config import NodeConfig
+from hadal.node.slots import Slots
 from hadal.sandbox import ContainerSpec, NetworkPolicy, Sandbox
 from hadal.sandbox.embedded import state_folder
 from hadal.sandbox.protocol import CreateRequest
@@ -150,11 +151,10 @@ def test_a_full_node_says_so(tmp_path):
 
 
 def test_what_boxes_may_use_together_is_limited(tmp_path):
-    """By their limits, of those too that another daemon has made; what has ended counts no more."""
+    """By their limits; what has ended counts no more."""
 
     async def main():
-        config = NodeConfig(state=tmp_path / "small", name="small-node", memory_mb=1000)
-        node = Node(config)
+        node = Node(NodeConfig(state=tmp_path / "small", name="small-node", memory_mb=1000))
         await node.start()
 
         def create(request_id, memory_mb):
@@ -166,17 +166,23 @@ def test_what_boxes_may_use_together_is_limited(tmp_path):
             await create("b", 401)
         await create("c", 400)
         assert node.memory_mb == 1000
-        await node.close()
-        node = Node(config)
-        await node.start()
-        with pytest.raises(NoCapacityError):
-            await create("d", 64)
         await node.end(first.id, GoneCause.KILLED)
         await create("e", 600)
         assert node.memory_mb == 1000
         await node.close(end_boxes=True)
 
     asyncio.run(main())
+
+
+def test_boxes_of_an_earlier_daemon_count():
+    slots = Slots(3, memory_mb=100)
+    slots.adopt("old", 7, 80)  # of a node that had more places
+    with pytest.raises(NoCapacityError, match="80 of 100 MiB"):
+        slots.take("new", 30)
+    assert slots.take("new", 20) == 0
+    slots.give_back("old")
+    slots.give_back("old")
+    assert (slots.used_mb, len(slots)) == (20, 1)
 
 
 def test_the_command_line_sees_the_images_of_the_embedded_node(monkeypatch, tmp_path):
