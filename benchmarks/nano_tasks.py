@@ -40,7 +40,7 @@ TITLES = {
 }  # fmt: skip
 FOLDERS = {"nano": "nano", "held": "nano", "fp32": "nano-fp32", "untrained": "untrained"}
 """Checkpoints of rows that have one."""
-DEMONSTRATIONS = "demonstrations.jsonl.gz"
+DEMONSTRATIONS = ("demonstrations.jsonl.gz", "late.jsonl.gz")
 
 
 def main() -> None:
@@ -109,7 +109,11 @@ def open_row(row: str, work: Path) -> tuple[Backend, Encoding]:
 
 def digest(row: str, work: Path) -> str:
     """Return what the replies of a row are made from."""
-    files = sorted((work / FOLDERS[row]).iterdir()) if row in FOLDERS else [work / DEMONSTRATIONS]
+    files = (
+        sorted((work / FOLDERS[row]).iterdir())
+        if row in FOLDERS
+        else [work / name for name in DEMONSTRATIONS]
+    )
     whole = hashlib.sha256()
     for file in files:
         whole.update(file.name.encode() + file.read_bytes())
@@ -118,7 +122,7 @@ def digest(row: str, work: Path) -> str:
 
 def shown(work: Path) -> list:
     """Return the training demonstrations."""
-    return [recorded.messages for recorded in read(work / DEMONSTRATIONS)]
+    return [shown.messages for name in DEMONSTRATIONS for shown in read(work / name)]
 
 
 def make_untrained(work: Path) -> None:
