@@ -1,7 +1,6 @@
 """What the machines of a node run on: the accelerator, and the program."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from hadal.node.machines.firecracker.hypervisor import MODULES, firecracker_program
 from hadal.node.machines.kvm import choose_accelerator
@@ -19,7 +18,7 @@ class Choice:
         microvm: The program that runs microVMs: "qemu" or "firecracker".
     """
 
-    accelerator: Literal["auto", "kvm", "tcg"] | str
+    accelerator: str
     microvm: str
 
     def made(self) -> "Choice":
