@@ -7,6 +7,7 @@ import pytest
 from hadal.agent import Outcome, StopReason, read_events
 from hadal.backends.scripted_backend import ScriptedBackend
 from hadal.evals import Score, interval, run_task, run_tasks, scores, well_formed
+from hadal.evals.task_run import _count_calls
 from hadal.tasks import Call, make_task
 from tests.agent.conftest import answer, calls
 
@@ -42,6 +43,19 @@ def test_solved_and_not(node, encoding, tmp_path):
     found = scores([good, idle, mute])
     assert found == {(1, "count_lines"): Score(1, 3)}
     assert well_formed([good, idle, mute]) == (1, 4)
+
+
+def test_a_reply_without_a_call_has_no_wrong_one():
+    """An untrained network's replies end at the limit: they are bad, and no calls."""
+
+    def reply(termination, problems, calls):
+        message = {"content": "", "reasoning": "", "calls": calls}
+        return {"kind": "reply", "message": message, "termination": termination, "problems": problems}
+
+    cut = reply("length", ["unclosed_thinking"], [])
+    odd = reply("tool_calls", ["text_after_calls"], [["1", "nothing", "{}"]])
+    assert _count_calls([cut, cut, cut]) == (0, 0)
+    assert _count_calls([cut, odd]) == (1, 1)
 
 
 def test_void_is_no_zero_and_goes_on(node, encoding, tmp_path):

@@ -181,9 +181,11 @@ def _count_calls(events: list[dict[str, Any]]) -> tuple[int, int]:
             ToolCall(name, arguments, id=i) for i, name, arguments in event["message"]["calls"]
         ]
         broken = event["termination"] in (Termination.MALFORMED, Termination.LENGTH_IN_CALL)
-        tried += len(calls) + broken
+        here = len(calls) + broken
+        tried += here
         unfit = sum(check_call(call, tools) is not None for call in calls)
-        malformed += max(unfit + broken, bool(event["problems"]))
+        # What is wrong with a reply that makes no call is no wrong call.
+        malformed += min(here, max(unfit + broken, bool(event["problems"])))
     return tried, malformed
 
 
