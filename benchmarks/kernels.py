@@ -2,9 +2,8 @@
 
     python benchmarks/kernels.py --rounds 20 --threads 1
 
-Both sides take turns, in this process, on the same numbers. Prints a table of medians with the range of the middle
-half, and how fast the kernel reads its matrix, beside how fast this machine reads memory. HADAL_CPU_KERNELS=avx2
-or plain takes another form of them.
+Both sides take turns, in this process, on the same numbers. Prints how fast this machine reads memory, and a table of
+medians with the range of the middle half. HADAL_CPU_KERNELS=avx2 or plain takes another form of them.
 """
 
 import argparse

@@ -8,6 +8,9 @@ import torch
 from hadal.node.machines.kernel import kernel_folder
 from hadal.sandbox.embedded import state_folder
 
+KERNEL = kernel_folder(state_folder())
+"""Where set-up has put it: fixtures change HADAL_HOME."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     # Workers of a parallel run share the cores: more threads than cores spin against each other.
@@ -23,10 +26,9 @@ def _seed():
 @pytest.fixture(scope="session")
 def kernel():
     """Let machines boot the kernel that set-up has fetched, unless another one is named."""
-    found = kernel_folder(state_folder())
     with pytest.MonkeyPatch.context() as patch:
-        if "HADAL_KERNEL" not in os.environ and found.exists():
-            patch.setenv("HADAL_KERNEL", str(found))
+        if "HADAL_KERNEL" not in os.environ and KERNEL.exists():
+            patch.setenv("HADAL_KERNEL", str(KERNEL))
         yield
 
 

@@ -50,7 +50,12 @@ def test_a_reply_without_a_call_has_no_wrong_one():
 
     def reply(termination, problems, calls):
         message = {"content": "", "reasoning": "", "calls": calls}
-        return {"kind": "reply", "message": message, "termination": termination, "problems": problems}
+        return {
+            "kind": "reply",
+            "message": message,
+            "termination": termination,
+            "problems": problems,
+        }
 
     cut = reply("length", ["unclosed_thinking"], [])
     odd = reply("tool_calls", ["text_after_calls"], [["1", "nothing", "{}"]])

@@ -49,6 +49,10 @@ class FakeFirecracker:
             if self.state not in known.states:
                 when = "before" if self.state is State.NOT_STARTED else "after"
                 raise Refused(NOT_NOW.format(when))
+            if known.fresh and self.config != {"drives": [], "network": []}:
+                raise Refused(
+                    "Loading a microVM snapshot not allowed after configuring boot-specific resources."
+                )
             said = await self.do(known.path, body)
         except (ApiError, Refused) as error:
             return web.json_response({"fault_message": str(error)}, status=400)
@@ -69,7 +73,7 @@ class FakeFirecracker:
             case "/network-interfaces/{id}":
                 config["network"].append(body)
             case "/actions":
-                await self.act(body["action_type"])
+                await self.boot()
             case "/vm":
                 await self.set_running(body["state"])
             case "/snapshot/create":
@@ -86,11 +90,7 @@ class FakeFirecracker:
         except OSError as error:
             raise Refused(f"Unable to open the file {path}: {error}") from error
 
-    async def act(self, action):
-        if action != "InstanceStart":
-            raise Refused(f"{action} is not supported")
-        if self.state is not State.NOT_STARTED:
-            raise Refused(NOT_NOW.format("after"))
+    async def boot(self):
         if "boot-source" not in self.config:
             raise Refused("Cannot start microvm without kernel configuration.")
         memory = os.memfd_create("fake")
@@ -129,10 +129,6 @@ class FakeFirecracker:
                     start += len(data)
 
     async def load(self, body):
-        if self.config != {"drives": [], "network": []}:
-            raise Refused(
-                "Loading a microVM snapshot not allowed after configuring boot-specific resources."
-            )
         saved = await asyncio.to_thread(Path(body["snapshot_path"]).read_bytes)
         size = int.from_bytes(saved[:4], "big")
         self.config = json.loads(saved[4 : 4 + size])
@@ -141,8 +137,6 @@ class FakeFirecracker:
         memory = os.open(body["mem_backend"]["backend_path"], os.O_RDWR)
         await self.start(memory, share=False, incoming=devices)
         self.state = State.PAUSED
-        if body.get("resume_vm"):
-            await self.set_running("Resumed")
 
     async def start(self, memory, *, share, incoming=None):
         """Start QEMU, and let it stand still."""

@@ -3,13 +3,12 @@
 import os
 import sys
 import sysconfig
-from contextlib import contextmanager
 from pathlib import Path
 
 from hadal.node import node
 from hadal.node.daemon import Listen, log_to_file, run_daemon
-from hadal.node.machines import choice, machines
-from hadal.node.machines.firecracker.hypervisor import Firecracker
+from hadal.node.machines import choice
+from hadal.node.machines.plan import Plan
 from hadal.node.node_config import NodeConfig
 
 ROOT = Path(__file__).parents[2]
@@ -19,21 +18,6 @@ PACKAGES = Path(sysconfig.get_path("purelib"))
 BASE = Path(sys.base_prefix)
 PYTHON = BASE if BASE.is_relative_to("/usr") else Path("/python")
 """Where jails have the interpreter: they see /usr, and no home of anybody's."""
-
-
-class Faked(Firecracker):
-    """Whose jails have what the fake needs of this host."""
-
-    @contextmanager
-    def jailed(self, plan, network, snapshot):
-        seen = {
-            Path("/fake"): ROOT,
-            Path("/packages"): PACKAGES,
-            Path(plan.program): Path(plan.program),
-        }
-        seen |= {} if PYTHON == BASE else {PYTHON: BASE}
-        with super().jailed(plan, network, snapshot) as given:
-            yield given | {"binds": tuple((path, str(at), True) for at, path in seen.items())}
 
 
 def main():
@@ -60,7 +44,11 @@ def use_fake(program):
     program.chmod(0o755)
     choice.choose_accelerator = lambda wanted: "kvm"
     choice.firecracker_program = lambda: str(program)
-    machines.Firecracker = Faked
+    seen = {Path("/fake"): ROOT, Path("/packages"): PACKAGES, program: program}
+    seen |= {} if PYTHON == BASE else {PYTHON: BASE}
+    more = [(path, str(at), True) for at, path in seen.items()]
+    binds = Plan.binds
+    Plan.binds = lambda plan: binds(plan) + more
     node.MEMORY_OF_QEMU_MB = (
         512  # an interpreter, and pages of the file that a snapshot is written to
     )

@@ -128,7 +128,7 @@ def test_answers_that_are_no_good(tmp_path, status, text, said):
 
     async def body():
         with pytest.raises(NodeError, match=said) as raised:
-            await FirecrackerMonitor.connect(tmp_path / "api", "/machine")
+            await FirecrackerMonitor.connect(tmp_path / "api")
         assert len(raised.value.message) < 700
 
     with_server(answer, body, tmp_path / "api")
@@ -144,7 +144,7 @@ def test_a_version_that_boots_no_packed_kernel(tmp_path, version, enough):
         return web.json_response({"firecracker_version": version})
 
     async def body():
-        monitor = await FirecrackerMonitor.connect(tmp_path / "api", "/machine")
+        monitor = await FirecrackerMonitor.connect(tmp_path / "api")
         if enough:
             await monitor.check_version()
         else:
@@ -159,7 +159,7 @@ def test_one_that_does_not_answer(tmp_path):
         await asyncio.sleep(60)
 
     async def body():
-        monitor = FirecrackerMonitor(tmp_path / "api", "/machine")
+        monitor = FirecrackerMonitor(tmp_path / "api")
         with pytest.raises(NodeError, match="does not answer PATCH /vm: TimeoutError"):
             await monitor.tell("PATCH", "/vm", {"state": "Paused"}, timeout_s=0.2)
 
@@ -171,7 +171,7 @@ def test_a_link_in_the_place_of_its_socket_is_not_followed(tmp_path):
         for name in ("api", "vsock"):
             (tmp_path / name).symlink_to("/run/other")
         with pytest.raises(NodeError):
-            await FirecrackerMonitor.connect(tmp_path / "api", "/machine")
+            await FirecrackerMonitor.connect(tmp_path / "api")
         with pytest.raises(NodeError, match="is no socket"):
             await connect_vsock(tmp_path / "vsock", 52, 1.0)
 

@@ -13,6 +13,7 @@ import pytest
 from hadal.cli.main import app
 from hadal.errors import ConfigError, UnsupportedError
 from hadal.node.machines import kvm
+from hadal.node.machines.choice import Choice
 from hadal.node.machines.initramfs import make_initramfs
 from hadal.node.machines.kernel import fetch_kernel, find_kernel, install_kernel
 from hadal.node.machines.kvm import choose_accelerator
@@ -222,6 +223,11 @@ def test_kvm_is_used_where_a_guest_runs_and_said_why_not(monkeypatch, caplog):
     assert "emulated: KVM runs no guest here: no such device" in caplog.text
     with pytest.raises(UnsupportedError, match="no such device"):
         choose_accelerator("kvm")
+
+
+def test_firecracker_is_not_emulated():
+    with pytest.raises(ConfigError, match="Firecracker needs KVM"):
+        Choice("tcg", "firecracker").made()
 
 
 def test_the_trial_of_kvm_is_that_of_the_doctor():

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hadal.config import LayerKind, ModelConfig
-from hadal.model import kernels, quant
+from hadal.model import quant
 from hadal.model.batch import RaggedBatch
 from hadal.model.cache import LayerCache, Step
 from hadal.model.compressor import Compressor
@@ -246,7 +246,7 @@ class Attention(nn.Module):
         """Project each group of consecutive heads by its own block of `wo_a` (spec 2.6)."""
         groups = self.num_groups
         scale = self.wo_a.scale
-        if scale is not None and scale.dtype != torch.float32 and kernels.is_on():
+        if scale is not None and scale.dtype != torch.float32:
             y = stored_product(o_THK.flatten(1), self.wo_a.weight, scale, groups=groups)
             if y is not None:
                 return y

@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hadal.config import LayerKind, ModelConfig
-from hadal.model import kernels, mhc
+from hadal.model import mhc
 from hadal.model.attention import Attention
 from hadal.model.batch import RaggedBatch
 from hadal.model.cache import LayerCache
@@ -44,7 +44,7 @@ class Block(nn.Module):
         fn, base, scale = (getattr(self, f"hc_{site}_{n}") for n in ("fn", "base", "scale"))
         if fast:
             return training_read(streams_TMD, fn, base, scale, self.config)
-        if kernels.is_on() and self.mhc_float32:
+        if self.mhc_float32:
             found = mhc_read(streams_TMD, fn, base, scale, self.config)
             if found is not None:
                 return found

@@ -7,6 +7,7 @@ import secrets
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from hadal.errors import CommandRefusedError, NodeError
 from hadal.node.guest_command import CommandOrder, Exit, GuestCommand, OutputSink, Unread
@@ -83,16 +84,8 @@ class Guest(asyncio.Protocol):
         Raises:
             GuestLostError: Nobody listens, or it is not one of ours.
         """
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(timeout_s):
-                _, guest = await loop.create_unix_connection(lambda: cls(port=port), str(path))
-                guest._hello()
-                await asyncio.shield(guest._welcome)
-        except (OSError, TimeoutError) as error:
-            raise GuestLostError(
-                f"no guest answers at {path}: {str(error) or 'no answer'}"
-            ) from error
+        guest = cls(port=port)
+        await guest._begin(f" at {path}", timeout_s, path=str(path))
         return guest
 
     @classmethod
@@ -103,19 +96,19 @@ class Guest(asyncio.Protocol):
             GuestLostError: Nobody answers there, or it is not one of ours.
         """
         guest = cls()
-        await guest._begin(connected)
+        await guest._begin("", _ANSWER_S, sock=connected)
         return guest
 
-    async def _begin(self, connected: socket.socket) -> None:
+    async def _begin(self, where: str, timeout_s: float, **connection: Any) -> None:
+        """Connect as asyncio's `create_unix_connection` is told to, and be welcomed."""
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(_ANSWER_S):
-                await loop.create_unix_connection(lambda: self, sock=connected)
+            async with asyncio.timeout(timeout_s):
+                await loop.create_unix_connection(lambda: self, **connection)
                 self._hello()
                 await asyncio.shield(self._welcome)
         except (OSError, TimeoutError) as error:
-            connected.close()
-            raise GuestLostError(f"no guest answers: {str(error) or 'no answer'}") from error
+            raise GuestLostError(f"no guest answers{where}: {str(error) or 'no answer'}") from error
 
     def interrupt(self) -> None:
         """Hold back what is sent until `renew`: the connection is about to end, and the guest is not.
@@ -147,15 +140,16 @@ class Guest(asyncio.Protocol):
         self._buffer.clear()
         self._welcome = asyncio.get_running_loop().create_future()
         try:
-            await self._begin(await connect())
+            await self._begin("", _ANSWER_S, sock=await connect())
             if self.boot_id != boot_id:
                 raise GuestLostError("another guest answers where it was")
-        except NodeError as error:
+        except BaseException as error:  # whatever it is, nobody is to wait for what is held
             self._held = None
-            self.connection_lost(error)
+            self.connection_lost(GuestLostError(str(error) or type(error).__name__))
             self.close()
             raise
         self._held = None
+        self._writable.set()  # the last connection may have been full when it ended
         for number in sorted(self._known & self.commands.keys()):
             self.send(Frame.ATTACH, number, self.commands[number].place())
         for frame in held:

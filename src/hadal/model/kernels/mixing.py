@@ -5,15 +5,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hadal.config import ModelConfig
-from hadal.model.kernels.native import level, library
+from hadal.model.kernels.native import level, library, library_for
 
 __all__ = ["mhc_read", "mhc_write"]
-
-
-def _applies(streams: Tensor) -> bool:
-    if streams.device.type != "cpu" or streams.dtype not in (torch.float32, torch.bfloat16):
-        return False
-    return library() is not None and not (torch.is_grad_enabled() and streams.requires_grad)
 
 
 def mhc_read(
@@ -33,10 +27,9 @@ def mhc_read(
         at: Which of `native.LEVELS`. Default: the best.
     """
     needs_gradients = torch.is_grad_enabled() and fn_NX.requires_grad
-    if not _applies(streams_TMD) or needs_gradients:
+    found = library_for(streams_TMD)
+    if found is None or needs_gradients:
         return None
-    found = library()
-    assert found is not None
     rows, streams, width = streams_TMD.shape
     given = streams_TMD.contiguous()
     mix = torch.empty((rows, fn_NX.shape[0]))

@@ -5,9 +5,13 @@ import os
 from functools import cache
 from pathlib import Path
 
-from hadal.errors import ConfigError
+import torch
+from torch import Tensor
 
-__all__ = ["LEVELS", "level", "library"]
+from hadal.errors import ConfigError
+from hadal.model.kernels.switch import is_on
+
+__all__ = ["LEVELS", "level", "library", "library_for"]
 
 LEVELS = ("plain", "avx2", "avx512")
 """Forms of the kernels, as the library numbers them."""
@@ -30,6 +34,16 @@ def library() -> ctypes.CDLL | None:
     for name, arguments in _FUNCTIONS.items():
         getattr(found, name).argtypes = arguments
     return found
+
+
+def library_for(x: Tensor) -> ctypes.CDLL | None:
+    """Return the library where kernels may compute with x; None where the modules have to.
+
+    That is with gradients, on other devices, in other dtypes than float32 and bfloat16, and where kernels are left out.
+    """
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16) or not is_on():
+        return None
+    return None if torch.is_grad_enabled() and x.requires_grad else library()
 
 
 @cache

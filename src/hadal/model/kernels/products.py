@@ -9,12 +9,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from hadal.model.kernels.native import level, library
+from hadal.model.kernels.native import level, library_for
 
 __all__ = ["stored_product"]
 
 _LANES, _OUTPUTS = 16, 4
-_DTYPES = (torch.float32, torch.bfloat16)
 _FP8, _FP8_FLOAT_SCALES, _FP4 = range(3)
 _FLOPS_FOR_ANOTHER_THREAD = 4e6
 """Of a part, so that it is worth handing over: some tenths of a millisecond."""
@@ -40,10 +39,8 @@ def stored_product(
         groups: G: columns of x and rows of W come in so many, each for itself.
         at: Which of `native.LEVELS`. Default: the best.
     """
-    found = library()
-    if found is None or x.dtype not in _DTYPES or x.device.type != "cpu" or x.dim() != 2:
-        return None
-    if torch.is_grad_enabled() and x.requires_grad:
+    found = library_for(x)
+    if found is None or x.dim() != 2:
         return None
     codes, scale = codes.contiguous(), scale.contiguous()
     form = _FP4 if codes.dtype == torch.int8 else _FP8

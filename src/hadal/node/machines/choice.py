@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from hadal.errors import ConfigError
 from hadal.node.machines.firecracker.hypervisor import MODULES, firecracker_program
 from hadal.node.machines.kvm import choose_accelerator
 from hadal.node.machines.qemu import qemu_program
@@ -25,8 +26,14 @@ class Choice:
         """Return it with an accelerator that works here.
 
         Raises:
+            ConfigError: Firecracker is to be emulated.
             UnsupportedError: What was chosen does not.
         """
+        if self.microvm == "firecracker" and self.accelerator == "tcg":
+            raise ConfigError(
+                "Firecracker needs KVM, and this node is to emulate",
+                hint="leave out --accelerator tcg, or --microvm firecracker",
+            )
         chosen = choose_accelerator("kvm" if self.microvm == "firecracker" else self.accelerator)
         return replace(self, accelerator=chosen)
 

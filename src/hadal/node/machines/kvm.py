@@ -48,7 +48,8 @@ def choose_accelerator(wanted: str) -> str:
         return "kvm"
     if wanted == "kvm":
         raise UnsupportedError(
-            f"KVM runs no guest here: {fault}", hint="start the node with --accelerator tcg"
+            f"KVM runs no guest here: {fault}",
+            hint="start the node with --accelerator tcg, and without --microvm firecracker",
         )
     _LOG.info("virtual machines are emulated: KVM runs no guest here: %s", fault)
     return "tcg"

@@ -268,11 +268,10 @@ def _network_text(network: BoxNetwork) -> bytes:
 
 
 def hardware_of(spec: MachineSpec, layers: int, accelerator: str, tsc_khz: int) -> Hardware:
-    """Return what a machine of this spec has; the frequency is that of an emulated one."""
+    """Return what a machine of this spec has."""
     return Hardware(
         board=spec.backend, memory_mb=spec.memory_mb, cpus=math.ceil(spec.cpus), layers=layers,
-        network=spec.network.default != "none", accelerator=accelerator,
-        tsc_khz=tsc_khz if accelerator == "tcg" else 0,
+        network=spec.network.default != "none", accelerator=accelerator, tsc_khz=tsc_khz,
     )  # fmt: skip
 
 

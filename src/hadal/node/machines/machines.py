@@ -191,7 +191,8 @@ class Machines:
         with self._first:
             if self._tsc_khz is None:
                 self._choice = self._choice.made()
-                self._tsc_khz = self._find_tsc_khz()
+                emulated = self._choice.accelerator == "tcg"
+                self._tsc_khz = self._find_tsc_khz() if emulated else 0
             processor = self._choice.accelerator, self._tsc_khz
         hypervisor, program, modules = self._choice.of(spec.backend)
         if is_disk_image(root.name):
@@ -348,13 +349,7 @@ class Machines:
         disks = [(folder / "disks" / str(n), f"{DISKS}/{n}", True) for n in range(below)]
         async with self._images.using("host") as host:
             with hypervisor.jailed(plan, network, snapshot) as given:
-                binds = (
-                    *host.binds,
-                    (folder / "vm", FOLDER, False),
-                    *plan.binds(),
-                    *disks,
-                    *given.pop("binds", ()),
-                )
+                binds = (*host.binds, (folder / "vm", FOLDER, False), *plan.binds(), *disks)
                 request = replace(
                     jail, layers=host.layers, binds=binds, scratch_bytes=_JAIL_BYTES, scratch_inodes=_JAIL_INODES, **given,
                 )  # fmt: skip

@@ -105,8 +105,8 @@ def recall_facts(draw: Draw) -> Task:
         f"{draw.prose(draw.number(0, between))} the number of {k} is {v}.".lstrip()
         for k, v in numbers.items()
     )
-    told = draw.ordered(
-        ("keep in mind what these notes say", "remember these notes", "read these notes", "note this"),
+    told = draw.literally(
+        ("keep in mind what these notes say", "remember these notes", "read these notes", "note this"), notes
     )  # fmt: skip
     turns = [draw.some(keys, draw.number(1, 4)) for _ in range(draw.number(3, 6))]
     outs = [draw.file("txt") for _ in turns]
@@ -128,6 +128,6 @@ def recall_facts(draw: Draw) -> Task:
 
     lines = ("\n".join(numbers[key] for key in some) for some in turns)
     return draw.task(
-        6, files={}, messages=(f"{told.rstrip('?.')}: {notes}", *asked),
+        6, files={}, messages=(told, *asked),
         after=dict(zip(outs, lines, strict=True)), solve=solve,
     )  # fmt: skip

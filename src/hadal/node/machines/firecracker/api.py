@@ -1,4 +1,4 @@
-"""What is used of Firecracker's API: every request, and in which state of the machine it is allowed.
+"""What is used of Firecracker's API: requests, their fields, and in which state of the machine each is allowed.
 
 Written down from its description, src/firecracker/swagger/firecracker.yaml at version 1.17.0-dev, commit
 004d9353 (2026). The monitor checks what it sends against this; so does the server that stands in for
@@ -34,27 +34,12 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class TokenBucket(_Body):
-    """A limit: `size` tokens, which come back in `refill_time` milliseconds."""
-
-    size: int = Field(ge=0)
-    refill_time: int = Field(ge=0)
-    one_time_burst: int | None = Field(None, ge=0)
-
-
-class RateLimiter(_Body):
-    """Limits of a device: bytes, and operations."""
-
-    bandwidth: TokenBucket | None = None
-    ops: TokenBucket | None = None
-
-
 class BootSource(_Body):
     """What is booted."""
 
     kernel_image_path: str
-    boot_args: str | None = None
-    initrd_path: str | None = None
+    boot_args: str
+    initrd_path: str
 
 
 class MachineConfiguration(_Body):
@@ -62,9 +47,6 @@ class MachineConfiguration(_Body):
 
     vcpu_count: int = Field(ge=1, le=32)
     mem_size_mib: int
-    smt: bool = False
-    track_dirty_pages: bool = False
-    huge_pages: Literal["None", "Transparent", "2M"] = "None"
 
 
 class Drive(_Body):
@@ -74,10 +56,6 @@ class Drive(_Body):
     is_root_device: bool
     path_on_host: str
     is_read_only: bool
-    partuuid: str | None = None
-    cache_type: Literal["Unsafe", "Writeback"] = "Unsafe"
-    io_engine: Literal["Sync", "Async"] = "Sync"
-    rate_limiter: RateLimiter | None = None
 
 
 class NetworkInterface(_Body):
@@ -85,10 +63,6 @@ class NetworkInterface(_Body):
 
     iface_id: str
     host_dev_name: str
-    guest_mac: str | None = None
-    mtu: int | None = Field(None, ge=68, le=65535)
-    rx_rate_limiter: RateLimiter | None = None
-    tx_rate_limiter: RateLimiter | None = None
 
 
 class Vsock(_Body):
@@ -101,23 +75,19 @@ class Vsock(_Body):
 class EntropyDevice(_Body):
     """A source of random numbers."""
 
-    rate_limiter: RateLimiter | None = None
-
 
 class Balloon(_Body):
     """What gives memory back to the host."""
 
     amount_mib: int
     deflate_on_oom: bool
-    stats_polling_interval_s: int = 0
-    free_page_hinting: bool = False
-    free_page_reporting: bool = False
+    free_page_reporting: bool
 
 
 class Action(_Body):
     """What is done at once."""
 
-    action_type: Literal["FlushMetrics", "InstanceStart", "SendCtrlAltDel"]
+    action_type: Literal["InstanceStart"]
 
 
 class Vm(_Body):
@@ -131,13 +101,12 @@ class SnapshotCreate(_Body):
 
     snapshot_path: str
     mem_file_path: str
-    snapshot_type: Literal["Full", "Diff"] = "Full"
 
 
 class MemoryBackend(_Body):
     """Where the memory of a snapshot comes from."""
 
-    backend_type: Literal["File", "Uffd"]
+    backend_type: Literal["File"]
     backend_path: str
 
 
@@ -146,8 +115,6 @@ class SnapshotLoad(_Body):
 
     snapshot_path: str
     mem_backend: MemoryBackend
-    resume_vm: bool = False
-    track_dirty_pages: bool = False
 
 
 @dataclass(frozen=True)
@@ -181,7 +148,7 @@ REQUESTS = (
     Request("PUT", "/vsock", Vsock, _NEW),
     Request("PUT", "/entropy", EntropyDevice, _NEW),
     Request("PUT", "/balloon", Balloon, _NEW),
-    Request("PUT", "/actions", Action),
+    Request("PUT", "/actions", Action, _NEW),
     Request("PATCH", "/vm", Vm, _STARTED),
     Request("PUT", "/snapshot/create", SnapshotCreate, frozenset({State.PAUSED})),
     Request("PUT", "/snapshot/load", SnapshotLoad, _NEW, fresh=True),

@@ -29,7 +29,7 @@ MODULES = ("vmw_vsock_virtio_transport",)
 _SOCKET = "api"
 _ANSWER_S = 10.0
 _BOOT_S = 60.0
-_RESTORE_S = 120.0
+_REQUEST_S = 120.0
 _DEVICES_MAX = 19
 """Interrupts that there are for devices without PCI."""
 _DEVICES = 5
@@ -138,7 +138,7 @@ class Firecracker:
             await asyncio.to_thread(_give, snapshot.devices, folder / "devices")
 
         async def begin() -> tuple[FirecrackerMonitor, Guest]:
-            monitor = await FirecrackerMonitor.connect(folder / _SOCKET, FOLDER)
+            monitor = await FirecrackerMonitor.connect(folder / _SOCKET)
             if snapshot is None and not _is_unpacked(start.plan):
                 await monitor.check_version()
             requests = configuration(start.plan) if snapshot is None else restoration()
@@ -158,7 +158,7 @@ class Firecracker:
 
     async def find(self, folder: Path) -> tuple[FirecrackerMonitor, Guest]:
         """As the protocol's."""
-        monitor = await FirecrackerMonitor.connect(folder / _SOCKET, FOLDER)
+        monitor = await FirecrackerMonitor.connect(folder / _SOCKET)
         await monitor.go_on()  # where a daemon died while it stood still
         return monitor, await _guest_of(folder, _ANSWER_S)
 
@@ -178,7 +178,7 @@ class Firecracker:
 
 async def _make(monitor: FirecrackerMonitor, requests: _Requests) -> None:
     for path, body in requests:
-        await monitor.tell("PUT", path, body, timeout_s=_RESTORE_S)
+        await monitor.tell("PUT", path, body, timeout_s=_REQUEST_S)
 
 
 async def _guest_of(folder: Path, timeout_s: float) -> Guest:

@@ -14,6 +14,7 @@ from hadal.node.guest import Guest
 from hadal.node.machines.firecracker.api import VERSION, ApiError, find_request
 from hadal.node.machines.firecracker.vsock import PORT, connect_vsock
 from hadal.node.machines.jail_files import socket_path
+from hadal.node.machines.qemu import FOLDER
 
 __all__ = ["FirecrackerMonitor"]
 
@@ -27,22 +28,20 @@ class FirecrackerMonitor:
     """The monitor of one microVM.
 
     Args:
-        socket: Where its API is, on the host.
-        folder: Of the machine, as its jail sees it.
+        socket: Where its API is, on the host, in the folder of the machine.
     """
 
-    def __init__(self, socket: Path, folder: str) -> None:
+    def __init__(self, socket: Path) -> None:
         self._socket = socket
-        self._folder = folder
 
     @classmethod
-    async def connect(cls, socket: Path, folder: str) -> "FirecrackerMonitor":
+    async def connect(cls, socket: Path) -> "FirecrackerMonitor":
         """Connect to the one that listens at a path.
 
         Raises:
             NodeError: Nobody does, or it is not Firecracker.
         """
-        monitor = cls(socket, folder)
+        monitor = cls(socket)
         about = await monitor.tell("GET", "/")
         if about.get("app_name") != "Firecracker":
             raise NodeError(f"what listens at {socket} is not Firecracker")
@@ -131,8 +130,8 @@ class FirecrackerMonitor:
         for name in ("devices", "memory"):
             (self._socket.parent / name).unlink(missing_ok=True)
         where = {
-            "snapshot_path": f"{self._folder}/devices",
-            "mem_file_path": f"{self._folder}/memory",
+            "snapshot_path": f"{FOLDER}/devices",
+            "mem_file_path": f"{FOLDER}/memory",
         }
         await self.tell("PUT", "/snapshot/create", where, timeout_s=_SNAPSHOT_S)
 
