@@ -141,8 +141,8 @@ MODEL = (
     _mutant(
         "compressors and other plain matrices quantise their input",
         "linear.py",
-        "if self.precision.activations_fp8 and self.role in (Role.DENSE, Role.EXPERT):",
-        "if self.precision.activations_fp8:",
+        "rounds = self.precision.activations_fp8 and self.role in (Role.DENSE, Role.EXPERT)",
+        "rounds = self.precision.activations_fp8",
     ),
     _mutant(
         "entries not rounded as the cache stores them",

@@ -58,6 +58,15 @@ def tokens(config: ModelConfig, length: int) -> torch.Tensor:
     return torch.randint(0, config.vocab_size, (length,), generator=generator)
 
 
+def assert_same_choices(ours, theirs, what):
+    """The best token is the same, unless the best two are closer than the sides are to each other."""
+    best = theirs.topk(2).values
+    tie = best[:, 0] - best[:, 1] <= 2 * (ours - theirs).abs().max()
+    same = ours.argmax(-1) == theirs.argmax(-1)
+    assert bool((same | tie).all()), what
+    assert same.float().mean() > 0.99, what
+
+
 @pytest.mark.parametrize("layout", ["official", "huggingface"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_equal_transformers(name, layout, tmp_path):
@@ -73,7 +82,7 @@ def test_logits_equal_transformers(name, layout, tmp_path):
         ours, theirs = logits(model, [ids])[0], peer_logits(other, ids)
         worst = (ours - theirs).abs().max().item()
         assert worst <= TOLERANCE, f"{name}, length {length}: logits differ by {worst:.2e}"
-        assert torch.equal(ours.argmax(-1), theirs.argmax(-1)), f"{name}, length {length}"
+        assert_same_choices(ours, theirs, f"{name}, length {length}")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
