@@ -85,7 +85,7 @@ def matrices(name: str, rows: int) -> tuple[Callable[[], object], Callable[[], o
     codes, scale = (quant.quantize_fp4 if name == "FP4" else quant.quantize_fp8)(weight)
     unpack = quant.dequantize_fp4 if name == "FP4" else quant.dequantize_fp8
     return (
-        lambda: products.stored_product(x, codes, scale, rounds=True),
+        lambda: products.native_product(x, codes, scale, rounds=True),
         lambda: product(quant.round_trip_activations(x), unpack(codes, scale)),
     )
 

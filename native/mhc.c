@@ -2,7 +2,9 @@
  *
  * Sums over columns are sixteen partial sums, as in stored_product.c; no multiplication is fused with an addition, so
  * that every form below has the same bits. Streams are float32 or bfloat16, all else is float32. */
+#include "parallel.h"
 #include <math.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -156,17 +158,70 @@ FORMS(read, (const struct site *s, const void *streams, int halves, long rows, f
 FORMS(write, (const void *streams, const void *output, const float *mix, long rows, long m, long width, int halves, float *work, void *out),
       (streams, output, mix, rows, m, width, halves, work, out))
 
-/* What a sub-layer reads [T, D], and the coefficients [T, N]. `flat` has room for M D. */
-void hadal_mhc_read(const void *streams, int halves, long rows, long m, long width, const float *fn, const float *base, const float *scale,
-                    int iterations, float hc_eps, float rms_eps, float *flat, float *mix, void *out, int level)
+struct job {
+    struct site site;
+    const void *streams, *output;
+    const float *given; /* coefficients of what is written */
+    float *mix;
+    void *out;
+    int halves, level;
+    long rows;
+    atomic_int failed;
+};
+
+#define ROWS_OF_A_PART 16
+
+static const char *row_at(const void *tensor, long row, long width, int halves) { return (const char *)tensor + row * width * (halves ? 2 : 4); }
+
+static void read_part(void *context, long n)
 {
-    struct site s = {fn, base, scale, m, width, iterations, hc_eps, rms_eps};
-    CHOOSE(read, level)(&s, streams, halves, rows, flat, mix, out);
+    struct job *j = context;
+    long begin = n * ROWS_OF_A_PART, rows = j->rows - begin < ROWS_OF_A_PART ? j->rows - begin : ROWS_OF_A_PART;
+    long m = j->site.streams, width = j->site.width;
+    float *flat = room_of(ROWS_ROOM, (size_t)(m * width) * sizeof *flat);
+    if (flat)
+        CHOOSE(read, j->level)(&j->site, row_at(j->streams, begin, m * width, j->halves), j->halves, rows, flat, j->mix + begin * (2 + m) * m,
+                               (void *)row_at(j->out, begin, width, j->halves));
+    else
+        atomic_store(&j->failed, 1);
 }
 
-/* The new streams [T, M, D]. `work` has room for (M + 2) D. */
-void hadal_mhc_write(const void *streams, const void *output, int halves, long rows, long m, long width, const float *mix, float *work,
-                     void *out, int level)
+static void write_part(void *context, long n)
 {
-    CHOOSE(write, level)(streams, output, mix, rows, m, width, halves, work, out);
+    struct job *j = context;
+    long begin = n * ROWS_OF_A_PART, rows = j->rows - begin < ROWS_OF_A_PART ? j->rows - begin : ROWS_OF_A_PART;
+    long m = j->site.streams, width = j->site.width;
+    float *work = room_of(ROWS_ROOM, (size_t)((m + 2) * width) * sizeof *work);
+    if (work)
+        CHOOSE(write, j->level)(row_at(j->streams, begin, m * width, j->halves), row_at(j->output, begin, width, j->halves),
+                                j->given + begin * (2 + m) * m, rows, m, width, j->halves, work, (void *)row_at(j->out, begin, m * width, j->halves));
+    else
+        atomic_store(&j->failed, 1);
+}
+
+static int run(void (*part)(void *, long), struct job *j, int threads)
+{
+    in_parallel(part, j, (j->rows + ROWS_OF_A_PART - 1) / ROWS_OF_A_PART, threads);
+    return atomic_load(&j->failed) ? -1 : 0;
+}
+
+/* What a sub-layer reads [T, D], and the coefficients [T, N]. */
+int mhc_read(const void *streams, int halves, long rows, long m, long width, const float *fn, const float *base, const float *scale, int iterations,
+             float hc_eps, float rms_eps, float *mix, void *out, int level, int threads);
+
+int mhc_read(const void *streams, int halves, long rows, long m, long width, const float *fn, const float *base, const float *scale,
+                   int iterations, float hc_eps, float rms_eps, float *mix, void *out, int level, int threads)
+{
+    struct job j = {.site = {fn, base, scale, m, width, iterations, hc_eps, rms_eps}, .streams = streams, .mix = mix, .out = out, .halves = halves,
+                    .level = level, .rows = rows};
+    return run(read_part, &j, threads);
+}
+
+/* The new streams [T, M, D]. */
+int hadal_mhc_write(const void *streams, const void *output, int halves, long rows, long m, long width, const float *mix, void *out, int level,
+                    int threads)
+{
+    struct job j = {.site = {.streams = m, .width = width}, .streams = streams, .output = output, .given = mix, .out = out, .halves = halves,
+                    .level = level, .rows = rows};
+    return run(write_part, &j, threads);
 }

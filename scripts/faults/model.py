@@ -30,8 +30,8 @@ MODEL = (
     _mutant(
         "wrong rope sign on the output",
         "attention.py",
-        "rotate(torch.cat(outputs), batch.rotation(self.kind), inverse=True)",
-        "rotate(torch.cat(outputs), batch.rotation(self.kind), inverse=False)",
+        "o_THK = rotate(o_THK, rotation, inverse=True)",
+        "o_THK = rotate(o_THK, rotation, inverse=False)",
     ),
     _mutant(
         "rope in halves instead of interleaved",
@@ -78,8 +78,8 @@ MODEL = (
     _mutant(
         "clamp left out",
         "moe.py",
-        "up = self.w3(x_TD).float().clamp(-self.limit, self.limit)",
-        "up = self.w3(x_TD).float()",
+        "up = up.float().clamp(-self.limit, self.limit)",
+        "up = up.float()",
     ),
     _mutant(
         "MTP fed the wrong token",
@@ -121,10 +121,10 @@ MODEL = (
     _mutant(
         "bias weighs as well as chooses",
         "moe.py",
-        "weights_TA = self.gate.weights(scores_TE, routes_TA)",
-        "weights_TA = self.gate.weights(\n"
-        "            scores_TE if self.gate.bias is None else scores_TE + self.gate.bias, routes_TA\n"
-        "        )",
+        "found = routes_TA, self.gate.weights(scores_TE, routes_TA)",
+        "found = routes_TA, self.gate.weights(\n"
+        "                scores_TE if self.gate.bias is None else scores_TE + self.gate.bias, routes_TA\n"
+        "            )",
     ),
     _mutant(
         "indexer loss reaches the model",

@@ -177,7 +177,7 @@ def test_parity_switch_rounds_where_the_peer_rounds(bfloat16_peer):
         block = load(path, precision=precision).layers[1]
         routes = block.ffn.gate.choose(block.ffn.gate.scores(x_TD), torch.zeros(4000).long())
         same_routes[precision] = (routes.sort(-1).values == chosen).all(-1).float().mean().item()
-        _, mix = block._read("attn", streams_TMD, fast=False)
+        _, mix = block._read("attn", streams_TMD, block.attn_norm, fast=False)
         ours = write(streams_TMD, x_TD, mix, in_float32=precision.mhc_float32)
         same_streams[precision] = (ours == mixed[0]).float().mean().item()
     assert same_routes[Precision.transformers()] > same_routes[Precision.exact()]

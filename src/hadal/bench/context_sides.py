@@ -6,7 +6,7 @@ from typing import cast, get_args
 
 import torch
 
-from hadal.bench.networks import NetworkName, network
+from hadal.bench.networks import NetworkName, network, network_as_stored
 from hadal.bench.side import Side, serve
 from hadal.engine import Engine, EngineConfig, SamplingParams
 from hadal.model import Transformer
@@ -39,8 +39,12 @@ class EngineSide:
 
 
 def _side(kind: str, name: NetworkName) -> Side:
+    if kind == "hadal-fp4":
+        return EngineSide(network_as_stored(name))
+    if kind == "hadal-bf16":
+        return EngineSide(network(name, dtype=torch.bfloat16))
     model = network(name)
-    if kind == "hadal":
+    if kind == "hadal-fp32":
         return EngineSide(model)
     from hadal.bench.transformers_peer import TransformersSide, load_peer
 

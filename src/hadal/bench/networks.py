@@ -1,13 +1,16 @@
 """The networks that are measured: random ones, and a small one that has learned something."""
 
+import tempfile
+from pathlib import Path
 from typing import Final, Literal
 
 import torch
 
+from hadal.checkpoint import load, save
 from hadal.config import ModelConfig
 from hadal.model import Precision, Transformer, randomize
 
-__all__ = ["NETWORKS", "NetworkName", "network"]
+__all__ = ["NETWORKS", "NetworkName", "network", "network_as_stored"]
 
 NetworkName = Literal["a192", "nano"]
 
@@ -45,3 +48,18 @@ def network(
     model = Transformer(NETWORKS[name], dtype=dtype, precision=precision)
     randomize(model, 0)
     return model
+
+
+def network_as_stored(name: NetworkName) -> Transformer:
+    """Return the same network as a published checkpoint stores it: experts in FP4, most else in FP8, the rest in BF16.
+
+    Its arithmetic rounds nothing else, as that of the others.
+    """
+    model = network(name)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model"
+        save(model.to(torch.bfloat16), path, config=model.config.quantized("instruct"))
+        stored = load(path, dtype=torch.bfloat16, precision=Precision.exact())
+        for parameter in stored.parameters():  # the folder goes
+            parameter.data = parameter.data.clone()
+    return stored

@@ -23,7 +23,12 @@ def prefill_flops(config: ModelConfig, tokens: int) -> float:
 
 
 def decode_bytes(
-    config: ModelConfig, context: int, *, bits: int = 32, expert_bits: float | None = None
+    config: ModelConfig,
+    context: int,
+    *,
+    bits: int = 32,
+    expert_bits: float | None = None,
+    fp8_bits: float | None = None,
 ) -> float:
     """Return the bytes read for one token: the active weights and the cache that it looks at.
 
@@ -32,11 +37,12 @@ def decode_bytes(
         context: Tokens before it.
         bits: Of a weight and of a channel in the cache.
         expert_bits: Of a weight of a routed expert, if others.
+        fp8_bits: Of a weight that checkpoints store in FP8, if others.
     """
     weights = 0.0
     for group in inventory(config):
         if not group.mtp and group.multiplied:
-            own = expert_bits if group.store is Store.EXPERT else None
+            own = {Store.EXPERT: expert_bits, Store.FP8: fp8_bits}.get(group.store)
             weights += group.used * group.size * (own or bits) / 8
     chosen = min(config.index_topk, context // 4)
     per_csa = chosen * config.head_dim + context // 4 * config.index_head_dim

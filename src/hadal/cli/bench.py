@@ -1,6 +1,7 @@
 """`hadal bench`: measurements that can be repeated; nothing here passes or fails."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -71,6 +72,60 @@ def context(
         peer_limit_s=peer_limit_s,
         llama_cpp=llama_cpp,
         clock=clock,
+    )
+    _print(report, json_output)
+
+
+@app.command
+def cpu(
+    *,
+    network: _Network = "a192",
+    lengths: _Lengths = [2048, 8192, 32_768],  # noqa: B006 - never changed
+    new: int = 16,
+    rounds: int = 5,
+    folder: Path | None = None,
+    only_hadal: bool = False,
+    peer_limit_s: float = 600.0,
+    threads: int | None = None,
+    json_output: _Json = False,
+) -> None:
+    """W1, W2, W3 in every form of ours, beside transformers and llama.cpp in environments that this makes.
+
+    The first time it installs both, which takes a package index, a compiler and a quarter of an hour.
+
+    Examples:
+        hadal bench cpu
+
+        hadal bench cpu --lengths 128k --rounds 1 --only-hadal
+
+    Args:
+        network: Which random network.
+        lengths: Tokens of the prompts; 2k is 2,048.
+        new: Tokens to decode after each prompt.
+        rounds: Repetitions, in turn with the peers.
+        folder: Where the environments are kept. Default: hadal/bench in $XDG_CACHE_HOME.
+        only_hadal: Leave the peers out.
+        peer_limit_s: Seconds for one prompt; a peer that takes longer is stopped, and named.
+        threads: Of every side.
+        json_output: Print one JSON object.
+    """
+    from hadal.bench import environments
+    from hadal.bench.context import OURS, PEERS, measure
+
+    _use_threads(threads)
+    kept = (
+        folder or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hadal/bench"
+    )
+    report = measure(
+        network,
+        lengths,
+        new,
+        rounds,
+        ours=OURS,
+        peers=() if only_hadal else PEERS,
+        peer_limit_s=peer_limit_s,
+        transformers=None if only_hadal else environments.transformers(kept),
+        llama_cpp=None if only_hadal else environments.llama_cpp(kept),
     )
     _print(report, json_output)
 

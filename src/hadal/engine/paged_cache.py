@@ -16,6 +16,7 @@ from hadal.config import LayerKind
 from hadal.engine.block_pool import BLOCK_TOKENS
 from hadal.engine.storage_format import Codec, StorageFormat
 from hadal.model import SequenceCache, Transformer
+from hadal.model.kernels.attention import Pages
 
 __all__ = ["BlockStorage", "PagedEntries", "SequenceBlocks"]
 
@@ -103,6 +104,14 @@ class PagedEntries:
     def num_bytes(self) -> int:
         """Return the bytes that the rows occupy."""
         return self._count * self._codec.row_bytes
+
+    def pages(self) -> Pages | None:
+        """Return where the rows lie."""
+        packing = {
+            "plain": {torch.float32: "float32", torch.bfloat16: "bfloat16"}.get(self._codec.dtype)
+        }
+        found = packing.get(self._codec.packing, self._codec.packing)
+        return None if found is None else Pages(self._pages, self._blocks.table, found)
 
     def _places(self, index: Tensor) -> tuple[Tensor, Tensor]:
         return self._blocks.table[index // self._per_block], index % self._per_block

@@ -5,6 +5,9 @@ compressor, selection, softmax) runs sequence by sequence. Shape letters: T toke
 H heads, K head dim, R width of the query latent, G output groups.
 """
 
+from collections.abc import Sequence
+from functools import cached_property
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -16,12 +19,16 @@ from hadal.model.cache import LayerCache, Step
 from hadal.model.compressor import Compressor
 from hadal.model.core_attention import Keys, core_attention
 from hadal.model.indexer import Indexer
-from hadal.model.kernels.products import stored_product
+from hadal.model.kernels.layers import Sizes, attention_output, project
+from hadal.model.kernels.native import has_kernel
+from hadal.model.kernels.plans import Numbers, addresses, tables_of
+from hadal.model.kernels.products import native_product
+from hadal.model.kernels.vectors import native_vectors
 from hadal.model.linear import Formats, Linear, Role
 from hadal.model.losses import indexer_loss
 from hadal.model.norm import RMSNorm, rms_norm
 from hadal.model.product import product
-from hadal.model.rope import rotate
+from hadal.model.rope import Rotation, rotate
 from hadal.model.selection import Selection, all_visible, visible_entries
 from hadal.model.sharding import WHOLE, Shard, take_rows
 from hadal.model.trace import Trace
@@ -97,9 +104,14 @@ class Attention(nn.Module):
         trace: Trace | None,
     ) -> Float[Tensor, "T D"]:
         """Attend within each sequence; `caches` hold its past and take up the new tokens."""
-        projected = self._project(x_TD, batch, training=trace is not None)
+        tables = self._tables(x_TD)
+        if trace is None and tables is not None and tables[0] is not None:
+            projected = self._project_at_once(x_TD, batch, tables[0])
+        else:
+            projected = self._project(x_TD, batch, training=trace is not None)
         # Not slices: the gradient of each would be a tensor of the whole batch.
-        parts = {name: tensor.split(batch.lengths) for name, tensor in projected.items()}
+        one = len(caches) == 1
+        parts = {n: (t,) if one else t.split(batch.lengths) for n, t in projected.items()}
         outputs: list[Tensor] = []
         losses: list[Tensor] = []
         for sequence_idx, cache in enumerate(caches):
@@ -111,20 +123,29 @@ class Attention(nn.Module):
         if trace is not None and losses:
             total = torch.cat(losses)  # empty where no query sees an entry yet
             trace.indexer_losses[self.name] = total.sum() / max(total.numel(), 1)
-        o_THK = rotate(torch.cat(outputs), batch.rotation(self.kind), inverse=True)
+        return self._output(_joined(outputs), batch, tables)
+
+    def _output(
+        self, o_THK: Tensor, batch: RaggedBatch, tables: list[Tensor | None] | None
+    ) -> Tensor:
+        rotation = batch.rotation(self.kind)
+        if tables is not None and tables[1] is not None:
+            return attention_output(
+                o_THK, rotation, tables[1], groups=self.num_groups, middle=self.wo_a.out_features,
+                outer=self.wo_b.out_features, rounds=self.precision.activations_fp8,
+            )  # fmt: skip
+        o_THK = rotate(o_THK, rotation, inverse=True)
         return self.wo_b(self.shard.gather(self._grouped_projection(o_THK)))
 
     def _project(self, x_TD: Tensor, batch: RaggedBatch, *, training: bool) -> Projected:
         """Compute everything that a token needs no other token for."""
-        config, rotation = self.config, batch.rotation(self.kind)
+        rotation = batch.rotation(self.kind)
         latent_TR = self.q_norm(self.wq_a(x_TD))
         q_THK = self.wq_b(latent_TR).unflatten(-1, (self.num_heads, -1))
-        q_THK = rotate(rms_norm(q_THK, config.rms_norm_eps), rotation)
-        window = rotate(self.kv_norm(self.wkv(x_TD)), rotation)
         projected = {
             "position": batch.positions_T,
-            "query": q_THK,
-            "window": self._simulate_storage(window),
+            "query": self._queries(q_THK, rotation),
+            "window": self._window_keys(self.wkv(x_TD), rotation),
         }
         if self.compressor is not None:
             kv, gate = self.compressor.project(x_TD, batch.positions_T)
@@ -137,6 +158,57 @@ class Attention(nn.Module):
             projected |= {"index_query": query, "index_weight": weight}
             projected |= {"index_kv": kv, "index_gate": gate}
         return projected
+
+    def _project_at_once(self, x_TD: Tensor, batch: RaggedBatch, table: Tensor) -> Projected:
+        """Return what `_project` does, in one call."""
+        scale = self.indexer.scale if self.indexer is not None else 0.0
+        projected = project(
+            x_TD, batch.positions_T, batch.rotation(self.kind), table, self._sizes, eps=self.config.rms_norm_eps,
+            index_scale=scale, rounds=self.precision.activations_fp8, as_kept=self.precision.kv_fp8,
+        )  # fmt: skip
+        if self.indexer is not None:
+            projected["index_query"] = self.indexer.simulate_storage(projected["index_query"])
+        return {"position": batch.positions_T} | projected
+
+    def _tables(self, x: Tensor) -> list[Tensor | None] | None:
+        """Return what kernels read of the matrices: those before, and those after the softmax."""
+        if self.shard is not WHOLE or not has_kernel(x) or not x.is_contiguous():
+            return None
+        return tables_of(self, self._described)
+
+    def _described(self) -> tuple[Numbers | None, Numbers | None]:
+        before = [self.wq_a.described(), addresses(self.q_norm.weight), self.wq_b.described()]
+        before += [self.wkv.described(), addresses(self.kv_norm.weight)]
+        before += [part.described() for part in (self.compressor, self.indexer) if part is not None]
+        after = [self.wo_a.described(), self.wo_b.described()]
+        return _whole(before), _whole(after)
+
+    @cached_property
+    def _sizes(self) -> Sizes:
+        main, indexer = self.compressor, self.indexer
+        return Sizes(
+            kind=0 if main is None else 1 if indexer is None else 2,
+            latent=self.wq_a.out_features,
+            heads=self.num_heads,
+            head_dim=self.config.head_dim,
+            compressed=0 if main is None else main.wkv.out_features,
+            index_heads=self.config.index_n_heads,
+            index_dim=self.config.index_head_dim,
+            index_compressed=0 if indexer is None else indexer.compressor.wkv.out_features,
+        )
+
+    def _queries(self, q_THK: Tensor, rotation: Rotation) -> Tensor:
+        eps = self.config.rms_norm_eps
+        found = native_vectors(q_THK, norm=eps, rotation=rotation)
+        return rotate(rms_norm(q_THK, eps), rotation) if found is None else found
+
+    def _window_keys(self, kv_TK: Tensor, rotation: Rotation) -> Tensor:
+        norm = self.kv_norm
+        rounds = self.precision.kv_fp8
+        found = native_vectors(
+            kv_TK, norm=norm.eps, weight=norm.weight, rotation=rotation, as_kept=rounds
+        )
+        return self._simulate_storage(rotate(norm(kv_TK), rotation)) if found is None else found
 
     def _step(self, own: Projected, cache: LayerCache) -> Step:
         """Return what a later rewind needs of this call."""
@@ -167,6 +239,7 @@ class Attention(nn.Module):
             visible_T=visible_T,
             selection=selection,
             sink_H=self.attn_sink,
+            rotated=self.config.qk_rope_head_dim,
         )
         output, mass_TS = core_attention(own["query"], keys, entry_mass=scores_TS is not None)
         if scores_TS is None or mass_TS is None:
@@ -246,10 +319,20 @@ class Attention(nn.Module):
         """Project each group of consecutive heads by its own block of `wo_a` (spec 2.6)."""
         groups = self.num_groups
         scale = self.wo_a.scale
-        if scale is not None and scale.dtype != torch.float32:
-            y = stored_product(o_THK.flatten(1), self.wo_a.weight, scale, groups=groups)
+        if not self.wo_a.fakes:
+            y = native_product(o_THK.flatten(1), self.wo_a.weight, scale, groups=groups)
             if y is not None:
                 return y
         o_TGI = o_THK.flatten(1).unflatten(1, (groups, -1))
         weight_GOI = self.wo_a.dense_weight().to(o_THK.dtype).unflatten(0, (groups, -1))
         return torch.cat([product(o_TGI[:, g], weight_GOI[g]) for g in range(groups)], dim=1)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _whole(parts: Sequence[Numbers | None]) -> Numbers | None:
+    """Return all numbers in a row; None if some part has none."""
+    found = [part for part in parts if part is not None]
+    return [number for part in found for number in part] if len(found) == len(parts) else None

@@ -38,18 +38,19 @@ class Block(nn.Module):
                 self.register_parameter(f"hc_{site}_{name}", parameter)
 
     def _read(
-        self, site: str, streams_TMD: Tensor, *, fast: bool
+        self, site: str, streams_TMD: Tensor, norm: RMSNorm, *, fast: bool
     ) -> tuple[Tensor, mhc.Mixture | Tensor]:
         """Return what a sub-layer reads, and the coefficients; those of a kernel are one tensor."""
         fn, base, scale = (getattr(self, f"hc_{site}_{n}") for n in ("fn", "base", "scale"))
         if fast:
-            return training_read(streams_TMD, fn, base, scale, self.config)
+            x_TD, mixture = training_read(streams_TMD, fn, base, scale, self.config)
+            return norm(x_TD), mixture
         if self.mhc_float32:
-            found = mhc_read(streams_TMD, fn, base, scale, self.config)
+            found = mhc_read(streams_TMD, fn, base, scale, self.config, norm=norm.weight)
             if found is not None:
                 return found
         mix = mhc.mixture(streams_TMD, fn, base, scale, self.config)
-        return mhc.read(streams_TMD, mix), mix
+        return norm(mhc.read(streams_TMD, mix)), mix
 
     def _write(
         self, streams_TMD: Tensor, y_TD: Tensor, mix: mhc.Mixture | Tensor, *, fast: bool
@@ -70,9 +71,9 @@ class Block(nn.Module):
     ) -> Float[Tensor, "T M D"]:
         """Return the streams after this block; token ids route the hash layers."""
         fast = trace is not None and trace.fast
-        x_TD, mix = self._read("attn", streams_TMD, fast=fast)
-        y_TD = self.attn(self.attn_norm(x_TD), batch, caches, trace)
+        x_TD, mix = self._read("attn", streams_TMD, self.attn_norm, fast=fast)
+        y_TD = self.attn(x_TD, batch, caches, trace)
         streams_TMD = self._write(streams_TMD, y_TD, mix, fast=fast)
-        x_TD, mix = self._read("ffn", streams_TMD, fast=fast)
-        y_TD = self.ffn(self.ffn_norm(x_TD), ids_T, batch, trace)
+        x_TD, mix = self._read("ffn", streams_TMD, self.ffn_norm, fast=fast)
+        y_TD = self.ffn(x_TD, ids_T, batch, trace)
         return self._write(streams_TMD, y_TD, mix, fast=fast)

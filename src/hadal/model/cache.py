@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hadal.errors import InputError
 from hadal.model.compressor import Tail
+from hadal.model.kernels.attention import Pages
 
 __all__ = [
     "Entries",
@@ -29,6 +30,7 @@ __all__ = [
     "last_rows",
 ]
 
+_FIRST_PAGE = torch.zeros(1, dtype=torch.int64)
 _SERIALS = itertools.count()
 """Unique in the process, so that no cache takes another's snapshot for its own."""
 
@@ -57,6 +59,10 @@ class EntryStore(Protocol):
 
     def num_bytes(self) -> int:
         """Return the bytes that the rows occupy, spare room left out."""
+        ...
+
+    def pages(self) -> Pages | None:
+        """Return where the rows lie; None if in no form that kernels read."""
         ...
 
 
@@ -103,6 +109,13 @@ class Entries:
     def num_bytes(self) -> int:
         """Return the bytes that the rows occupy, spare room left out."""
         return 0 if self._buffer is None else _num_bytes(self.rows())
+
+    def pages(self) -> Pages | None:
+        """Return where the rows lie: on one page."""
+        packing = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+        if self._buffer is None or self._buffer.dtype not in packing:
+            return None
+        return Pages(self._buffer.unsqueeze(0), _FIRST_PAGE, packing[self._buffer.dtype])
 
     def _reserve(self, count: int) -> None:
         assert self._buffer is not None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hadal.config import LayerKind, ModelConfig
 from hadal.model.elementwise import softmax
+from hadal.model.kernels.plans import Numbers, addresses
 from hadal.model.linear import Formats, Linear, Role
 from hadal.model.norm import RMSNorm
 from hadal.model.rope import rotate, rotation
@@ -59,6 +60,8 @@ class Tail:
         """Return the state after more tokens, on memory of its own."""
         kv, gate = torch.cat((self.kv, kv)), torch.cat((self.gate, gate))
         full = kv.shape[0] // self.rate * self.rate
+        if not full:
+            return Tail(self.rate, kv, gate, self.previous_kv, self.previous_gate)
         previous = (self.previous_kv, self.previous_gate)
         if self.overlap and full:
             width, last = kv.shape[1] // 2, slice(full - self.rate, full)
@@ -118,6 +121,11 @@ class Compressor(nn.Module):
         """Return the state of a sequence without tokens."""
         return Tail.fresh(self.rate, self.width, overlap=self.overlap, device=device)
 
+    def described(self) -> Numbers | None:
+        """Return what kernels read of the projections."""
+        wkv, wgate = self.wkv.described(), self.wgate.described()
+        return wkv and wgate and [*wkv, *wgate, *addresses(self.ape), self.rate]
+
     def project(
         self, x_TD: Float[Tensor, "T D"], positions_T: Int[Tensor, " T"]
     ) -> tuple[Tensor, Tensor]:
@@ -138,6 +146,8 @@ class Compressor(nn.Module):
             tail: State after the tokens before.
             first_entry: Entries that the sequence already has.
         """
+        if tail.kv.shape[0] + kv.shape[0] < self.rate:
+            return kv.new_empty((0, self.width), dtype=self.dtype), tail.advance(kv, gate)
         pooled = pool_windows(kv, gate, tail)
         entry_idx = torch.arange(first_entry, first_entry + pooled.shape[0], device=kv.device)
         normed = self.norm(pooled.to(self.dtype))

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hadal.model.cache import EntryStore
+from hadal.model.kernels.attention import native_attention
 from hadal.model.selection import Selection
 
 __all__ = ["Keys", "core_attention"]
@@ -31,6 +32,7 @@ class Keys:
         visible_T: How many of them each query may see.
         selection: Which of those it does see; None for all.
         sink_H: Raw logit that only the denominator contains; not scaled.
+        rotated: Columns of a key that are rotated, the last ones.
     """
 
     window_PK: Tensor
@@ -39,6 +41,7 @@ class Keys:
     visible_T: Tensor
     selection: Selection | None
     sink_H: Tensor
+    rotated: int = 0
 
     @cached_property
     def all_entries_CK(self) -> Tensor:
@@ -56,6 +59,9 @@ def core_attention(
         The outputs, still rotated; and with `entry_mass` the probability that each query put on
         each entry (or selected entry) in the joint softmax, summed over heads, [T, C or S].
     """
+    found = None if entry_mass else _native(q_THK, keys)
+    if found is not None:
+        return found, None
     wider = torch.float32 if q_THK.dtype in (torch.bfloat16, torch.float16) else torch.float64
     outputs: list[Tensor] = []
     masses: list[Tensor] = []
@@ -66,6 +72,26 @@ def core_attention(
         if entry_mass:
             masses.append(mass)
     return torch.cat(outputs), torch.cat(masses) if entry_mass else None
+
+
+def _native(q_THK: Tensor, keys: Keys) -> Tensor | None:
+    """Return the outputs where there is a kernel for them."""
+    pages = keys.entries.pages() if keys.entries is not None and len(keys.entries) else None
+    if pages is None and keys.entries is not None and len(keys.entries):
+        return None
+    if torch.is_grad_enabled() and keys.window_PK.requires_grad:
+        return None
+    index_TS = None if keys.selection is None else keys.selection.index_TS
+    return native_attention(
+        q_THK,
+        keys.window_PK,
+        keys.window,
+        pages,
+        keys.visible_T,
+        index_TS,
+        keys.sink_H,
+        keys.rotated,
+    )
 
 
 def _attend_block(q_BHK: Tensor, keys: Keys, rows: slice) -> tuple[Tensor, Tensor]:

@@ -15,10 +15,12 @@ from hadal.config import LayerKind, ModelConfig
 from hadal.model import quant
 from hadal.model.cache import EntryStore
 from hadal.model.compressor import Compressor
+from hadal.model.kernels.attention import native_choice
+from hadal.model.kernels.plans import Numbers
 from hadal.model.linear import Formats, Linear, Role
 from hadal.model.product import product
 from hadal.model.rope import Rotation, rotate
-from hadal.model.selection import RunningTopK, Selection
+from hadal.model.selection import RunningTopK, Selection, all_visible
 
 __all__ = ["Indexer", "folded_scores", "index_scores"]
 
@@ -84,6 +86,12 @@ class Indexer(nn.Module):
         query_TIK = self.simulate_storage(rotate(query_TIK, rotation))
         return query_TIK, self.weights_proj(x_TD) * self.scale
 
+    def described(self) -> Numbers | None:
+        """Return what kernels read of the projections."""
+        wq_b, weights = self.wq_b.described(), self.weights_proj.described()
+        compressor = self.compressor.described()
+        return wq_b and weights and compressor and [*wq_b, *weights, *compressor]
+
     def choose(
         self,
         query_TIK: Float[Tensor, "T I K"],
@@ -104,6 +112,10 @@ class Indexer(nn.Module):
             top_k: How many to choose; None for all.
             with_scores: Return the scores, of the chosen entries or of all, for the loss.
         """
+        if top_k is not None and not with_scores:
+            chosen = self._native_choice(query_TIK, weight_TI, keys, visible_T, top_k)
+            if chosen is not None:
+                return chosen, None
         selections: list[Selection] = []
         kept: list[Tensor] = []
         for start in range(0, query_TIK.shape[0], _QUERY_BLOCK):
@@ -127,6 +139,17 @@ class Indexer(nn.Module):
             Selection.joined(selections) if selections else None,
             torch.cat(kept) if with_scores else None,
         )
+
+    def _native_choice(
+        self, query_TIK: Tensor, weight_TI: Tensor, keys: EntryStore, visible_T: Tensor, top_k: int
+    ) -> Selection | None:
+        pages, rounds = keys.pages(), self.precision.index_scores_bf16
+        if pages is None:
+            return None
+        index_TS = native_choice(
+            query_TIK, weight_TI, pages, len(keys), visible_T, top_k, in_bfloat16=rounds
+        )
+        return None if index_TS is None else Selection(index_TS, all_visible(visible_T, index_TS))
 
     def _scores(self, query_TIK: Tensor, weight_TI: Tensor, key_CK: Tensor) -> Tensor:
         bfloat16 = self.precision.index_scores_bf16

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from hadal.config import ModelConfig
 from hadal.model import quant
-from hadal.model.kernels.products import stored_product
+from hadal.model.kernels.plans import Numbers, matrix
+from hadal.model.kernels.products import native_product
 from hadal.model.precision import Precision
 from hadal.model.product import product
 from hadal.model.sharding import WHOLE, Shard, take_rows
@@ -107,6 +108,19 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(codes, requires_grad=False)
         self.scale = nn.Parameter(scale, requires_grad=False)
 
+    @property
+    def fakes(self) -> bool:
+        """Return whether plain numbers are rounded at every use, as if they were stored in fewer bits."""
+        if self.format is not Format.PLAIN:
+            return False
+        if self.role is Role.EXPERT:
+            return self.precision.expert_weights_fp4
+        return self.role is not Role.PLAIN and self.precision.linear_weights_fp8
+
+    def described(self) -> Numbers | None:
+        """Return what kernels read of it; None if they do not take it as it is."""
+        return None if self.fakes else matrix(self.weight, self.scale)
+
     def dense_weight(self) -> Float[Tensor, "O I"]:
         """Return the matrix as floats, with the roundings that `precision` asks for."""
         if self.format is Format.FP8:
@@ -115,17 +129,17 @@ class Linear(nn.Module):
         if self.format is Format.FP4:
             assert self.scale is not None
             return quant.dequantize_fp4(self.weight, self.scale)
-        if self.role is Role.EXPERT and self.precision.expert_weights_fp4:
+        if not self.fakes:
+            return self.weight
+        if self.role is Role.EXPERT:
             return quant.fake_quantize_fp4(self.weight)
-        if self.role in (Role.DENSE, Role.OUTPUT_A) and self.precision.linear_weights_fp8:
-            return quant.fake_quantize_fp8(self.weight, scale_dtype=self.scale_dtype)
-        return self.weight
+        return quant.fake_quantize_fp8(self.weight, scale_dtype=self.scale_dtype)
 
     def forward(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
         """Multiply, in the dtype of `x`."""
         rounds = self.precision.activations_fp8 and self.role in (Role.DENSE, Role.EXPERT)
-        if self.scale is not None:
-            y = stored_product(x, self.weight, self.scale, rounds=rounds)
+        if not self.fakes:
+            y = native_product(x, self.weight, self.scale, rounds=rounds)
             if y is not None:
                 return self.shard.gather(y)
         if rounds:
@@ -136,7 +150,7 @@ class Linear(nn.Module):
         weight_OI = self.dense_weight()
         if self.format is Format.FP8 and self.scale_dtype == torch.float32:
             return product(x.float(), weight_OI).to(x.dtype)
-        return product(x, weight_OI.to(x.dtype))
+        return product(x, weight_OI)
 
     def divide(self, shard: Shard, *, gathers: bool = True) -> None:
         """Keep this process's outputs only; gather those of all after each product if asked to."""

@@ -11,6 +11,15 @@ from torch import Tensor, nn
 from hadal.config import ModelConfig
 from hadal.model.batch import RaggedBatch
 from hadal.model.elementwise import silu, softplus
+from hadal.model.kernels.experts import (
+    Matrices,
+    native_experts,
+    native_routes,
+    native_swiglu,
+)
+from hadal.model.kernels.layers import feed_forward
+from hadal.model.kernels.native import has_kernel
+from hadal.model.kernels.plans import Numbers, addresses, matrix, tables_of
 from hadal.model.linear import Formats, Linear, Role
 from hadal.model.losses import balance_loss
 from hadal.model.product import product
@@ -50,7 +59,7 @@ class Gate(nn.Module):
     def scores(self, x_TD: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
         """Return `sqrt(softplus(x W^T))`, from float32 logits unless `precision` says otherwise."""
         dtype = torch.float32 if self.in_float32 else x_TD.dtype
-        return softplus(product(x_TD.to(dtype), self.weight.to(dtype)).float()).sqrt()
+        return softplus(product(x_TD.to(dtype), self.weight).float()).sqrt()
 
     def choose(self, scores_TE: Float[Tensor, "T E"], ids_T: Tensor) -> Int[Tensor, "T A"]:
         """Return the experts of each token; equal scores go to the lowest index."""
@@ -59,6 +68,18 @@ class Gate(nn.Module):
         assert self.bias is not None
         order = (scores_TE.detach() + self.bias).sort(dim=1, descending=True, stable=True).indices
         return order[:, : self.config.num_experts_per_tok]
+
+    def native_routes(
+        self, x_TD: Tensor, ids_T: Tensor, given_TA: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return what `choose` (or what is given for it) and `weights` do where there is a kernel for it."""
+        if not self.in_float32:
+            return None
+        active, factor = self.config.num_experts_per_tok, self.config.routed_scaling_factor
+        table, bias = self.tid2eid, self.bias
+        if given_TA is not None:  # as if every token were of a kind of its own
+            table, bias, ids_T = given_TA.contiguous(), None, torch.arange(ids_T.shape[0])
+        return native_routes(x_TD, self.weight, bias, table, ids_T, active, factor)
 
     def weights(
         self, scores_TE: Float[Tensor, "T E"], routes_TA: Int[Tensor, "T A"]
@@ -81,8 +102,13 @@ class Expert(nn.Module):
 
     def divide(self, shard: Shard) -> None:
         """Keep this process's columns of every matrix."""
-        for matrix in (self.w1, self.w2, self.w3):
-            matrix.divide(shard)
+        for linear in (self.w1, self.w2, self.w3):
+            linear.divide(shard)
+
+    def as_stored(self) -> Matrices | None:
+        """Return w1, w3 and w2 with their scales; None if they are rounded before use."""
+        matrices = (self.w1, self.w3, self.w2)
+        return None if self.w1.fakes else [(m.weight, m.scale) for m in matrices]
 
     def forward(
         self, x_TD: Float[Tensor, "T D"], weight_T: Float[Tensor, " T"] | None = None
@@ -91,8 +117,12 @@ class Expert(nn.Module):
 
         The gate is clamped from above only, before SiLU; the linear part on both sides (spec T12).
         """
-        gate = self.w1(x_TD).float().clamp(max=self.limit)
-        up = self.w3(x_TD).float().clamp(-self.limit, self.limit)
+        gate, up = self.w1(x_TD), self.w3(x_TD)
+        found = native_swiglu(gate, up, self.limit, weight_T)
+        if found is not None:
+            return self.w2(found)
+        gate = gate.float().clamp(max=self.limit)
+        up = up.float().clamp(-self.limit, self.limit)
         inner = silu(gate) * up
         if weight_T is not None:
             inner = weight_T.unsqueeze(1) * inner
@@ -129,23 +159,76 @@ class MoE(nn.Module):
         trace: Trace | None,
     ) -> Float[Tensor, "T D"]:
         """Return the weighted sum of each token's experts and the shared one, summed in float32."""
-        scores_TE = self.gate.scores(x_TD)
-        if trace is not None and trace.replaying:
-            routes_TA = trace.routes[self.name]
-        else:
-            routes_TA = self.gate.choose(scores_TE, ids_T)
-        weights_TA = self.gate.weights(scores_TE, routes_TA)
-        if trace is not None and not trace.replaying:
-            self._record(trace, scores_TE, routes_TA, batch)
+        if trace is None and self.shard is WHOLE and has_kernel(x_TD):
+            tables = tables_of(self, self._described)
+            if tables is not None and tables[0] is not None:
+                return self._at_once(x_TD, ids_T, tables[0])
+        routes_TA, weights_TA = self._route(x_TD, ids_T, batch, trace)
+        fast = trace is not None and trace.fast
         if self.shard is not WHOLE:
             routed = self._routed_by_all(x_TD, routes_TA, weights_TA)
-        elif trace is not None and trace.fast:
+        elif fast:
             matrices = [(e.w1, e.w2, e.w3) for e in self.experts if isinstance(e, Expert)]
             limit = self.shared_experts.limit
             routed = training_experts(matrices, x_TD, routes_TA, weights_TA, limit=limit)
+        elif (y_TD := self._native(x_TD, routes_TA, weights_TA)) is not None:
+            return y_TD
         else:
             routed = self._routed(x_TD, routes_TA, weights_TA)
         return (routed + self.shared_experts(x_TD).float()).to(x_TD.dtype)
+
+    def _described(self) -> tuple[Numbers | None]:
+        """Return what kernels read of the gate and of all experts; None if they do not take some of it."""
+        gate, numbers = matrix(self.gate.weight, None), list[int]()
+        if gate is None or not self.gate.in_float32:
+            return (None,)
+        for expert in (*self.experts, self.shared_experts):
+            assert isinstance(expert, Expert)
+            for linear in (expert.w1, expert.w3, expert.w2):
+                if (described := linear.described()) is None:
+                    return (None,)
+                numbers += described
+        return ([*gate, *addresses(self.gate.bias, self.gate.tid2eid), *numbers],)
+
+    def _at_once(self, x_TD: Tensor, ids_T: Tensor, table: Tensor) -> Tensor:
+        config, shared = self.gate.config, self.shared_experts
+        return feed_forward(
+            x_TD.contiguous(), ids_T.long(), table, experts=len(self.experts) + 1, active=config.num_experts_per_tok,
+            factor=config.routed_scaling_factor, limit=shared.limit, rounds=shared.w1.precision.activations_fp8,
+        )  # fmt: skip
+
+    def _route(
+        self, x_TD: Tensor, ids_T: Tensor, batch: RaggedBatch, trace: Trace | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the experts of each token and their weights; record them, or repeat those of a trace."""
+        given_TA = trace.routes[self.name] if trace is not None and trace.replaying else None
+        found = self.gate.native_routes(x_TD, ids_T, given_TA)
+        scores_TE = self.gate.scores(x_TD) if found is None or trace is not None else None
+        if found is None:
+            assert scores_TE is not None
+            routes_TA = self.gate.choose(scores_TE, ids_T) if given_TA is None else given_TA
+            found = routes_TA, self.gate.weights(scores_TE, routes_TA)
+        if trace is not None and not trace.replaying:
+            assert scores_TE is not None
+            self._record(trace, scores_TE, found[0], batch)
+        return found
+
+    def _native(self, x_TD: Tensor, routes_TA: Tensor, weights_TA: Tensor) -> Tensor | None:
+        """Return the sum of all experts where there are kernels for it."""
+        if not has_kernel(x_TD, weights_TA):
+            return None
+        routed: dict[int, Matrices] = {}
+        for number in set(routes_TA.flatten().tolist()):
+            expert = self.experts[number]
+            assert isinstance(expert, Expert)
+            if (matrices := expert.as_stored()) is None:
+                return None
+            routed[number] = matrices
+        if (shared := self.shared_experts.as_stored()) is None:
+            return None
+        rounds = self.shared_experts.w1.precision.activations_fp8
+        limit = self.shared_experts.limit
+        return native_experts(x_TD, routes_TA, weights_TA, routed, shared, limit, rounds=rounds)
 
     def _routed(self, x_TD: Tensor, routes_TA: Tensor, weights_TA: Tensor) -> Tensor:
         """Visit the experts in order, so that a token's sum has one order in every batch."""

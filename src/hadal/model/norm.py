@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hadal.model.kernels.vectors import native_vectors
+
 __all__ = ["RMSNorm", "rms_norm"]
 
 
@@ -23,4 +25,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
         """Normalise the last axis."""
+        y = native_vectors(x, norm=self.eps, weight=self.weight)
+        if y is not None:
+            return y
         return (rms_norm(x.float(), self.eps) * self.weight.float()).to(x.dtype)

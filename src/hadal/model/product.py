@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from hadal.model.kernels.products import native_product
+
 __all__ = ["product"]
 
 _MIN_ROWS = 16
@@ -18,7 +20,11 @@ _MIN_ROWS = 16
 
 
 def product(x: Float[Tensor, "T I"], weight_OI: Float[Tensor, "O I"]) -> Float[Tensor, "T O"]:
-    """Return `x W^T`."""
+    """Return `x W^T` in the dtype of x."""
+    y = native_product(x, weight_OI)
+    if y is not None:
+        return y
+    weight_OI = weight_OI.to(x.dtype)
     num_rows, num_columns = x.shape[0], weight_OI.shape[0]
     return F.linear(_padded(x), _padded(weight_OI))[:num_rows, :num_columns]
 

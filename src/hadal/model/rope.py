@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hadal.config import LayerKind, ModelConfig, YarnScaling
+from hadal.model.kernels.vectors import native_vectors
 
 __all__ = ["Rotation", "inverse_frequencies", "rotate", "rotation"]
 
@@ -64,6 +65,9 @@ def rotate(
     x: Float[Tensor, "T *heads K"], rotation: Rotation, *, inverse: bool = False
 ) -> Float[Tensor, "T *heads K"]:
     """Rotate the last R channels of every vector by its token's angles, or back."""
+    found = native_vectors(x, rotation=rotation, inverse=inverse)
+    if found is not None:
+        return found
     cos, sin = rotation
     if inverse:
         sin = -sin

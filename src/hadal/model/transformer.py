@@ -248,7 +248,7 @@ class Transformer(nn.Module):
     def _head(self, streams_TMD: Tensor, owner: nn.Module, norm: RMSNorm) -> Tensor:
         fn, base, scale = (getattr(owner, f"hc_head_{n}") for n in ("fn", "base", "scale"))
         x_TD = norm(mhc.collapse(streams_TMD, fn, base, scale, self.config))
-        return self.shard.gather(product(x_TD.float(), self.head.weight.float()))
+        return self.shard.gather(product(x_TD.float(), self.head.weight))
 
     def _begin(
         self,

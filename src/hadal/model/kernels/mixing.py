@@ -5,14 +5,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hadal.config import ModelConfig
-from hadal.model.kernels.native import level, library, library_for
+from hadal.model.kernels.native import call, has_kernel
 
 __all__ = ["mhc_read", "mhc_write"]
 
 
 def mhc_read(
     streams_TMD: Float[Tensor, "T M D"], fn_NX: Tensor, base_N: Tensor, scale_3: Tensor, config: ModelConfig,
-    *, at: int | None = None,
+    *, norm: Tensor | None = None, at: int | None = None,
 ) -> tuple[Float[Tensor, "T D"], Float[Tensor, "T N"]] | None:  # fmt: skip
     """Return the input of a sub-layer and the coefficients of its site, as `mhc.read` and `mhc.mixture` do.
 
@@ -24,21 +24,20 @@ def mhc_read(
         base_N: its static part and
         scale_3: its scales.
         config: Of the model.
+        norm: Weight of an RMS norm of the input, in the dtype of the streams.
         at: Which of `native.LEVELS`. Default: the best.
     """
-    needs_gradients = torch.is_grad_enabled() and fn_NX.requires_grad
-    found = library_for(streams_TMD)
-    if found is None or needs_gradients:
+    if not has_kernel(streams_TMD, fn_NX, norm):
         return None
     rows, streams, width = streams_TMD.shape
     given = streams_TMD.contiguous()
     mix = torch.empty((rows, fn_NX.shape[0]))
     out = given.new_empty((rows, width))
-    room = torch.empty(streams * width)
-    found.hadal_mhc_read(
-        given.data_ptr(), given.dtype == torch.bfloat16, rows, streams, width, fn_NX.data_ptr(), base_N.data_ptr(),
-        scale_3.data_ptr(), config.hc_sinkhorn_iters, config.hc_eps, config.rms_norm_eps, room.data_ptr(),
-        mix.data_ptr(), out.data_ptr(), level() if at is None else at,
+    call(
+        "hadal_mhc_read", given.data_ptr(), given.dtype == torch.bfloat16, rows, streams, width, fn_NX.data_ptr(), base_N.data_ptr(),
+        scale_3.data_ptr(), config.hc_sinkhorn_iters, config.hc_eps, config.rms_norm_eps,
+        None if norm is None else norm.data_ptr(), mix.data_ptr(),
+        out.data_ptr(), at=at,
     )  # fmt: skip
     return out, mix
 
@@ -48,13 +47,11 @@ def mhc_write(
     *, at: int | None = None,
 ) -> Float[Tensor, "T M D"]:  # fmt: skip
     """Return the new streams, as `mhc.write` does in float32, with what `mhc_read` has returned."""
-    found = library()
-    assert found is not None
     rows, streams, width = streams_TMD.shape
     given, output = streams_TMD.contiguous(), output_TD.contiguous()
-    out, room = torch.empty_like(given), torch.empty((streams + 2) * width)
-    found.hadal_mhc_write(
-        given.data_ptr(), output.data_ptr(), given.dtype == torch.bfloat16, rows, streams, width, mix_TN.data_ptr(),
-        room.data_ptr(), out.data_ptr(), level() if at is None else at,
+    out = torch.empty_like(given)
+    call(
+        "hadal_mhc_write", given.data_ptr(), output.data_ptr(), given.dtype == torch.bfloat16, rows, streams, width, mix_TN.data_ptr(),
+        out.data_ptr(), at=at,
     )  # fmt: skip
     return out

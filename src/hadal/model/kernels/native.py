@@ -4,6 +4,7 @@ import ctypes
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,17 +12,34 @@ from torch import Tensor
 from hadal.errors import ConfigError
 from hadal.model.kernels.switch import is_on
 
-__all__ = ["LEVELS", "level", "library", "library_for"]
+__all__ = ["LANES", "LEVELS", "call", "has_kernel", "level", "library"]
 
 LEVELS = ("plain", "avx2", "avx512")
 """Forms of the kernels, as the library numbers them."""
+LANES = 16
+"""Partial sums of a product; some kernels take only vectors of a multiple of them."""
+_DTYPES = (torch.float32, torch.bfloat16)
 _P, _L, _I, _F = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
 _FUNCTIONS = {
-    "hadal_stored_product": [_P, _L, _L, _L, _P, _P, _I, _L, _L, _L, _L, _P, _I],
-    "hadal_round_inputs": [_P, _L, _L, _P, _L, _I],
-    "hadal_mhc_read": [_P, _I, _L, _L, _L, _P, _P, _P, _I, _F, _F, _P, _P, _P, _I],
-    "hadal_mhc_write": [_P, _P, _I, _L, _L, _L, _P, _P, _P, _I],
-}
+    "hadal_product": [_P, _I, _L, _P, _P, _I, _L, _L, _L, _I, _P, _I, _I, _I],
+    "hadal_round_rows": [_P, _L, _L, _L],
+    "hadal_vectors": [_P, _P, _I, _L, _L, _L, _I, _F, _P, _P, _P, _L, _I, _I, _I, _I],
+    "hadal_attend": [
+        _P, _P, _I, _L, _L, _L, _P, _L, _L, _P, _P, _L, _L, _I, _L, _P, _P, _L, _P, _I, _I
+    ],
+    "hadal_choose": [_P, _P, _I, _L, _L, _L, _P, _P, _L, _L, _I, _P, _L, _L, _I, _P, _I, _I],
+    "hadal_route": [_P, _I, _L, _P, _I, _L, _L, _P, _P, _P, _L, _F, _P, _P, _I, _I],
+    "hadal_experts": [_P, _I, _L, _P, _L, _I, _I, _L, _L, _L, _P, _P, _L, _F, _I, _P, _I, _I],
+    "hadal_project": [
+        _P, _I, _I, _L, _P, _P, _P, _L, _F, _P, _L, _L, _F, _I, _I, *[_P] * 9, _I, _I
+    ],
+    "hadal_attention_output": [_P, _I, _I, _L, _P, _P, _L, _P, _L, _L, _P, _P, _I, _I],
+    "hadal_feed_forward": [_P, _I, _I, _L, _P, _P, _L, _L, _F, _F, _P, _I, _I],
+    "hadal_swiglu": [_P, _P, _I, _L, _L, _F, _P, _P, _I, _I],
+    "hadal_mhc_read": [_P, _I, _L, _L, _L, _P, _P, _P, _I, _F, _F, _P, _P, _P, _I, _I],
+    "hadal_mhc_write": [_P, _P, _I, _L, _L, _L, _P, _P, _I, _I],
+    "hadal_share_threads": [_P],
+}  # fmt: skip
 
 
 @cache
@@ -33,17 +51,48 @@ def library() -> ctypes.CDLL | None:
     found = ctypes.CDLL(str(path))
     for name, arguments in _FUNCTIONS.items():
         getattr(found, name).argtypes = arguments
+    if (region := _parallel_region()) is not None:
+        found.hadal_share_threads(ctypes.cast(region, ctypes.c_void_p))
     return found
 
 
-def library_for(x: Tensor) -> ctypes.CDLL | None:
-    """Return the library where kernels may compute with x; None where the modules have to.
+def _parallel_region() -> Any:
+    """Return `GOMP_parallel` of the library whose threads torch uses; without it kernels run on one thread."""
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
+        path = Path(line.split(maxsplit=5)[-1])
+        if path.name.startswith(("libgomp", "libiomp", "libomp")) and path.exists():
+            return getattr(ctypes.CDLL(str(path)), "GOMP_parallel", None)
+    return None
+
+
+def has_kernel(*tensors: Tensor | None) -> bool:
+    """Return whether kernels may compute with these tensors; where they may not the modules do.
 
     That is with gradients, on other devices, in other dtypes than float32 and bfloat16, and where kernels are left out.
     """
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16) or not is_on():
-        return None
-    return None if torch.is_grad_enabled() and x.requires_grad else library()
+    if not is_on() or library() is None:
+        return False
+    recording = torch.is_grad_enabled()
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if tensor.dtype not in _DTYPES or tensor.device.type != "cpu":
+            return False
+        if recording and tensor.requires_grad:
+            return False
+    return True
+
+
+def call(name: str, *arguments: object, at: int | None = None) -> None:
+    """Call a function of the library, with the level and the threads as its last arguments.
+
+    Raises:
+        MemoryError: There was not enough.
+    """
+    found = library()
+    assert found is not None
+    if getattr(found, name)(*arguments, level() if at is None else at, torch.get_num_threads()):
+        raise MemoryError(f"{name}: no memory for what it works with")
 
 
 @cache

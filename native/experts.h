@@ -1,0 +1,192 @@
+/* The feed-forward part: experts with SwiGLU, each over the tokens that are sent to it (spec/model.md 2.9).
+ *
+ * A token's sum visits its experts in the order of their numbers, and the shared one last. */
+#ifndef HADAL_EXPERTS_H
+#define HADAL_EXPERTS_H
+
+#include "product.h"
+#include <stdlib.h>
+
+#define HIDDEN_AT_ONCE 64 /* outputs of a part */
+
+struct expert {
+    struct matrix w1, w3, w2;
+    long first, rows; /* of `token` */
+};
+
+struct experts {
+    const float *x; /* [T, width], rounded if asked to */
+    void *out;      /* [T, D] */
+    int halves, rounds;
+    long tokens, outer, hidden, width, hidden_width; /* T, D, F; padded D, padded F */
+    float limit;
+    struct expert *expert;
+    long count;         /* the shared one is the last */
+    const long *token;  /* rows of each expert, one after another */
+    const float *scale; /* of each of those; 1 for the shared one's */
+    float *inner;       /* [rows, hidden_width] */
+    float *total;       /* [T, D] */
+    atomic_int failed;
+};
+
+/* The gate is clamped from above only, the linear part on both sides (spec T12). */
+INLINE float swiglu(float gate, float up, float limit)
+{
+    gate = gate > limit ? limit : gate;
+    up = up > limit ? limit : up < -limit ? -limit : up;
+    return gate * sigmoid(gate) * up;
+}
+
+INLINE float in_dtype(float value, int halves)
+{
+    return halves ? rounded_half(value) : value;
+}
+
+/* out = scale swiglu(gate, up), row by row; for an expert whose matrices are divided among processes. */
+static void swiglu_rows(const void *gate, const void *up, int halves, long rows, long width, float limit, const float *scale, void *out)
+{
+    for (long t = 0; t < rows; t++)
+        for (long begin = 0; begin < width; begin += TILE) {
+            float gates[TILE], ups[TILE];
+            long some = width - begin < TILE ? width - begin : TILE, at = t * width + begin;
+            load_row(row_of(gate, at, 1, halves), halves, some, gates);
+            load_row(row_of(up, at, 1, halves), halves, some, ups);
+            for (long i = 0; i < some; i++)
+                gates[i] = swiglu(gates[i], ups[i], limit) * (scale ? scale[t] : 1.0f);
+            store_row(gates, some, (void *)row_of(out, at, 1, halves), halves);
+        }
+}
+
+#define OUTPUTS_AT_ONCE 8
+
+/* Some hidden columns of one expert, for all its rows. */
+static void hidden_part(void *context, long n)
+{
+    struct experts *e = context;
+    long parts = (e->hidden + HIDDEN_AT_ONCE - 1) / HIDDEN_AT_ONCE, begin = n % parts * HIDDEN_AT_ONCE;
+    const struct expert *expert = e->expert + n / parts;
+    long end = begin + HIDDEN_AT_ONCE < e->hidden ? begin + HIDDEN_AT_ONCE : e->hidden;
+    float *room = room_of(WEIGHTS_ROOM, (size_t)(2 * OUTPUTS_AT_ONCE * e->width) * sizeof *room);
+    if (!room) {
+        atomic_store(&e->failed, 1);
+        return;
+    }
+    for (long o = begin; o < end; o += OUTPUTS_AT_ONCE) {
+        long some = end - o < OUTPUTS_AT_ONCE ? end - o : OUTPUTS_AT_ONCE;
+        const float *gate[OUTPUTS_AT_ONCE], *up[OUTPUTS_AT_ONCE], *x[ROWS_AT_ONCE];
+        int thin = is_thin(&expert->w1, expert->rows);
+        if (!thin) {
+            unpack_outputs(&expert->w1, o, some, e->width, room, gate);
+            unpack_outputs(&expert->w3, o, some, e->width, room + OUTPUTS_AT_ONCE * e->width, up);
+        }
+        for (long row = 0; row < expert->rows; row += ROWS_AT_ONCE) {
+            long rows = expert->rows - row < ROWS_AT_ONCE ? expert->rows - row : ROWS_AT_ONCE, first = expert->first + row;
+            float gates[ROWS_AT_ONCE * OUTPUTS_AT_ONCE], ups[ROWS_AT_ONCE * OUTPUTS_AT_ONCE];
+            for (long t = 0; t < rows; t++)
+                x[t] = e->x + e->token[first + t] * e->width;
+            if (thin) {
+                thin_dots(&expert->w1, x, rows, o, some, gates, OUTPUTS_AT_ONCE);
+                thin_dots(&expert->w3, x, rows, o, some, ups, OUTPUTS_AT_ONCE);
+            } else {
+                dots(x, gate, e->width, rows, some, gates, OUTPUTS_AT_ONCE);
+                dots(x, up, e->width, rows, some, ups, OUTPUTS_AT_ONCE);
+            }
+            for (long t = 0; t < rows; t++)
+                for (long i = 0; i < some; i++) {
+                    float one = in_dtype(gates[t * OUTPUTS_AT_ONCE + i], e->halves), other = in_dtype(ups[t * OUTPUTS_AT_ONCE + i], e->halves);
+                    float value = swiglu(one, other, e->limit) * e->scale[first + t];
+                    e->inner[(first + t) * e->hidden_width + o + i] = in_dtype(value, e->halves);
+                }
+        }
+    }
+}
+
+static void rounding_part(void *context, long n)
+{
+    struct experts *e = context;
+    round_row(e->inner + n * e->hidden_width, e->hidden, TILE);
+}
+
+/* Some outputs of all experts in order, for all tokens. */
+static void output_part(void *context, long n)
+{
+    struct experts *e = context;
+    long begin = n * OUTPUTS_AT_ONCE, some = e->outer - begin < OUTPUTS_AT_ONCE ? e->outer - begin : OUTPUTS_AT_ONCE;
+    float *room = room_of(WEIGHTS_ROOM, (size_t)(OUTPUTS_AT_ONCE * e->hidden_width) * sizeof *room);
+    if (!room) {
+        atomic_store(&e->failed, 1);
+        return;
+    }
+    for (const struct expert *expert = e->expert; expert < e->expert + e->count; expert++) {
+        const float *w[OUTPUTS_AT_ONCE], *inner[ROWS_AT_ONCE];
+        int thin = is_thin(&expert->w2, expert->rows);
+        if (!thin)
+            unpack_outputs(&expert->w2, begin, some, e->hidden_width, room, w);
+        for (long row = 0; row < expert->rows; row += ROWS_AT_ONCE) {
+            long rows = expert->rows - row < ROWS_AT_ONCE ? expert->rows - row : ROWS_AT_ONCE, first = expert->first + row;
+            float sums[ROWS_AT_ONCE * OUTPUTS_AT_ONCE];
+            for (long t = 0; t < rows; t++)
+                inner[t] = e->inner + (first + t) * e->hidden_width;
+            if (thin)
+                thin_dots(&expert->w2, inner, rows, begin, some, sums, OUTPUTS_AT_ONCE);
+            else
+                dots(inner, w, e->hidden_width, rows, some, sums, OUTPUTS_AT_ONCE);
+            for (long t = 0; t < rows; t++)
+                for (long i = 0; i < some; i++)
+                    e->total[e->token[first + t] * e->outer + begin + i] += in_dtype(sums[t * OUTPUTS_AT_ONCE + i], e->halves);
+        }
+    }
+    for (long t = 0; t < e->tokens; t++)
+        store_row(e->total + t * e->outer + begin, some, (char *)e->out + (t * e->outer + begin) * (e->halves ? 2 : 4), e->halves);
+}
+
+/* Runs experts whose rows and memory are set; see `experts_of` in library.c. */
+static int run_experts(struct experts *e, int threads)
+{
+    long parts = (e->hidden + HIDDEN_AT_ONCE - 1) / HIDDEN_AT_ONCE, rows = 0;
+    for (long n = 0; n < e->count; n++)
+        rows += e->expert[n].rows;
+    in_parallel(hidden_part, e, e->count * parts, threads);
+    if (e->rounds)
+        in_parallel(rounding_part, e, rows, threads);
+    in_parallel(output_part, e, (e->outer + OUTPUTS_AT_ONCE - 1) / OUTPUTS_AT_ONCE, threads);
+    return atomic_load(&e->failed) ? -1 : 0;
+}
+
+/* Share the tokens out among the experts. `expert` has `count` of them, whose matrices are set, the shared one last. */
+static int experts(const void *x, int halves, long tokens, struct expert *expert, long count, const int64_t *ids, const int64_t *routes,
+                   const float *weights, long active, float limit, int rounds, void *out, int threads)
+{
+    struct experts e = {.out = out, .halves = halves, .rounds = rounds, .tokens = tokens, .outer = expert->w2.outer, .hidden = expert->w1.outer,
+                        .limit = limit, .expert = expert, .count = count};
+    e.width = padded(expert->w1.inner), e.hidden_width = padded(e.hidden);
+    long rows = tokens * (active + 1);
+    float *inputs = room_of(INPUTS_ROOM, (size_t)(tokens * e.width) * sizeof *inputs), *scale = room_of(SCORES_ROOM, (size_t)rows * sizeof *scale);
+    long *token = room_of(ORDER_ROOM, (size_t)rows * sizeof *token), found = 0;
+    e.inner = room_of(HIDDEN_ROOM, (size_t)(rows * e.hidden_width) * sizeof *e.inner);
+    e.total = room_of(SUMS_ROOM, (size_t)(tokens * e.outer) * sizeof *e.total);
+    if (!inputs || !scale || !token || !e.inner || !e.total)
+        return -1;
+    take_inputs(x, halves, tokens, expert->w1.inner, rounds, inputs, e.width);
+    memset(e.total, 0, (size_t)(tokens * e.outer) * sizeof *e.total);
+    long used = 0;
+    for (long n = 0; n < count; n++) {
+        expert[n].first = found;
+        for (long t = 0; t < tokens; t++)
+            for (long a = 0; a < active; a++)
+                if (n == count - 1 ? a == 0 : routes[t * active + a] == ids[n]) {
+                    token[found] = t;
+                    scale[found++] = n == count - 1 ? 1.0f : weights[t * active + a];
+                }
+        expert[n].rows = found - expert[n].first;
+        if (expert[n].rows)
+            expert[used++] = expert[n];
+    }
+    e.count = used;
+    if (e.hidden_width != e.hidden)
+        memset(e.inner, 0, (size_t)(rows * e.hidden_width) * sizeof *e.inner);
+    e.x = inputs, e.token = token, e.scale = scale;
+    return run_experts(&e, threads);
+}
+
+#endif

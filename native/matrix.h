@@ -1,0 +1,215 @@
+/* Matrices as checkpoints store them: FP8 E4M3 in tiles of 128x128, FP4 E2M1 in blocks of 32, bfloat16 and float32. */
+#ifndef HADAL_MATRIX_H
+#define HADAL_MATRIX_H
+
+#include "simd.h"
+
+#define TILE 128
+#define BLOCK 32
+
+enum format { FLOAT32, BFLOAT16, FP8, FP8_FLOAT_SCALES, FP4 };
+
+struct matrix {
+    const void *codes, *scales;
+    enum format format;
+    long inner, outer;
+};
+
+/* 2^(stored - 127). */
+INLINE float power_of_two(uint8_t stored)
+{
+    union { uint32_t u; float f; } bits = {stored ? (uint32_t)stored << 23 : 1u << 22};
+    return bits.f;
+}
+
+static const float e2m1[16] = {0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
+
+/* By bits, without branches, so that loops of it are vectors. */
+INLINE float e4m3(uint8_t code)
+{
+    uint32_t magnitude = code & 0x7f, sign = (uint32_t)(code & 0x80) << 24;
+    union { uint32_t u; float f; } normal = {(magnitude << 20) + (120u << 23)}, small = {.f = (float)(int)magnitude * 0x1p-9f};
+    uint32_t bits = magnitude < 8 ? small.u : normal.u;
+    union { uint32_t u; float f; } value = {(magnitude == 0x7f ? 0x7fc00000u : bits) | sign};
+    return value.f;
+}
+
+#if defined LEVEL_AVX2 || defined LEVEL_AVX512
+
+/* Thirty-two FP4 codes in order, one to a byte, as the bytes of their doubled values, which are whole. */
+INLINE __m256i doubled_e2m1(const uint8_t *codes)
+{
+    __m128i low = _mm_set1_epi8(15), pairs = _mm_loadu_si128((const __m128i *)codes);
+    __m128i even = _mm_and_si128(pairs, low), odd = _mm_and_si128(_mm_srli_epi16(pairs, 4), low);
+    __m128i table = _mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12);
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), _mm256_set_m128i(_mm_unpackhi_epi8(even, odd), _mm_unpacklo_epi8(even, odd)));
+}
+
+INLINE void unpack_block(const uint8_t *codes, float scale, float *out)
+{
+    __m256i bytes = doubled_e2m1(codes);
+    __m256 half = _mm256_set1_ps(0.5f * scale);
+    for (int part = 0; part < 2; part++) {
+        __m128i sixteen = part ? _mm256_extracti128_si256(bytes, 1) : _mm256_castsi256_si128(bytes);
+        _mm256_storeu_ps(out + 16 * part, _mm256_mul_ps(half, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(sixteen))));
+        _mm256_storeu_ps(out + 16 * part + 8, _mm256_mul_ps(half, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(sixteen, 8)))));
+    }
+}
+
+/* Sixteen FP4 codes in order, doubled, as floats. */
+INLINE v16 v16_doubled_e2m1(const uint8_t *codes)
+{
+    __m128i low = _mm_set1_epi8(15), pairs = _mm_loadl_epi64((const __m128i *)codes);
+    __m128i each = _mm_unpacklo_epi8(_mm_and_si128(pairs, low), _mm_and_si128(_mm_srli_epi16(pairs, 4), low));
+    __m128i bytes = _mm_shuffle_epi8(_mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12), each);
+#ifdef LEVEL_AVX512
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+#else
+    return (v16){_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+#endif
+}
+
+/* Sixteen codes of E4M3 as floats, divided by 2^8: as half floats their exponents are too small by eight. */
+INLINE v16 v16_reduced_e4m3(const uint8_t *codes)
+{
+    __m256i wide = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)codes)), magnitude = _mm256_and_si256(wide, _mm256_set1_epi16(0x7f));
+    __m256i is_nan = _mm256_and_si256(_mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x7f)), _mm256_set1_epi16(0x7e00));
+    __m256i sign = _mm256_slli_epi16(_mm256_xor_si256(wide, magnitude), 8);
+    __m256i halves = _mm256_or_si256(_mm256_or_si256(_mm256_slli_epi16(magnitude, 7), sign), is_nan);
+#ifdef LEVEL_AVX512
+    return _mm512_cvtph_ps(halves);
+#else
+    return (v16){_mm256_cvtph_ps(_mm256_castsi256_si128(halves)), _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1))};
+#endif
+}
+
+INLINE void unpack_tile(const uint8_t *codes, float scale, long count, float *out)
+{
+    long i = 0;
+    for (; i + LANES <= count; i += LANES)
+        v16_store(out + i, v16_mul(v16_all(scale * 0x1p8f), v16_reduced_e4m3(codes + i)));
+    for (; i < count; i++)
+        out[i] = scale * e4m3(codes[i]);
+}
+
+#else
+
+INLINE v16 v16_doubled_e2m1(const uint8_t *codes)
+{
+    v16 v;
+    for (int i = 0; i < LANES; i++)
+        v.lane[i] = 2.0f * e2m1[codes[i / 2] >> (i & 1 ? 4 : 0) & 15];
+    return v;
+}
+
+INLINE v16 v16_reduced_e4m3(const uint8_t *codes)
+{
+    v16 v;
+    for (int i = 0; i < LANES; i++)
+        v.lane[i] = 0x1p-8f * e4m3(codes[i]);
+    return v;
+}
+
+INLINE void unpack_tile(const uint8_t *codes, float scale, long count, float *out)
+{
+    for (long i = 0; i < count; i++)
+        out[i] = scale * e4m3(codes[i]);
+}
+
+INLINE void unpack_block(const uint8_t *codes, float scale, float *out)
+{
+    for (int i = 0; i < BLOCK; i++)
+        out[i] = scale * e2m1[codes[i / 2] >> (i & 1 ? 4 : 0) & 15];
+}
+
+#endif
+
+/* A row as floats. */
+INLINE void unpack_row(const struct matrix *m, long row, float *out)
+{
+    if (m->format == FLOAT32) {
+        memcpy(out, (const float *)m->codes + row * m->inner, (size_t)m->inner * sizeof *out);
+    } else if (m->format == BFLOAT16) {
+        load_row((const uint16_t *)m->codes + row * m->inner, 1, m->inner, out);
+    } else if (m->format == FP4) {
+        const uint8_t *codes = (const uint8_t *)m->codes + row * (m->inner / 2);
+        const uint8_t *scales = (const uint8_t *)m->scales + row * (m->inner / BLOCK);
+        for (long n = 0; n < m->inner / BLOCK; n++)
+            unpack_block(codes + n * BLOCK / 2, power_of_two(scales[n]), out + n * BLOCK);
+    } else {
+        const uint8_t *codes = (const uint8_t *)m->codes + row * m->inner;
+        long tiles = (m->inner + TILE - 1) / TILE, at = row / TILE * tiles;
+        for (long n = 0; n < tiles; n++) {
+            float scale = m->format == FP8 ? power_of_two(((const uint8_t *)m->scales)[at + n]) : ((const float *)m->scales)[at + n];
+            long end = (n + 1) * TILE < m->inner ? (n + 1) * TILE : m->inner;
+            unpack_tile(codes + n * TILE, scale, end - n * TILE, out + n * TILE);
+        }
+    }
+}
+
+/* Columns that share a scale; `format` is a constant where this is called, as in what follows. */
+INLINE long span_of(enum format format, long inner)
+{
+    return format == FP4 ? BLOCK : format == FP8 || format == FP8_FLOAT_SCALES ? TILE : inner;
+}
+
+/* Have what is needed a few rows later be on its way: without it one thread reads memory at half of its speed. */
+INLINE void fetch_ahead(const struct matrix *m, enum format format, long row, long i)
+{
+    long bits = format == FLOAT32 ? 32 : format == BFLOAT16 ? 16 : format == FP4 ? 4 : 8;
+    __builtin_prefetch((const char *)m->codes + (row * m->inner + i) * bits / 8 + 4096);
+}
+
+/* What to multiply the numbers of `v16_codes` with, from column i to the end of its span. */
+INLINE float factor_of(const struct matrix *m, enum format format, long row, long i)
+{
+    if (format == FP4)
+        return 0.5f * power_of_two(((const uint8_t *)m->scales)[row * (m->inner / BLOCK) + i / BLOCK]);
+    long at = row / TILE * ((m->inner + TILE - 1) / TILE) + i / TILE;
+    return 0x1p8f * (format == FP8 ? power_of_two(((const uint8_t *)m->scales)[at]) : ((const float *)m->scales)[at]);
+}
+
+/* Columns i up to i + LANES of a row as floats, but for the factor. */
+INLINE v16 v16_codes(const struct matrix *m, enum format format, long row, long i)
+{
+    long at = row * m->inner + i;
+    if (format == FLOAT32)
+        return v16_load((const float *)m->codes + at);
+    if (format == BFLOAT16)
+        return v16_halves((const uint16_t *)m->codes + at);
+    return format == FP4 ? v16_doubled_e2m1((const uint8_t *)m->codes + at / 2) : v16_reduced_e4m3((const uint8_t *)m->codes + at);
+}
+
+/* To E4M3 and back. */
+INLINE float to_e4m3(float value)
+{
+    union { float f; uint32_t u; } bits = {value};
+    float small = (value * 0x1p9f + 12582912.0f - 12582912.0f) * 0x1p-9f;
+    bits.u = (bits.u + 0x7ffffu + (bits.u >> 20 & 1)) & ~0xfffffu;
+    return fabsf(value) < 0x1p-6f ? small : bits.f;
+}
+
+/* Round a block to E4M3 and back, with the smallest power of two as its scale that reaches (spec/model.md 3.2). */
+INLINE void round_block(float *x, long count)
+{
+    float most = 1e-4f;
+    for (long i = 0; i < count; i++)
+        most = !(fabsf(x[i]) <= most) ? fabsf(x[i]) : most; /* and a NaN stays one */
+    int exponent;
+    float mantissa = frexpf(most / 448.0f, &exponent);
+    if (mantissa == 0.5f)
+        exponent--;
+    float scale = ldexpf(1.0f, exponent < -127 ? -127 : exponent > 127 ? 127 : exponent), inverse = 1.0f / scale;
+    for (long i = 0; i < count; i++) {
+        float scaled = x[i] * inverse;
+        x[i] = scale * to_e4m3(scaled > 448.0f ? 448.0f : scaled < -448.0f ? -448.0f : scaled);
+    }
+}
+
+INLINE void round_row(float *x, long count, long block)
+{
+    for (long begin = 0; begin < count; begin += block)
+        round_block(x + begin, count - begin < block ? count - begin : block);
+}
+
+#endif

@@ -1,0 +1,186 @@
+/* y = x W^T, W as it is stored. The sum of an output has one order, whatever it is computed beside, so a token decoded
+ * alone has the bits that it has in a prefill. Rows of W are unpacked for many rows of x at once, into memory that stays
+ * in a cache; nothing of the size of the matrix is ever made. */
+#ifndef HADAL_PRODUCT_H
+#define HADAL_PRODUCT_H
+
+#include "matrix.h"
+#include "parallel.h"
+#include "tile.h"
+#include <stdatomic.h>
+
+#define ROWS_AT_ONCE 48 /* of x: a multiple of every ROWS; with 512 columns a fifth of the second cache */
+#define MOST_OUTPUTS 16
+#define THIN 2 /* outputs of a tile of one or two rows */
+
+struct product {
+    struct matrix matrix;
+    const float *x; /* [rows, across]; a group's columns are `width` apart, zeros up to a multiple of LANES */
+    long rows, across, width, groups;
+    float *sums; /* or NULL: straight into y */
+    void *y;     /* [rows, outer] */
+    int halves;  /* of y */
+    long outputs_at_once, output_parts, row_parts, part;
+    atomic_int failed;
+};
+
+INLINE long padded(long columns) { return (columns + LANES - 1) / LANES * LANES; }
+
+/* Products of few rows with outputs `first`, ..., straight from how they are stored. */
+INLINE void thin_tile(const struct matrix *m, enum format format, const float *const *x, int rows, long first, int outputs, float *y, long stride)
+{
+    v16 sums[ROWS][THIN];
+    for (int t = 0; t < rows; t++)
+        for (int o = 0; o < outputs; o++)
+            sums[t][o] = v16_all(0.0f);
+    for (long begin = 0, span = span_of(format, m->inner); begin < m->inner; begin += span) {
+        int scaled = format != FLOAT32 && format != BFLOAT16;
+        long end = begin + span < m->inner ? begin + span : m->inner;
+        v16 factors[THIN];
+        for (int o = 0; scaled && o < outputs; o++)
+            factors[o] = v16_all(factor_of(m, format, first + o, begin));
+        for (long i = begin; i < end; i += LANES)
+            for (int o = 0; o < outputs; o++) {
+                fetch_ahead(m, format, first + o, i);
+                v16 weights = v16_codes(m, format, first + o, i);
+                if (scaled)
+                    weights = v16_mul(weights, factors[o]);
+                for (int t = 0; t < rows; t++)
+                    sums[t][o] = v16_fma(v16_load(x[t] + i), weights, sums[t][o]);
+            }
+    }
+    for (int t = 0; t < rows; t++)
+        for (int o = 0; o < outputs; o++)
+            y[t * stride + o] = v16_sum(sums[t][o]);
+}
+
+INLINE void thin_format(const struct matrix *m, enum format format, const float *const *x, long rows, long first, long outputs, float *y, long stride)
+{
+    for (long o = 0; o < outputs; o += THIN) {
+        float *at = y + o;
+        if (outputs - o < THIN)
+            for (long t = 0; t < rows; t++)
+                for (long n = o; n < outputs; n++)
+                    thin_tile(m, format, x + t, 1, first + n, 1, y + t * stride + n, stride);
+        else if (rows == 1)
+            thin_tile(m, format, x, 1, first + o, THIN, at, stride);
+        else if (rows == 2)
+            thin_tile(m, format, x, 2, first + o, THIN, at, stride);
+        else
+            for (long t = 0; t < rows; t++)
+                thin_tile(m, format, x + t, 1, first + o, THIN, at + t * stride, stride);
+    }
+}
+
+/* What `dots` does after `unpack_outputs`, without unpacking; with the same bits. */
+static void thin_dots(const struct matrix *m, const float *const *x, long rows, long first, long outputs, float *y, long stride)
+{
+    switch (m->format) {
+    case FLOAT32: thin_format(m, FLOAT32, x, rows, first, outputs, y, stride); break;
+    case BFLOAT16: thin_format(m, BFLOAT16, x, rows, first, outputs, y, stride); break;
+    case FP8: thin_format(m, FP8, x, rows, first, outputs, y, stride); break;
+    case FP8_FLOAT_SCALES: thin_format(m, FP8_FLOAT_SCALES, x, rows, first, outputs, y, stride); break;
+    case FP4: thin_format(m, FP4, x, rows, first, outputs, y, stride); break;
+    }
+}
+
+INLINE int is_thin(const struct matrix *m, long rows) { return rows <= 2 && m->inner % LANES == 0; }
+
+/* Rows of W as floats, with zeros up to `width`: where they lie, or in `room`. */
+INLINE void unpack_outputs(const struct matrix *m, long first, long count, long width, float *room, const float **w)
+{
+    int as_stored = m->format == FLOAT32 && m->inner == width;
+    for (long o = 0; o < count; o++) {
+        w[o] = as_stored ? (const float *)m->codes + (first + o) * m->inner : room + o * width;
+        if (!as_stored) {
+            unpack_row(m, first + o, room + o * width);
+            for (long i = m->inner; i < width; i++)
+                room[o * width + i] = 0.0f;
+        }
+    }
+}
+
+/* Some rows of W by some of x: outputs `first` up to `last`, all of one group. */
+INLINE void product_block(const struct product *p, long begin, long rows, long first, long last, float *weights, float *sums)
+{
+    const struct matrix *m = &p->matrix;
+    const float *x[ROWS_AT_ONCE], *w[MOST_OUTPUTS];
+    long group = first * p->groups / m->outer, outputs = last - first, stride = p->halves ? MOST_OUTPUTS : m->outer;
+    float *y = p->halves ? sums : (float *)p->y + begin * m->outer + first;
+    for (long t = 0; t < rows; t++)
+        x[t] = p->x + (begin + t) * p->across + group * p->width;
+    if (is_thin(m, rows)) {
+        thin_dots(m, x, rows, first, outputs, y, stride);
+    } else {
+        unpack_outputs(m, first, outputs, p->width, weights, w);
+        dots(x, w, p->width, rows, outputs, y, stride);
+    }
+    for (long t = 0; p->halves && t < rows; t++)
+        store_row(sums + t * MOST_OUTPUTS, outputs, (uint16_t *)p->y + (begin + t) * m->outer + first, 1);
+}
+
+static void product_part(void *context, long n)
+{
+    struct product *p = context;
+    long size = p->matrix.outer / p->groups, group = n / p->row_parts / p->output_parts;
+    long part = n / p->row_parts % p->output_parts, begin = n % p->row_parts * ROWS_AT_ONCE;
+    long first = group * size + part * p->part, end = first + p->part < (group + 1) * size ? first + p->part : (group + 1) * size;
+    long rows = p->rows - begin < ROWS_AT_ONCE ? p->rows - begin : ROWS_AT_ONCE;
+    float *weights = room_of(WEIGHTS_ROOM, (size_t)(MOST_OUTPUTS * p->width) * sizeof *weights);
+    float sums[ROWS_AT_ONCE * MOST_OUTPUTS];
+    if (!weights) {
+        atomic_store(&p->failed, 1);
+        return;
+    }
+    for (; first < end; first += p->outputs_at_once)
+        product_block(p, begin, rows, first, end - first < p->outputs_at_once ? end : first + p->outputs_at_once, weights, sums);
+}
+
+/* Parts that are worth a thread's while, and outputs that share what is loaded of x. */
+static void divide_product(struct product *p, int threads)
+{
+    long size = p->matrix.outer / p->groups, fits = 4096 / p->width / 4 * 4;
+    p->outputs_at_once = fits < 4 ? 4 : fits > MOST_OUTPUTS ? MOST_OUTPUTS : fits;
+    p->row_parts = (p->rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
+    double work = 2.0 * (double)p->rows * (double)p->width * (double)p->matrix.outer;
+    long wanted = threads == 1 || work < 2e5 ? 1 : 4 * threads / p->row_parts;
+    long parts = wanted < p->groups ? 1 : wanted / p->groups;
+    p->part = (size + parts - 1) / parts;
+    p->part = (p->part + p->outputs_at_once - 1) / p->outputs_at_once * p->outputs_at_once;
+    p->output_parts = (size + p->part - 1) / p->part;
+}
+
+static int run_product(struct product *p, int threads)
+{
+    divide_product(p, threads);
+    in_parallel(product_part, p, p->groups * p->output_parts * p->row_parts, threads);
+    return atomic_load(&p->failed) ? -1 : 0;
+}
+
+/* Rows as floats, with zeros up to a multiple of LANES, rounded to E4M3 if asked to. */
+static void take_inputs(const void *x, int halves, long rows, long inner, int rounds, float *out, long width)
+{
+    for (long t = 0; t < rows; t++) {
+        load_row(row_of(x, t, inner, halves), halves, inner, out + t * width);
+        for (long i = inner; i < width; i++)
+            out[t * width + i] = 0.0f;
+        if (rounds)
+            round_row(out + t * width, inner, TILE);
+    }
+}
+
+static int product(const void *x, int x_halves, long rows, struct matrix m, long groups, int rounds, void *y, int y_halves, int threads)
+{
+    long width = padded(m.inner);
+    struct product p = {.matrix = m, .x = x, .rows = rows, .across = groups * width, .width = width, .groups = groups, .y = y, .halves = y_halves};
+    if (x_halves || rounds || width != m.inner) {
+        float *inputs = room_of(INPUTS_ROOM, (size_t)(rows * groups * width) * sizeof *inputs);
+        if (!inputs)
+            return -1;
+        take_inputs(x, x_halves, rows * groups, m.inner, rounds, inputs, width);
+        p.x = inputs;
+    }
+    return run_product(&p, threads);
+}
+
+#endif
