@@ -87,11 +87,48 @@ INLINE void score_span(const struct choice *c, long n, const float *across, floa
     round_halves(scores, SPAN, c->in_halves);
 }
 
+#if defined LEVEL_AVX2 || defined LEVEL_AVX512
+/* Eight columns of eight rows. */
+INLINE void turn_eight(const float *const *rows, long i, float *out)
+{
+    __m256 r[8], s[8], t[8];
+    for (int n = 0; n < 8; n++)
+        r[n] = _mm256_loadu_ps(rows[n] + i);
+    for (int n = 0; n < 8; n += 2) {
+        s[n] = _mm256_unpacklo_ps(r[n], r[n + 1]);
+        s[n + 1] = _mm256_unpackhi_ps(r[n], r[n + 1]);
+    }
+    for (int n = 0; n < 8; n += 4)
+        for (int m = 0; m < 2; m++) {
+            t[n + 2 * m] = _mm256_shuffle_ps(s[n + m], s[n + 2 + m], 0x44);
+            t[n + 2 * m + 1] = _mm256_shuffle_ps(s[n + m], s[n + 2 + m], 0xee);
+        }
+    for (int n = 0; n < 4; n++) {
+        _mm256_storeu_ps(out + (i + n) * SPAN, _mm256_permute2f128_ps(t[n], t[n + 4], 0x20));
+        _mm256_storeu_ps(out + (i + n + 4) * SPAN, _mm256_permute2f128_ps(t[n], t[n + 4], 0x31));
+    }
+}
+#endif
+
+/* Keys beside each other: out[i * SPAN + o] = key[o][i]. */
+INLINE void turn(const float *const *key, long width, float *out)
+{
+    long i = 0;
+#if defined LEVEL_AVX2 || defined LEVEL_AVX512
+    for (; i + 8 <= width; i += 8)
+        for (long o = 0; o < SPAN; o += 8)
+            turn_eight(key + o, i, out + o);
+#endif
+    for (; i < width; i++)
+        for (long o = 0; o < SPAN; o++)
+            out[i * SPAN + o] = key[o][i];
+}
+
 /* Some keys by all queries of the group that see them. */
 static void scores_part(void *context, long part)
 {
     struct choice *c = context;
-    float *room = room_of(ROWS_ROOM, (size_t)((SPAN + 1) * c->width) * sizeof *room), *across = room + c->width;
+    float *room = room_of(ROWS_ROOM, (size_t)(2 * SPAN * c->width) * sizeof *room), *across = room + SPAN * c->width;
     if (!room) {
         atomic_store(&c->failed, 1);
         return;
@@ -99,11 +136,17 @@ static void scores_part(void *context, long part)
     long last = c->visible[c->begin + c->queries - 1];
     for (long first = part * SPANS_AT_ONCE * SPAN, n = 0; n < SPANS_AT_ONCE && first < last; n++, first += SPAN) {
         long there = last - first < SPAN ? last - first : SPAN;
+        const float *key[SPAN];
         for (long o = 0; o < SPAN; o++) {
-            const float *key = o < there ? row_in(c->keys, first + o, room) : NULL;
-            for (long i = 0; i < c->width; i++)
-                across[i * SPAN + o] = !key ? 0.0f : c->in_halves ? rounded_half(key[i]) : key[i];
+            float *own = room + o * c->width;
+            key[o] = o < there ? row_in(c->keys, first + o, own) : memset(own, 0, (size_t)c->width * sizeof *own);
+            if (c->in_halves && o < there) {
+                if (key[o] != own)
+                    key[o] = memcpy(own, key[o], (size_t)c->width * sizeof *own);
+                round_halves(own, c->width, 1);
+            }
         }
+        turn(key, c->width, across);
         for (long q = 0; q < c->queries; q++)
             if (c->visible[c->begin + q] > first)
                 score_span(c, q, across, c->scores + q * c->across + first);

@@ -45,28 +45,29 @@ INLINE __m256i doubled_e2m1(const uint8_t *codes)
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), _mm256_set_m128i(_mm_unpackhi_epi8(even, odd), _mm_unpacklo_epi8(even, odd)));
 }
 
-INLINE void unpack_block(const uint8_t *codes, float scale, float *out)
+/* Half of a block of doubled FP4 codes as floats. */
+INLINE v16 v16_bytes(__m128i bytes)
 {
-    __m256i bytes = doubled_e2m1(codes);
-    __m256 half = _mm256_set1_ps(0.5f * scale);
-    for (int part = 0; part < 2; part++) {
-        __m128i sixteen = part ? _mm256_extracti128_si256(bytes, 1) : _mm256_castsi256_si128(bytes);
-        _mm256_storeu_ps(out + 16 * part, _mm256_mul_ps(half, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(sixteen))));
-        _mm256_storeu_ps(out + 16 * part + 8, _mm256_mul_ps(half, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(sixteen, 8)))));
-    }
-}
-
-/* Sixteen FP4 codes in order, doubled, as floats. */
-INLINE v16 v16_doubled_e2m1(const uint8_t *codes)
-{
-    __m128i low = _mm_set1_epi8(15), pairs = _mm_loadl_epi64((const __m128i *)codes);
-    __m128i each = _mm_unpacklo_epi8(_mm_and_si128(pairs, low), _mm_and_si128(_mm_srli_epi16(pairs, 4), low));
-    __m128i bytes = _mm_shuffle_epi8(_mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12), each);
 #ifdef LEVEL_AVX512
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
 #else
     return (v16){_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
 #endif
+}
+
+INLINE void doubled_block(const uint8_t *codes, v16 *first, v16 *second)
+{
+    __m256i bytes = doubled_e2m1(codes);
+    *first = v16_bytes(_mm256_castsi256_si128(bytes));
+    *second = v16_bytes(_mm256_extracti128_si256(bytes, 1));
+}
+
+INLINE void unpack_block(const uint8_t *codes, float scale, float *out)
+{
+    v16 first, second, half = v16_all(0.5f * scale);
+    doubled_block(codes, &first, &second);
+    v16_store(out, v16_mul(half, first));
+    v16_store(out + LANES, v16_mul(half, second));
 }
 
 /* Sixteen codes of E4M3 as floats, divided by 2^8: as half floats their exponents are too small by eight. */
@@ -94,12 +95,10 @@ INLINE void unpack_tile(const uint8_t *codes, float scale, long count, float *ou
 
 #else
 
-INLINE v16 v16_doubled_e2m1(const uint8_t *codes)
+INLINE void doubled_block(const uint8_t *codes, v16 *first, v16 *second)
 {
-    v16 v;
-    for (int i = 0; i < LANES; i++)
-        v.lane[i] = 2.0f * e2m1[codes[i / 2] >> (i & 1 ? 4 : 0) & 15];
-    return v;
+    for (int i = 0; i < BLOCK; i++)
+        (i < LANES ? first : second)->lane[i % LANES] = 2.0f * e2m1[codes[i / 2] >> (i & 1 ? 4 : 0) & 15];
 }
 
 INLINE v16 v16_reduced_e4m3(const uint8_t *codes)
@@ -157,7 +156,8 @@ INLINE long span_of(enum format format, long inner)
 INLINE void fetch_ahead(const struct matrix *m, enum format format, long row, long i)
 {
     long bits = format == FLOAT32 ? 32 : format == BFLOAT16 ? 16 : format == FP4 ? 4 : 8;
-    __builtin_prefetch((const char *)m->codes + (row * m->inner + i) * bits / 8 + 4096);
+    if (i * bits % 512 == 0) /* once for a line of the cache */
+        __builtin_prefetch((const char *)m->codes + (row * m->inner + i) * bits / 8 + 4096);
 }
 
 /* What to multiply the numbers of `v16_codes` with, from column i to the end of its span. */
@@ -169,15 +169,18 @@ INLINE float factor_of(const struct matrix *m, enum format format, long row, lon
     return 0x1p8f * (format == FP8 ? power_of_two(((const uint8_t *)m->scales)[at]) : ((const float *)m->scales)[at]);
 }
 
-/* Columns i up to i + LANES of a row as floats, but for the factor. */
-INLINE v16 v16_codes(const struct matrix *m, enum format format, long row, long i)
+/* Columns i up to i + 2 LANES of a row as floats, but for the factor; up to i + LANES where `both` is 0. */
+INLINE void two_codes(const struct matrix *m, enum format format, long row, long i, int both, v16 *codes)
 {
     long at = row * m->inner + i;
-    if (format == FLOAT32)
-        return v16_load((const float *)m->codes + at);
-    if (format == BFLOAT16)
-        return v16_halves((const uint16_t *)m->codes + at);
-    return format == FP4 ? v16_doubled_e2m1((const uint8_t *)m->codes + at / 2) : v16_reduced_e4m3((const uint8_t *)m->codes + at);
+    if (format == FP4) {
+        doubled_block((const uint8_t *)m->codes + at / 2, codes, codes + 1);
+        return;
+    }
+    for (int n = 0; n < 1 + both; n++, at += LANES)
+        codes[n] = format == FLOAT32 ? v16_load((const float *)m->codes + at)
+                   : format == BFLOAT16 ? v16_halves((const uint16_t *)m->codes + at)
+                                        : v16_reduced_e4m3((const uint8_t *)m->codes + at);
 }
 
 /* To E4M3 and back. */

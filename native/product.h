@@ -39,14 +39,18 @@ INLINE void thin_tile(const struct matrix *m, enum format format, const float *c
         v16 factors[THIN];
         for (int o = 0; scaled && o < outputs; o++)
             factors[o] = v16_all(factor_of(m, format, first + o, begin));
-        for (long i = begin; i < end; i += LANES)
+        for (long i = begin; i < end; i += 2 * LANES)
             for (int o = 0; o < outputs; o++) {
+                v16 weights[2];
+                int both = i + LANES < end;
                 fetch_ahead(m, format, first + o, i);
-                v16 weights = v16_codes(m, format, first + o, i);
-                if (scaled)
-                    weights = v16_mul(weights, factors[o]);
-                for (int t = 0; t < rows; t++)
-                    sums[t][o] = v16_fma(v16_load(x[t] + i), weights, sums[t][o]);
+                two_codes(m, format, first + o, i, both, weights);
+                for (int n = 0; n < 1 + both; n++) {
+                    if (scaled)
+                        weights[n] = v16_mul(weights[n], factors[o]);
+                    for (int t = 0; t < rows; t++)
+                        sums[t][o] = v16_fma(v16_load(x[t] + i + n * LANES), weights[n], sums[t][o]);
+                }
             }
     }
     for (int t = 0; t < rows; t++)
