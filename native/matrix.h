@@ -18,7 +18,7 @@ struct matrix {
 /* 2^(stored - 127). */
 INLINE float power_of_two(uint8_t stored)
 {
-    union { uint32_t u; float f; } bits = {stored ? (uint32_t)stored << 23 : 1u << 22};
+    union { uint32_t u; float f; } bits = {(uint32_t)stored << 23 | (uint32_t)(stored == 0) << 22};
     return bits.f;
 }
 
@@ -152,35 +152,22 @@ INLINE long span_of(enum format format, long inner)
     return format == FP4 ? BLOCK : format == FP8 || format == FP8_FLOAT_SCALES ? TILE : inner;
 }
 
-/* Have what is needed a few rows later be on its way: without it one thread reads memory at half of its speed. */
-INLINE void fetch_ahead(const struct matrix *m, enum format format, long row, long i)
+INLINE long bits_of(enum format format)
 {
-    long bits = format == FLOAT32 ? 32 : format == BFLOAT16 ? 16 : format == FP4 ? 4 : 8;
-    if (i * bits % 512 == 0) /* once for a line of the cache */
-        __builtin_prefetch((const char *)m->codes + (row * m->inner + i) * bits / 8 + 4096);
+    return format == FLOAT32 ? 32 : format == BFLOAT16 ? 16 : format == FP4 ? 4 : 8;
 }
 
-/* What to multiply the numbers of `v16_codes` with, from column i to the end of its span. */
-INLINE float factor_of(const struct matrix *m, enum format format, long row, long i)
+/* Two times LANES numbers as floats, but for their scale; LANES where `both` is 0. `format` is a constant where this is called. */
+INLINE void two_codes(enum format format, const char *at, int both, v16 *codes)
 {
-    if (format == FP4)
-        return 0.5f * power_of_two(((const uint8_t *)m->scales)[row * (m->inner / BLOCK) + i / BLOCK]);
-    long at = row / TILE * ((m->inner + TILE - 1) / TILE) + i / TILE;
-    return 0x1p8f * (format == FP8 ? power_of_two(((const uint8_t *)m->scales)[at]) : ((const float *)m->scales)[at]);
-}
-
-/* Columns i up to i + 2 LANES of a row as floats, but for the factor; up to i + LANES where `both` is 0. */
-INLINE void two_codes(const struct matrix *m, enum format format, long row, long i, int both, v16 *codes)
-{
-    long at = row * m->inner + i;
     if (format == FP4) {
-        doubled_block((const uint8_t *)m->codes + at / 2, codes, codes + 1);
+        doubled_block((const uint8_t *)at, codes, codes + 1);
         return;
     }
-    for (int n = 0; n < 1 + both; n++, at += LANES)
-        codes[n] = format == FLOAT32 ? v16_load((const float *)m->codes + at)
-                   : format == BFLOAT16 ? v16_halves((const uint16_t *)m->codes + at)
-                                        : v16_reduced_e4m3((const uint8_t *)m->codes + at);
+    for (int n = 0; n < 1 + both; n++, at += LANES * bits_of(format) / 8)
+        codes[n] = format == FLOAT32 ? v16_load((const float *)at)
+                   : format == BFLOAT16 ? v16_halves((const uint16_t *)at)
+                                        : v16_reduced_e4m3((const uint8_t *)at);
 }
 
 /* To E4M3 and back. */

@@ -11,7 +11,7 @@
 
 #define ROWS_AT_ONCE 48 /* of x: a multiple of every ROWS; with 512 columns a fifth of the second cache */
 #define MOST_OUTPUTS 16
-#define THIN 2 /* outputs of a tile of one or two rows */
+#define THIN 4 /* outputs of a tile of one or two rows */
 
 struct product {
     struct matrix matrix;
@@ -26,36 +26,75 @@ struct product {
 
 INLINE long padded(long columns) { return (columns + LANES - 1) / LANES * LANES; }
 
-/* Products of few rows with outputs `first`, ..., straight from how they are stored. */
+/* Where a row of a matrix is read from. */
+struct reading {
+    const char *codes;
+    const void *scales;
+};
+
+INLINE struct reading reading_of(const struct matrix *m, enum format format, long row)
+{
+    long spans = format == FP4 ? m->inner / BLOCK : (m->inner + TILE - 1) / TILE, at = format == FP4 ? row * spans : row / TILE * spans;
+    long size = format == FP8_FLOAT_SCALES ? 4 : 1;
+    return (struct reading){(const char *)m->codes + row * m->inner * bits_of(format) / 8, (const char *)m->scales + at * size};
+}
+
+/* What to multiply what `two_codes` returns with, in the n-th span of columns. */
+INLINE v16 factor_of(const struct reading *r, enum format format, long n)
+{
+    if (format == FP8_FLOAT_SCALES)
+        return v16_all(0x1p8f * ((const float *)r->scales)[n]);
+    return v16_all((format == FP4 ? 0.5f : 0x1p8f) * power_of_two(((const uint8_t *)r->scales)[n]));
+}
+
+/* Two times LANES columns from i on, or LANES. What is needed a few rows later is fetched: without that one thread reads
+ * memory at half of its speed. */
+INLINE void thin_step(const struct reading *r, enum format format, long i, int both, v16 factor, const float *const *x, int rows, v16 *sums)
+{
+    v16 weights[2];
+    const char *at = r->codes + i * bits_of(format) / 8;
+    if (i * bits_of(format) % 512 == 0)
+        __builtin_prefetch(at + 4096);
+    two_codes(format, at, both, weights);
+#pragma GCC unroll 4
+    for (int n = 0; n < 1 + both; n++) {
+        if (format != FLOAT32 && format != BFLOAT16)
+            weights[n] = v16_mul(weights[n], factor);
+#pragma GCC unroll 4
+        for (int t = 0; t < rows; t++)
+            sums[t] = v16_fma(v16_load(x[t] + i + n * LANES), weights[n], sums[t]);
+    }
+}
+
+/* Products of one or two rows with outputs `first`, ..., straight from how they are stored. */
 INLINE void thin_tile(const struct matrix *m, enum format format, const float *const *x, int rows, long first, int outputs, float *y, long stride)
 {
-    v16 sums[ROWS][THIN];
-    for (int t = 0; t < rows; t++)
-        for (int o = 0; o < outputs; o++)
-            sums[t][o] = v16_all(0.0f);
-    for (long begin = 0, span = span_of(format, m->inner); begin < m->inner; begin += span) {
-        int scaled = format != FLOAT32 && format != BFLOAT16;
-        long end = begin + span < m->inner ? begin + span : m->inner;
-        v16 factors[THIN];
-        for (int o = 0; scaled && o < outputs; o++)
-            factors[o] = v16_all(factor_of(m, format, first + o, begin));
-        for (long i = begin; i < end; i += 2 * LANES)
-            for (int o = 0; o < outputs; o++) {
-                v16 weights[2];
-                int both = i + LANES < end;
-                fetch_ahead(m, format, first + o, i);
-                two_codes(m, format, first + o, i, both, weights);
-                for (int n = 0; n < 1 + both; n++) {
-                    if (scaled)
-                        weights[n] = v16_mul(weights[n], factors[o]);
-                    for (int t = 0; t < rows; t++)
-                        sums[t][o] = v16_fma(v16_load(x[t] + i + n * LANES), weights[n], sums[t][o]);
-                }
-            }
+    int scaled = format != FLOAT32 && format != BFLOAT16;
+    long inner = m->inner, span = !scaled ? inner : format == FP4 ? BLOCK : TILE;
+    struct reading from[THIN];
+    v16 sums[THIN][2], factor[THIN];
+#pragma GCC unroll 4
+    for (int o = 0; o < outputs; o++) {
+        from[o] = reading_of(m, format, first + o);
+        factor[o] = sums[o][0] = sums[o][1] = v16_all(0.0f);
     }
+    for (long begin = 0, n = 0; begin < inner; begin += span, n++) {
+        long end = begin + span < inner ? begin + span : inner, i = begin;
+#pragma GCC unroll 4
+        for (int o = 0; scaled && o < outputs; o++)
+            factor[o] = factor_of(&from[o], format, n);
+        for (; i + 2 * LANES <= end; i += 2 * LANES)
+#pragma GCC unroll 4
+            for (int o = 0; o < outputs; o++)
+                thin_step(&from[o], format, i, 1, factor[o], x, rows, sums[o]);
+        for (int o = 0; format != FP4 && i < end && o < outputs; o++)
+            thin_step(&from[o], format, i, 0, factor[o], x, rows, sums[o]);
+    }
+#pragma GCC unroll 4
     for (int t = 0; t < rows; t++)
+#pragma GCC unroll 4
         for (int o = 0; o < outputs; o++)
-            y[t * stride + o] = v16_sum(sums[t][o]);
+            y[t * stride + o] = v16_sum(sums[o][t]);
 }
 
 INLINE void thin_format(const struct matrix *m, enum format format, const float *const *x, long rows, long first, long outputs, float *y, long stride)

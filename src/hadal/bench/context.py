@@ -64,6 +64,7 @@ class Samples:
     prefill_s: list[float] = field(default_factory=list[float])
     decode_ms: list[float] = field(default_factory=list[float])
     peak_mb: list[float] = field(default_factory=list[float])
+    planned_mb: float | None = None
     tokens: list[list[int]] = field(default_factory=list[list[int]])
 
 
@@ -202,7 +203,8 @@ def run_prompt(
         StoppedError: It would take longer than the limit, as far as could be seen.
         EngineError: The process ended.
     """
-    side.ask({"start": ids, "new": new})
+    planned = side.ask({"start": ids, "new": new}).get("planned")
+    samples.planned_mb = planned / 1e6 if planned is not None else None
     seconds, spent, step = 0.0, 0.0, dict[str, Any](done=0, token=None)
     while step["token"] is None:
         before = step["done"]
@@ -253,6 +255,8 @@ def _describe(
             f"{at}: decode, share of limit": read / limits.copy_gbps / 1e6 / decode.median,
             f"{at}: memory over the weights, MB": max(samples.peak_mb),
         }
+        if samples.planned_mb is not None:
+            report.figures[f"{at}: of it planned, MB"] = samples.planned_mb
         if name in own:
             continue
         for ours, mine in own.items():

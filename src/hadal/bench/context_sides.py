@@ -21,8 +21,8 @@ class EngineSide:
         self._model = model
         self._engine: Engine | None = None
 
-    def start(self, ids: Sequence[int], new: int) -> None:
-        """Take a prompt."""
+    def start(self, ids: Sequence[int], new: int) -> int:
+        """Take a prompt; return what the engine plans for it."""
         if self._engine is not None:
             self._engine.close()
         config = EngineConfig(
@@ -30,6 +30,11 @@ class EngineSide:
         )
         self._engine = Engine(self._model, config)
         self._engine.add(ids, SamplingParams(temperature=0.0, max_tokens=new, ignore_eos=True))
+        plan = self._engine.memory
+        blocks = (
+            -(-(len(ids) + new) // 128) * plan.block_bytes
+        )  # of all, those that this one touches
+        return blocks + plan.slots + plan.scratch
 
     def step(self) -> tuple[int, int | None]:
         """Run one step."""

@@ -31,8 +31,12 @@ Step = Mapping[str, Any]
 class Side(Protocol):
     """What is compared: something that computes a prompt in steps and then decodes greedily."""
 
-    def start(self, ids: Sequence[int], new: int) -> None:
-        """Take a prompt, of which so many tokens will be decoded, and forget the last one."""
+    def start(self, ids: Sequence[int], new: int) -> int | None:
+        """Take a prompt, of which so many tokens will be decoded, and forget the last one.
+
+        Returns:
+            The bytes over the weights that are planned for it, if any are.
+        """
         ...
 
     def step(self) -> tuple[int, int | None]:
@@ -56,8 +60,8 @@ def serve(side: Side) -> None:
         if "start" in request:
             # 5: the highest resident size of the process begins anew.
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-            side.start(request["start"], request["new"])
-            _answer(answers, {})
+            planned = side.start(request["start"], request["new"])
+            _answer(answers, {"planned": planned})
         else:
             wall, cpu = time.perf_counter(), time.process_time()
             done, token = side.step()
