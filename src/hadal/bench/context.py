@@ -6,6 +6,7 @@ are measured again. Ratios are taken round by round.
 
 import random
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import torch
 import hadal
 from hadal.bench import llama_cpp_peer
 from hadal.bench.machine_limits import Limits, LimitsOfRounds
-from hadal.bench.networks import NETWORKS, NetworkName
+from hadal.bench.networks import NETWORKS, FileKind, NetworkName, write_network
 from hadal.bench.report import ClockName, Report, Spread
 from hadal.bench.side import SideProcess
 from hadal.bench.work import decode_bytes, prefill_flops
@@ -132,14 +133,18 @@ def measure(
     measured = LimitsOfRounds()
     found: dict[int, dict[str, Samples]] = {}
     with ExitStack() as stack:
-        sides = {form: _start(stack, form, name, None) for form in ours}
-        sides |= {peer: _start(stack, peer, name, transformers) for peer in peers}
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hadal-bench-")))
+        write_network(name, folder, _files([*ours, *peers], llama_cpp is not None))
+        sides = {form: _start(stack, form, folder, None) for form in ours}
+        sides |= {peer: _start(stack, peer, folder, transformers) for peer in peers}
         if llama_cpp is not None:
-            sides[_LLAMA_CPP] = llama_cpp_peer.start(stack, llama_cpp, name)
+            sides[_LLAMA_CPP] = llama_cpp_peer.start(stack, llama_cpp, folder / "gguf")
+        for side_name, side in sides.items():
+            side.wait_ready()
+            _tell(f"{side_name} is ready")
+        if llama_cpp is not None:
             for figure, value in llama_cpp_peer.agreement(sides[_LLAMA_CPP], name).items():
                 report.figures[f"llama.cpp beside hadal, experts alike: {figure}"] = value
-        for side in sides.values():
-            side.wait_ready()
         for length in sorted(lengths):
             found[length] = {}
             for number in range(rounds):
@@ -155,8 +160,20 @@ def measure(
     return report
 
 
-def _start(stack: ExitStack, kind: str, name: NetworkName, python: Path | None) -> SideProcess:
-    command = [str(python or sys.executable), "-m", "hadal.bench.context_sides", kind, name]
+def _files(sides: Sequence[str], llama_cpp: bool) -> list[FileKind]:
+    """Return the files that sides load."""
+    found = list[FileKind]()
+    if {"hadal-fp32", "hadal-bf16"} & set(sides):
+        found.append("official")
+    if "hadal-fp4" in sides:
+        found.append("stored")
+    if set(PEERS) & set(sides):
+        found.append("huggingface")
+    return [*found, "gguf"] if llama_cpp else found
+
+
+def _start(stack: ExitStack, kind: str, folder: Path, python: Path | None) -> SideProcess:
+    command = [str(python or sys.executable), "-m", "hadal.bench.context_sides", kind, str(folder)]
     source = {} if python is None else {"PYTHONPATH": str(Path(hadal.__file__).parents[1])}
     return stack.enter_context(SideProcess([*command, str(torch.get_num_threads())], source))
 
@@ -180,6 +197,7 @@ def _round(
         samples = found.setdefault(name, Samples())
         try:
             run_prompt(sides[name], ids, new, None if name in OURS else limit_s, samples, clock)
+            _tell(f"{len(ids):,} tokens, {name}: {_last(samples, len(ids))}")
         except (StoppedError, EngineError) as err:
             if name in OURS:
                 raise
@@ -273,6 +291,18 @@ def _describe(
             report.figures[f"{at}: greedy tokens equal to hadal-fp32's"] = _agreement(
                 exact.tokens, samples.tokens
             )
+
+
+def _tell(what: str) -> None:
+    """Say how far it is; on the other stream than the report."""
+    sys.stderr.write(what + "\n")
+    sys.stderr.flush()
+
+
+def _last(samples: Samples, length: int) -> str:
+    """Return what a side has just done."""
+    speed = length / samples.prefill_s[-1]
+    return f"{speed:,.0f} tokens/s, {samples.decode_ms[-1]:.1f} ms a token"
 
 
 def _ratios(above: list[float], below: list[float]) -> Spread:

@@ -2,14 +2,14 @@
 
 import sys
 from collections.abc import Sequence
-from typing import cast, get_args
+from pathlib import Path
 
 import torch
 
-from hadal.bench.networks import NetworkName, network, network_as_stored
 from hadal.bench.side import Side, serve
+from hadal.checkpoint import load
 from hadal.engine import Engine, EngineConfig, SamplingParams
-from hadal.model import Transformer
+from hadal.model import Precision, Transformer
 
 __all__ = ["EngineSide", "main"]
 
@@ -43,26 +43,24 @@ class EngineSide:
         return update.prefill[0], update.token_ids[0] if update.token_ids else None
 
 
-def _side(kind: str, name: NetworkName) -> Side:
+def _side(kind: str, folder: Path) -> Side:
+    """Return a side by its name in `context.py`; every form of ours computes without simulated roundings."""
+    exact = Precision.exact()
     if kind == "hadal-fp4":
-        return EngineSide(network_as_stored(name))
-    if kind == "hadal-bf16":
-        return EngineSide(network(name, dtype=torch.bfloat16))
-    model = network(name)
-    if kind == "hadal-fp32":
-        return EngineSide(model)
-    from hadal.bench.transformers_peer import TransformersSide, load_peer
+        return EngineSide(load(folder / "stored", dtype=torch.bfloat16, precision=exact))
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[kind.rpartition("-")[2]]
+    if kind.startswith("hadal"):
+        return EngineSide(load(folder / "official", dtype=dtype, precision=exact))
+    from hadal.bench.transformers_peer import TransformersSide, load_peer_from
 
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[kind.removeprefix("transformers-")]
-    return TransformersSide(load_peer(model, dtype))
+    return TransformersSide(load_peer_from(folder / "huggingface", dtype))
 
 
 def main() -> None:
-    """Run a side: which, network, threads."""
-    kind, name, threads = sys.argv[1:]
-    assert name in get_args(NetworkName)
+    """Run a side: which, where the networks are, threads."""
+    kind, folder, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
-    serve(_side(kind, cast(NetworkName, name)))
+    serve(_side(kind, Path(folder)))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from typing import Final
 
 import torch
 
-from hadal.bench.gguf import write_gguf
 from hadal.bench.networks import NetworkName, network
 from hadal.bench.side import SideProcess
 from hadal.errors import InputError
@@ -27,23 +26,21 @@ HOW_TO_GET_IT: Final = (
 )
 
 
-def start(stack: ExitStack, python: Path, name: NetworkName) -> SideProcess:
-    """Start the peer on a network; it ends, and its file goes, with the stack.
+def start(stack: ExitStack, python: Path, file: Path) -> SideProcess:
+    """Start the peer on a network; it ends with the stack.
 
     Args:
         stack: Closed when the peer is no longer needed.
         python: Of an environment with llama-cpp-python.
-        name: Which random network.
+        file: The network as GGUF.
 
     Raises:
         InputError: There is no such program.
     """
     if not python.is_file():
         raise InputError(f"--llama-cpp: there is no {python}", hint=HOW_TO_GET_IT)
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    write_gguf(network(name), folder / "model.gguf")
     script = Path(__file__).with_name("llama_cpp_side.py")
-    command = [str(python), str(script), str(folder / "model.gguf"), str(torch.get_num_threads())]
+    command = [str(python), str(script), str(file), str(torch.get_num_threads())]
     return stack.enter_context(SideProcess(command))
 
 

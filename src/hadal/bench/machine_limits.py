@@ -10,6 +10,8 @@ from hadal.bench.report import ClockName, Spread, timed
 __all__ = ["Limits", "LimitsOfRounds"]
 
 _SIDE = 2048
+_SMALL_SIDE = 256
+_SLOW_GFLOPS = 20.0
 _BYTES = 256 << 20
 """Of a copy: more than any cache of a processor."""
 
@@ -40,8 +42,16 @@ class Limits:
         """Measure with matrices of this size and a copy of so many bytes."""
 
         def gflops(dtype: torch.dtype) -> float:
-            a, b = (torch.ones(size, size, dtype=dtype) for _ in range(2))
-            return 2 * size**3 / _best(lambda: a @ b, tries, clock) / 1e9
+            small, rate = min(size, _SMALL_SIDE), 0.0
+            for side in (
+                small,
+                size,
+            ):  # a processor without BF16 would take minutes for a large one
+                a, b = (torch.ones(side, side, dtype=dtype) for _ in range(2))
+                rate = 2 * side**3 / _best(lambda a=a, b=b: a @ b, tries, clock) / 1e9
+                if rate < _SLOW_GFLOPS:
+                    break
+            return rate
 
         source, target = (torch.ones(copy_bytes, dtype=torch.uint8) for _ in range(2))
         copy = 2 * copy_bytes / _best(lambda: target.copy_(source), tries, clock) / 1e9

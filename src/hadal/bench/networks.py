@@ -1,18 +1,20 @@
 """The networks that are measured: random ones, and a small one that has learned something."""
 
-import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, Literal
 
 import torch
 
-from hadal.checkpoint import load, save
+from hadal.bench.gguf import write_gguf
+from hadal.checkpoint import save
 from hadal.config import ModelConfig
 from hadal.model import Precision, Transformer, randomize
 
-__all__ = ["NETWORKS", "NetworkName", "network", "network_as_stored"]
+__all__ = ["NETWORKS", "FileKind", "NetworkName", "network", "write_network"]
 
 NetworkName = Literal["a192", "nano"]
+FileKind = Literal["official", "huggingface", "stored", "gguf"]
 
 NETWORKS: Final[dict[str, ModelConfig]] = {
     "a192": ModelConfig(
@@ -50,16 +52,19 @@ def network(
     return model
 
 
-def network_as_stored(name: NetworkName) -> Transformer:
-    """Return the same network as a published checkpoint stores it: experts in FP4, most else in FP8, the rest in BF16.
+def write_network(name: NetworkName, folder: Path, kinds: Iterable[FileKind]) -> None:
+    """Write a network once for all sides that load it, by kind: `folder / kind`.
 
-    Its arithmetic rounds nothing else, as that of the others.
+    `official` and `huggingface` hold float32 in either layout, `stored` what a published checkpoint does: experts in
+    FP4, most else in FP8, the rest in BF16. `gguf` is for llama.cpp.
     """
     model = network(name)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model"
-        save(model.to(torch.bfloat16), path, config=model.config.quantized("instruct"))
-        stored = load(path, dtype=torch.bfloat16, precision=Precision.exact())
-        for parameter in stored.parameters():  # the folder goes
-            parameter.data = parameter.data.clone()
-    return stored
+    for kind in kinds:
+        path = folder / kind
+        if kind == "gguf":
+            write_gguf(model, path)
+        elif kind == "stored":
+            half = network(name, dtype=torch.bfloat16)
+            save(half, path, config=model.config.quantized("instruct"))
+        else:
+            save(model, path, layout=kind)

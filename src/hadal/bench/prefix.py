@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from hadal.bench import llama_cpp_peer
-from hadal.bench.networks import NetworkName, network
+from hadal.bench.networks import NetworkName, network, write_network
 from hadal.bench.report import ClockName, Report, Spread, timed
 from hadal.bench.side import SideProcess
 from hadal.engine import LLM, Completion, SamplingParams
@@ -58,7 +58,11 @@ def measure(
     times: dict[str, list[float]] = {state: [] for state in _STATES}
     wrong = hits_off = 0
     with ExitStack() as stack:
-        peer = _Peer(llama_cpp_peer.start(stack, llama_cpp, name), clock) if llama_cpp else None
+        peer = None
+        if llama_cpp is not None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            write_network(name, folder, ["gguf"])
+            peer = _Peer(llama_cpp_peer.start(stack, llama_cpp, folder / "gguf"), clock)
         for number in range(rounds):
             prompt = prompts[number % tails]
             if peer is not None:

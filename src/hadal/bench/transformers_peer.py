@@ -14,7 +14,7 @@ import torch
 from hadal.checkpoint import save
 from hadal.model import Transformer
 
-__all__ = ["CHUNK", "TransformersSide", "generate", "load_peer"]
+__all__ = ["CHUNK", "TransformersSide", "generate", "load_peer", "load_peer_from"]
 
 CHUNK: Final = 512
 """Tokens of one call."""
@@ -22,13 +22,18 @@ CHUNK: Final = 512
 
 def load_peer(model: Transformer, dtype: torch.dtype = torch.float32) -> Any:
     """Return the model as transformers', through a checkpoint; in BF16 the whole module is cast."""
-    from transformers import DeepseekV4ForCausalLM
-
     with tempfile.TemporaryDirectory() as folder:
         save(model, Path(folder) / "model", layout="huggingface")
-        peer: Any = DeepseekV4ForCausalLM.from_pretrained(
-            Path(folder) / "model", dtype=torch.float32, attn_implementation="eager"
-        )
+        return load_peer_from(Path(folder) / "model", dtype)
+
+
+def load_peer_from(path: Path, dtype: torch.dtype) -> Any:
+    """Return the peer's model from a checkpoint in its layout."""
+    from transformers import DeepseekV4ForCausalLM
+
+    peer: Any = DeepseekV4ForCausalLM.from_pretrained(
+        path, dtype=torch.float32, attn_implementation="eager"
+    )
     return peer.to(dtype).eval()
 
 

@@ -111,22 +111,31 @@ def cpu(
     """
     from hadal.bench import environments
     from hadal.bench.context import OURS, PEERS, measure
+    from hadal.bench.machine_limits import Limits
 
     _use_threads(threads)
     kept = (
         folder or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hadal/bench"
     )
+    limits = Limits.measured()
+    slow = limits.bf16_gflops < limits.fp32_gflops / 2
+    peers: list[_Peer] = ["transformers-fp32"] if slow else list(PEERS)
     report = measure(
         network,
         lengths,
         new,
         rounds,
         ours=OURS,
-        peers=() if only_hadal else PEERS,
+        peers=() if only_hadal else peers,
         peer_limit_s=peer_limit_s,
         transformers=None if only_hadal else environments.transformers(kept),
         llama_cpp=None if only_hadal else environments.llama_cpp(kept),
     )
+    if slow and not only_hadal:
+        report.notes.append(
+            f"transformers in BF16 was left out: this processor multiplies in it at {limits.bf16_gflops:.1f} GFLOP/s, "
+            f"in float32 at {limits.fp32_gflops:.0f}"
+        )
     _print(report, json_output)
 
 
