@@ -5,6 +5,7 @@
 #define HADAL_EXPERTS_H
 
 #include "product.h"
+#include "rows.h"
 #include <stdlib.h>
 
 #define HIDDEN_AT_ONCE 64 /* outputs of a part */
@@ -81,7 +82,7 @@ static void hidden_part(void *context, long n)
         }
         for (long row = 0; row < expert->rows; row += ROWS_AT_ONCE) {
             long rows = expert->rows - row < ROWS_AT_ONCE ? expert->rows - row : ROWS_AT_ONCE, first = expert->first + row;
-            float gates[ROWS_AT_ONCE * OUTPUTS_AT_ONCE], ups[ROWS_AT_ONCE * OUTPUTS_AT_ONCE];
+            float gates[ROWS_AT_ONCE * OUTPUTS_AT_ONCE] = {0}, ups[ROWS_AT_ONCE * OUTPUTS_AT_ONCE] = {0};
             for (long t = 0; t < rows; t++)
                 x[t] = e->x + e->token[first + t] * e->width;
             if (thin) {
@@ -91,12 +92,13 @@ static void hidden_part(void *context, long n)
                 dots(x, gate, e->width, rows, some, gates, OUTPUTS_AT_ONCE);
                 dots(x, up, e->width, rows, some, ups, OUTPUTS_AT_ONCE);
             }
+            round_halves(gates, rows * OUTPUTS_AT_ONCE, e->halves);
+            round_halves(ups, rows * OUTPUTS_AT_ONCE, e->halves);
+            for (long i = 0; i < rows * OUTPUTS_AT_ONCE; i++) /* those that stand for no output, too: it is one loop of vectors */
+                gates[i] = swiglu(gates[i], ups[i], e->limit);
             for (long t = 0; t < rows; t++)
-                for (long i = 0; i < some; i++) {
-                    float one = in_dtype(gates[t * OUTPUTS_AT_ONCE + i], e->halves), other = in_dtype(ups[t * OUTPUTS_AT_ONCE + i], e->halves);
-                    float value = swiglu(one, other, e->limit) * e->scale[first + t];
-                    e->inner[(first + t) * e->hidden_width + o + i] = in_dtype(value, e->halves);
-                }
+                for (long i = 0; i < some; i++)
+                    e->inner[(first + t) * e->hidden_width + o + i] = in_dtype(gates[t * OUTPUTS_AT_ONCE + i] * e->scale[first + t], e->halves);
         }
     }
 }
