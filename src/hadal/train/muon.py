@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hadal.model import Transformer
+from hadal.train.product_dtype import product_dtype
 
 __all__ = ["Muon", "newton_schulz", "split_parameters"]
 
@@ -19,12 +20,12 @@ _UPDATE_RMS = 0.18
 
 
 def newton_schulz(matrices_BNM: Float[Tensor, "B N M"]) -> Float[Tensor, "B N M"]:
-    """Return matrices with the same singular vectors and singular values near 1, in bfloat16.
+    """Return matrices with the same singular vectors and singular values near 1, in `product_dtype`.
 
     Eight steps that converge fast and two that converge to 1 (report, algorithm 1).
     """
     wide = matrices_BNM.shape[1] <= matrices_BNM.shape[2]
-    x = (matrices_BNM if wide else matrices_BNM.mT).bfloat16()
+    x = (matrices_BNM if wide else matrices_BNM.mT).to(product_dtype(matrices_BNM.device))
     x = x / x.float().norm(dim=(1, 2), keepdim=True).clamp_min(1e-30).to(x.dtype)
     for a, b, c in _STEPS:
         square = x @ x.mT

@@ -19,6 +19,7 @@ from hadal.model.training import TrainingOutput, training_forward
 from hadal.train.memory import Trimmer
 from hadal.train.metrics import METRICS
 from hadal.train.muon import Muon, split_parameters
+from hadal.train.product_dtype import product_dtype
 from hadal.train.samples import Batch, Conversations
 from hadal.train.train_config import TrainConfig
 
@@ -215,7 +216,8 @@ class Trainer:
         )
         dense = step < config.sparse_from * config.steps
         ids_T, labels_T = batch.ids_T.to(self.device), batch.labels_T.to(self.device)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+        halves = product_dtype(self.device) is torch.bfloat16
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=halves):
             output = training_forward(
                 self.model, ids_T, batch.lengths, labels_T=labels_T,
                 indexer_stage="dense" if dense else "sparse", window=config.window(step), fast=True,
