@@ -70,8 +70,8 @@ def test_context_beside_transformers(capsys):
             for figure in ("prefill, share of limit", "decode, share of limit"):
                 assert 0 < found[f"{length}: {side}: {figure}"] < 1
             assert found[f"{length}: {side}: memory over the weights, MB"] < 1000
-        assert found[f"{length}: hadal over transformers-fp32: decode time"]["low"] > 0
-        same = found[f"{length}: transformers-fp32: greedy tokens equal to hadal's"]
+        assert found[f"{length}: hadal-fp32 over transformers-fp32: decode time"]["low"] > 0
+        same = found[f"{length}: transformers-fp32: greedy tokens equal to hadal-fp32's"]
         assert same == "6 of 6"
     for limit in ("fp32_gflops", "bf16_gflops", "copy_gbps"):
         assert found[f"limit: {limit}"]["rounds"] == 4

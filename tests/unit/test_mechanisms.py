@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from hadal.config import LayerKind, ModelConfig
-from hadal.model import Precision, Trace, Transformer, mhc, randomize
+from hadal.model import Precision, Trace, Transformer, kernels, mhc, randomize
 from hadal.model.cache import Entries
 from hadal.model.compressor import Tail, pool_windows
 from hadal.model.core_attention import Keys, core_attention
 from hadal.model.elementwise import sigmoid, silu, softmax, softplus
 from hadal.model.indexer import index_scores
-from hadal.model.linear import Role
+from hadal.model.linear import Formats, Linear, Role
 from hadal.model.losses import balance_loss, indexer_loss
 from hadal.model.moe import Expert
 from hadal.model.product import product
@@ -334,6 +334,32 @@ class TestArithmetic:
                 whole = function(x)
                 for rows in (slice(0, 1), slice(5, 8), slice(7, 20), slice(20, 300)):
                     assert torch.equal(function(x[rows]), whole[rows])
+
+
+class TestWithoutKernels:
+    """What kernels stand for in inference is said by the modules, too."""
+
+    @pytest.mark.parametrize("role", list(Role))
+    def test_only_quantised_matrices_round_their_inputs(self, role):
+        formats = Formats(
+            config=CONFIGS["flash_like"], storage="plain", dtype=torch.float32,
+            precision=dataclasses.replace(Precision.exact(), activations_fp8=True),
+        )  # fmt: skip
+        matrix, x = Linear(128, 16, role, formats), torch.randn(3, 128)
+        with torch.no_grad(), kernels.without_kernels():
+            torch.nn.init.normal_(matrix.weight)
+            exact = torch.equal(matrix(x), product(x, matrix.weight))
+        assert exact == (role in (Role.PLAIN, Role.OUTPUT_A))
+
+    @torch.no_grad()
+    def test_chunks_are_the_whole(self):
+        model = random_model(CONFIGS["flash_like"])
+        ids = torch.randint(2, model.config.vocab_size, (300,))
+        with kernels.without_kernels():
+            whole, cache = model(ids, [300]), model.new_cache()
+            sizes = [5, 2, 130, 1, 3, 159]
+            parts = [model(part, [len(part)], [cache]) for part in ids.split(sizes)]
+        torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-4, atol=1e-4)
 
 
 def test_precision_switches_each_change_the_logits():
