@@ -43,7 +43,9 @@ class GuestBuildHook(BuildHookInterface):
         guest = sorted((root / "guest").glob("*.c"))
         self._compile(build_data, [compiler, *FLAGS, *map(str, guest)], PROGRAM)
         native = sorted((root / "native").glob("*.c"))
-        self._compile(build_data, [compiler, *LIBRARY_FLAGS, *map(str, native), "-lm", "-lpthread"], LIBRARY)
+        self._compile(
+            build_data, [compiler, *LIBRARY_FLAGS, *map(str, native), "-lm", "-lpthread"], LIBRARY
+        )
         build_data["pure_python"] = False
         build_data["infer_tag"] = True
 
