@@ -6,7 +6,6 @@
 
 #include "product.h"
 #include "rows.h"
-#include <stdlib.h>
 
 #define HIDDEN_AT_ONCE 64 /* outputs of a part */
 
@@ -142,7 +141,7 @@ static void output_part(void *context, long n)
         store_row(e->total + t * e->outer + begin, some, (char *)e->out + (t * e->outer + begin) * (e->halves ? 2 : 4), e->halves);
 }
 
-/* Runs experts whose rows and memory are set; see `experts_of` in library.c. */
+/* Runs experts whose rows and memory are set. */
 static int run_experts(struct experts *e, int threads)
 {
     long parts = (e->hidden + HIDDEN_AT_ONCE - 1) / HIDDEN_AT_ONCE, rows = 0;

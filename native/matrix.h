@@ -146,12 +146,6 @@ INLINE void unpack_row(const struct matrix *m, long row, float *out)
     }
 }
 
-/* Columns that share a scale; `format` is a constant where this is called, as in what follows. */
-INLINE long span_of(enum format format, long inner)
-{
-    return format == FP4 ? BLOCK : format == FP8 || format == FP8_FLOAT_SCALES ? TILE : inner;
-}
-
 INLINE long bits_of(enum format format)
 {
     return format == FLOAT32 ? 32 : format == BFLOAT16 ? 16 : format == FP4 ? 4 : 8;

@@ -1,16 +1,15 @@
 /* Hyper-connections: the mixture of a site, what its sub-layer reads, and what is written back (spec/model.md 2.2).
  *
- * Sums over columns are sixteen partial sums, as in stored_product.c; no multiplication is fused with an addition, so
+ * Sums over columns are sixteen partial sums, as in simd.h; no multiplication is fused with an addition, so
  * that every form below has the same bits. Streams are float32 or bfloat16, all else is float32. */
 #include "parallel.h"
+#include "simd.h"
 #include <math.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
 
-#define LANES 16
 #define LOWEST -80.0f /* of the argument of a sigmoid, as in model/elementwise.py */
-#define INLINE static inline __attribute__((always_inline))
 
 struct site {
     const float *fn, *base, *scale; /* [N, M D], [N], [3]; N = (2 + M) M */
@@ -18,38 +17,6 @@ struct site {
     int iterations;
     float hc_eps, rms_eps;
 };
-
-INLINE float widened(uint16_t half)
-{
-    union { uint32_t u; float f; } bits = {(uint32_t)half << 16};
-    return bits.f;
-}
-
-INLINE uint16_t narrowed(float value)
-{
-    union { float f; uint32_t u; } bits = {value};
-    if (value != value)
-        return 0x7fc0;
-    return (uint16_t)((bits.u + 0x7fffu + (bits.u >> 16 & 1)) >> 16);
-}
-
-INLINE void load(const void *from, int halves, long count, float *to)
-{
-    if (!halves)
-        memcpy(to, from, (size_t)count * sizeof *to);
-    else
-        for (long i = 0; i < count; i++)
-            to[i] = widened(((const uint16_t *)from)[i]);
-}
-
-INLINE void store(const float *from, long count, void *to, int halves)
-{
-    if (!halves)
-        memcpy(to, from, (size_t)count * sizeof *from);
-    else
-        for (long i = 0; i < count; i++)
-            ((uint16_t *)to)[i] = narrowed(from[i]);
-}
 
 INLINE float dot(const float *a, const float *b, long count)
 {
@@ -66,7 +33,8 @@ INLINE float dot(const float *a, const float *b, long count)
     return lanes[0];
 }
 
-INLINE float sigmoid(float x)
+/* With the library's exp: a handful of them for a token, and a chain of divisions follows. */
+INLINE float coefficient(float x)
 {
     return 1.0f / (1.0f + expf(-(x < LOWEST ? LOWEST : x)));
 }
@@ -101,13 +69,13 @@ INLINE void read_rows(const struct site *s, const void *streams, int halves, lon
     long all = s->streams * s->width, size = halves ? 2 : 4;
     for (long t = 0; t < rows; t++) {
         float *pre = mix + t * mixing, *post = pre + m, *comb = post + m;
-        load((const char *)streams + t * all * size, halves, all, flat);
+        load_row((const char *)streams + t * all * size, halves, all, flat);
         float norm = 1.0f / sqrtf(dot(flat, flat, all) / (float)all + s->rms_eps);
         for (int n = 0; n < mixing; n++)
             pre[n] = dot(flat, s->fn + n * all, all) * norm * s->scale[n < m ? 0 : n < 2 * m ? 1 : 2] + s->base[n];
         for (int n = 0; n < m; n++) {
-            pre[n] = sigmoid(pre[n]) + s->hc_eps;
-            post[n] = 2.0f * sigmoid(post[n]);
+            pre[n] = coefficient(pre[n]) + s->hc_eps;
+            post[n] = 2.0f * coefficient(post[n]);
         }
         sinkhorn(comb, m, s->iterations, s->hc_eps);
         float *sum = flat; /* stream 0, which is not needed any more where it has been read */
@@ -117,7 +85,7 @@ INLINE void read_rows(const struct site *s, const void *streams, int halves, lon
                 total += pre[j] * flat[j * s->width + d];
             sum[d] = total;
         }
-        store(sum, s->width, (char *)out + t * s->width * size, halves);
+        store_row(sum, s->width, (char *)out + t * s->width * size, halves);
     }
 }
 
@@ -128,8 +96,8 @@ INLINE void write_rows(const void *streams, const void *output, const float *mix
     float *y = work + m * width, *row = y + width;
     for (long t = 0; t < rows; t++) {
         const float *post = mix + t * mixing + m, *comb = post + m;
-        load((const char *)streams + t * m * width * size, halves, m * width, work);
-        load((const char *)output + t * width * size, halves, width, y);
+        load_row((const char *)streams + t * m * width * size, halves, m * width, work);
+        load_row((const char *)output + t * width * size, halves, width, y);
         for (long k = 0; k < m; k++) {
             for (long d = 0; d < width; d++) {
                 float mixed = comb[k] * work[d];
@@ -137,7 +105,7 @@ INLINE void write_rows(const void *streams, const void *output, const float *mix
                     mixed += comb[j * m + k] * work[j * width + d];
                 row[d] = post[k] * y[d] + mixed;
             }
-            store(row, width, (char *)out + (t * m + k) * width * size, halves);
+            store_row(row, width, (char *)out + (t * m + k) * width * size, halves);
         }
     }
 }
@@ -171,8 +139,6 @@ struct job {
 
 #define ROWS_OF_A_PART 16
 
-static const char *row_at(const void *tensor, long row, long width, int halves) { return (const char *)tensor + row * width * (halves ? 2 : 4); }
-
 static void read_part(void *context, long n)
 {
     struct job *j = context;
@@ -180,8 +146,8 @@ static void read_part(void *context, long n)
     long m = j->site.streams, width = j->site.width;
     float *flat = room_of(ROWS_ROOM, (size_t)(m * width) * sizeof *flat);
     if (flat)
-        CHOOSE(read, j->level)(&j->site, row_at(j->streams, begin, m * width, j->halves), j->halves, rows, flat, j->mix + begin * (2 + m) * m,
-                               (void *)row_at(j->out, begin, width, j->halves));
+        CHOOSE(read, j->level)(&j->site, row_of(j->streams, begin, m * width, j->halves), j->halves, rows, flat, j->mix + begin * (2 + m) * m,
+                               (void *)row_of(j->out, begin, width, j->halves));
     else
         atomic_store(&j->failed, 1);
 }
@@ -193,8 +159,8 @@ static void write_part(void *context, long n)
     long m = j->site.streams, width = j->site.width;
     float *work = room_of(ROWS_ROOM, (size_t)((m + 2) * width) * sizeof *work);
     if (work)
-        CHOOSE(write, j->level)(row_at(j->streams, begin, m * width, j->halves), row_at(j->output, begin, width, j->halves),
-                                j->given + begin * (2 + m) * m, rows, m, width, j->halves, work, (void *)row_at(j->out, begin, m * width, j->halves));
+        CHOOSE(write, j->level)(row_of(j->streams, begin, m * width, j->halves), row_of(j->output, begin, width, j->halves),
+                                j->given + begin * (2 + m) * m, rows, m, width, j->halves, work, (void *)row_of(j->out, begin, m * width, j->halves));
     else
         atomic_store(&j->failed, 1);
 }

@@ -17,7 +17,6 @@ struct product {
     struct matrix matrix;
     const float *x; /* [rows, across]; a group's columns are `width` apart, zeros up to a multiple of LANES */
     long rows, across, width, groups;
-    float *sums; /* or NULL: straight into y */
     void *y;     /* [rows, outer] */
     int halves;  /* of y */
     long outputs_at_once, output_parts, row_parts, part;

@@ -105,13 +105,12 @@ class PagedEntries:
         """Return the bytes that the rows occupy."""
         return self._count * self._codec.row_bytes
 
-    def pages(self) -> Pages | None:
+    def pages(self) -> Pages:
         """Return where the rows lie."""
-        packing = {
-            "plain": {torch.float32: "float32", torch.bfloat16: "bfloat16"}.get(self._codec.dtype)
-        }
-        found = packing.get(self._codec.packing, self._codec.packing)
-        return None if found is None else Pages(self._pages, self._blocks.table, found)
+        packing = self._codec.packing
+        if packing == "plain":  # float32 or bfloat16: see `storage_format`
+            packing = str(self._codec.dtype).removeprefix("torch.")
+        return Pages(self._pages, self._blocks.table, packing)
 
     def _places(self, index: Tensor) -> tuple[Tensor, Tensor]:
         return self._blocks.table[index // self._per_block], index % self._per_block

@@ -37,7 +37,13 @@ def native_product(
         at: Which of `native.LEVELS`. Default: the best.
     """
     form = format_of(weight, scale)
-    if form is None or x.dim() != 2 or not has_kernel(x, weight if scale is None else None):
+    if (
+        form is None
+        or x.dim() != 2
+        or weight.shape[1] * (2 if form == 4 else 1) * groups != x.shape[1]
+    ):
+        return None  # the module says what does not fit
+    if not has_kernel(x, weight if scale is None else None):
         return None
     if form == 1 and x.dtype == torch.bfloat16 and x.shape[0] >= _MANY and _multiplies_halves():
         return None
