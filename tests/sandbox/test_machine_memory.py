@@ -204,7 +204,7 @@ def template(tmp_path):
     base = memory.empty_memory(SIZE)
     with holder(base, "shared", 5) as process:
         box = make_machine(tmp_path / "box", 0)
-        Templates(tmp_path / "t").make("key", process.pid, base, box)
+        Templates(tmp_path / "t").make("key", box, lambda: memory.copy_memory(process.pid, base))
         process.stdin.close()
     os.close(base)
     return tmp_path / "t/key"

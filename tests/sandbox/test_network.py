@@ -366,8 +366,8 @@ def test_nothing_is_left(lab, with_network):
 
 _OPENS_A_LINK = """
 import fcntl, os, struct, sys
+tap = os.open("/dev/net/tun", os.O_RDWR)  # a jail has a device of its own, which its user may open
 os.setresuid(4321, 4321, 4321)
-tap = os.open("/dev/net/tun", os.O_RDWR)
 fcntl.ioctl(tap, 0x400454CA, struct.pack("16sH22x", b"tap0", 0x0002 | 0x1000 | 0x4000))
 fcntl.ioctl(tap, 0x400454D8, struct.pack("i", 12))
 print("open", flush=True)
