@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hadal.node.machines.qemu import BOOT, LAYERS, Hardware
+from hadal.node.machines.qemu import BOOT, LAYERS, SEED, Hardware
 from hadal.node.machines.snapshots import Snapshot
 from hadal.node.network import BoxNetwork
 
@@ -25,6 +25,7 @@ class Plan:
         layers: Files of its image; none where it boots from a disk image.
         kernel: That the node gives it, with an initial RAM disk; None where its disk has one.
         disk_image: Reference of that; None where it has layers.
+        seed: Disk for cloud-init.
     """
 
     hypervisor: str
@@ -35,6 +36,7 @@ class Plan:
     layers: tuple[Path, ...]
     kernel: tuple[Path, Path] | None
     disk_image: str | None = None
+    seed: Path | None = None
 
     def key(self, disk: str = "") -> str:
         """Return the name of its template, and of all whose snapshots it can start from.
@@ -44,7 +46,8 @@ class Plan:
         """
         about = asdict(self) | {"layers": [path.name for path in self.layers]}
         about |= {"disk_image": disk}
-        files = (Path(self.program), *((self.kernel[0],) if self.kernel else ()))
+        files = [Path(self.program), *((self.kernel[0],) if self.kernel else ())]
+        files += [Path(self.hardware.firmware)] if self.hardware.firmware else []
         known = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
         about |= {"files": known}
         return hashlib.sha256(json.dumps(about, default=str).encode()).hexdigest()[:32]
@@ -57,7 +60,7 @@ class Plan:
                 (self.kernel[0], f"{BOOT}/kernel", True),
                 (self.kernel[1], f"{BOOT}/initrd", True),
             ]
-        return found
+        return found if self.seed is None else [*found, (self.seed, SEED, True)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,22 +15,31 @@ from hadal.node.machines.memory import copy_memory, empty_memory, memory_of
 from hadal.node.machines.monitor import Monitor
 from hadal.node.machines.plan import Plan, Start
 from hadal.node.machines.qemu import qemu_call
+from hadal.node.machines.serial_console import SerialConsole
 from hadal.node.machines.snapshots import Snapshot
 from hadal.node.network import BoxNetwork
 
 __all__ = ["Qemu"]
 
-_SOCKET = "qmp"
+_SOCKET, _CONSOLE = "qmp", "console"
 _ANSWER_S = 10.0
 _BOOT_S = 60.0
-_BOOT_OF_A_SYSTEM_S = 300.0
+_BOOT_OF_A_SYSTEM_S = 600.0
+"""With all that it does when it boots first, emulated."""
 
 
 class Qemu:
-    """See the module."""
+    """See the module.
+
+    Args:
+        has_guest: Whether its machines will have our guest program.
+    """
 
     chains = True
     """Whether disks may stand on others."""
+
+    def __init__(self, *, has_guest: bool = True) -> None:
+        self._has_guest = has_guest
 
     @contextlib.contextmanager
     def jailed(
@@ -56,6 +65,11 @@ class Qemu:
             try:
                 if snapshot is not None:
                     await monitor.load_devices(snapshot.devices)
+                if not self._has_guest:
+                    console = await SerialConsole.reach(folder / _CONSOLE)
+                    await monitor.go_on()
+                    return monitor, console
+                if snapshot is not None:
                     await monitor.go_on()
                 return monitor, await _guest_of(
                     folder, _BOOT_S if plan.layers else _BOOT_OF_A_SYSTEM_S
@@ -74,6 +88,8 @@ class Qemu:
         monitor = await Monitor.connect(folder / _SOCKET)
         try:
             await monitor.go_on()  # where a daemon died while it stood still
+            if not self._has_guest:
+                return monitor, await SerialConsole.reach(folder / _CONSOLE)
             return monitor, await _guest_of(folder, _ANSWER_S)
         except BaseException:
             await monitor.close()
