@@ -5,6 +5,9 @@
 int mhc_read(const void *streams, int halves, long rows, long m, long width, const float *fn, const float *base, const float *scale, int iterations,
              float hc_eps, float rms_eps, float *mix, void *out, int level, int threads);
 
+int hadal_mhc_write(const void *streams, const void *output, int halves, long rows, long m, long width, const float *mix, void *out, int level,
+                    int threads);
+
 extern const struct level avx2_level, avx512_level;
 
 /* What this processor can do: the best of plain, AVX2, AVX-512, counted from 0. */
@@ -139,3 +142,5 @@ int hadal_experts(const void *x, int halves, long tokens, const int64_t *matrice
     }
     return at(level)->experts(x, halves, tokens, expert, count, ids, routes, weights, active, limit, rounds, out, threads);
 }
+
+#include "block.h"

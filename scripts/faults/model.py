@@ -147,7 +147,7 @@ MODEL = (
     _mutant(
         "entries not rounded as the cache stores them",
         "attention.py",
-        "cache.entries.append(self._simulate_storage(entries))",
+        "cache.entries.append(self.simulate_storage(entries))",
         "cache.entries.append(entries)",
     ),
     _mutant("KV scales for 128 channels", "quant/entries.py", "_BLOCK = 64", "_BLOCK = 128"),

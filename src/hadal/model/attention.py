@@ -163,7 +163,7 @@ class Attention(nn.Module):
         """Return what `_project` does, in one call."""
         scale = self.indexer.scale if self.indexer is not None else 0.0
         projected = project(
-            x_TD, batch.positions_T, batch.rotation(self.kind), table, self._sizes, eps=self.config.rms_norm_eps,
+            x_TD, batch.positions_T, batch.rotation(self.kind), table, self.sizes, eps=self.config.rms_norm_eps,
             index_scale=scale, rounds=self.precision.activations_fp8, as_kept=self.precision.kv_fp8,
         )  # fmt: skip
         if self.indexer is not None:
@@ -174,9 +174,10 @@ class Attention(nn.Module):
         """Return what kernels read of the matrices: those before, and those after the softmax."""
         if self.shard is not WHOLE or not has_kernel(x) or not x.is_contiguous():
             return None
-        return tables_of(self, self._described)
+        return tables_of(self, self.described)
 
-    def _described(self) -> tuple[Numbers | None, Numbers | None]:
+    def described(self) -> tuple[Numbers | None, Numbers | None]:
+        """Return what kernels read of the matrices before the softmax, and of those behind it."""
         before = [self.wq_a.described(), addresses(self.q_norm.weight), self.wq_b.described()]
         before += [self.wkv.described(), addresses(self.kv_norm.weight)]
         before += [part.described() for part in (self.compressor, self.indexer) if part is not None]
@@ -184,7 +185,8 @@ class Attention(nn.Module):
         return _whole(before), _whole(after)
 
     @cached_property
-    def _sizes(self) -> Sizes:
+    def sizes(self) -> Sizes:
+        """What its matrices make."""
         main, indexer = self.compressor, self.indexer
         return Sizes(
             kind=0 if main is None else 1 if indexer is None else 2,
@@ -208,7 +210,7 @@ class Attention(nn.Module):
         found = native_vectors(
             kv_TK, norm=norm.eps, weight=norm.weight, rotation=rotation, as_kept=rounds
         )
-        return self._simulate_storage(rotate(norm(kv_TK), rotation)) if found is None else found
+        return self.simulate_storage(rotate(norm(kv_TK), rotation)) if found is None else found
 
     def _step(self, own: Projected, cache: LayerCache) -> Step:
         """Return what a later rewind needs of this call."""
@@ -273,7 +275,7 @@ class Attention(nn.Module):
             entries, cache.tail = self.compressor(
                 own["kv"], own["gate"], cache.tail, len(cache.entries)
             )
-            cache.entries.append(self._simulate_storage(entries))
+            cache.entries.append(self.simulate_storage(entries))
         if self.indexer is not None:
             assert cache.index_tail is not None
             keys, cache.index_tail = self.indexer.compressor(
@@ -310,7 +312,8 @@ class Attention(nn.Module):
             trace.selections.setdefault(self.name, []).append(selection)
         return selection, scores_TS
 
-    def _simulate_storage(self, kv: Tensor) -> Tensor:
+    def simulate_storage(self, kv: Tensor) -> Tensor:
+        """Round window keys or entries as `precision` asks."""
         if not self.precision.kv_fp8:
             return kv
         return quant.round_trip_kv_entries(kv, self.config.qk_rope_head_dim)

@@ -18,6 +18,7 @@ from torch import Tensor
 from hadal.errors import InputError
 from hadal.model.compressor import Tail
 from hadal.model.kernels.attention import Pages
+from hadal.model.tape import TailTape, Tape
 
 __all__ = [
     "Entries",
@@ -30,6 +31,8 @@ __all__ = [
     "last_rows",
 ]
 
+_MORE_KEYS = 128
+"""Tokens after which the keys of a window are copied, so that their memory does not grow."""
 _FIRST_PAGE = torch.zeros(1, dtype=torch.int64)
 _SERIALS = itertools.count()
 """Unique in the process, so that no cache takes another's snapshot for its own."""
@@ -145,6 +148,10 @@ class Slot:
                 tensors += [tail.kv, tail.gate, tail.previous_kv, tail.previous_gate]
         return tensors
 
+    def owned(self) -> "Slot":
+        """Return it on memory of its own, and no more than it needs."""
+        return self.filled(iter([tensor.clone() for tensor in self.tensors()]))
+
     def filled(self, tensors: Iterator[Tensor]) -> "Slot":
         """Return a slot of the same kind with other tensors, taken in the order of `tensors`."""
         window = next(tensors)
@@ -178,6 +185,9 @@ class LayerCache:
     index_keys: EntryStore = field(default_factory=Entries)
     step: Step | None = None
     """Of the last call, if `SequenceCache.rewindable`."""
+    _window_tape: tuple[Tensor, Tape] | None = None
+    """Of the window that it is given with; where the cache has another one it is void."""
+    _tail_tapes: dict[str, TailTape] = field(default_factory=dict[str, TailTape])
 
     @property
     def slot(self) -> Slot:
@@ -194,6 +204,28 @@ class LayerCache:
         window_PK = torch.cat((self.window, rows))
         self.window = last_rows(window_PK, self.window_size - 1)
         return window_PK
+
+    def next_key(self) -> tuple[int, int, int]:
+        """Take up the key of one token, which the caller writes.
+
+        Returns:
+            Its address, that of the first key that it sees, and how many keys it sees before its own.
+        """
+        window, tape = self._window_tape or (None, None)
+        if tape is None or window is not self.window or tape.is_full:
+            tape = Tape(self.window, _MORE_KEYS)
+        own = tape.push()
+        self.window = tape.last(self.window_size - 1)
+        self._window_tape = self.window, tape
+        seen = min(tape.count, self.window_size)
+        return own, tape.address(seen), seen - 1
+
+    def next_of_tail(self, name: str) -> TailTape:
+        """Return what takes up one more token of `tail` or `index_tail`."""
+        tape = self._tail_tapes.get(name)
+        if tape is None or tape.tail is not getattr(self, name) or tape.full_row() is not None:
+            tape = self._tail_tapes[name] = TailTape(getattr(self, name))
+        return tape
 
     def slot_after(self, kept: int) -> Slot:
         """Return the slot as it was after this many tokens of the last call."""
@@ -294,7 +326,7 @@ class SequenceCache:
             InputError: As `rewind`.
         """
         if num_tokens is None or num_tokens == self.num_tokens:
-            return tuple(c.slot for c in self.layers)
+            return tuple(c.slot.owned() for c in self.layers)
         self._check_within_call(num_tokens)
         return tuple(c.slot_after(num_tokens - self.call_start) for c in self.layers)
 

@@ -160,7 +160,7 @@ class MoE(nn.Module):
     ) -> Float[Tensor, "T D"]:
         """Return the weighted sum of each token's experts and the shared one, summed in float32."""
         if trace is None and self.shard is WHOLE and has_kernel(x_TD):
-            tables = tables_of(self, self._described)
+            tables = tables_of(self, self.described)
             if tables is not None and tables[0] is not None:
                 return self._at_once(x_TD, ids_T, tables[0])
         routes_TA, weights_TA = self._route(x_TD, ids_T, batch, trace)
@@ -177,7 +177,7 @@ class MoE(nn.Module):
             routed = self._routed(x_TD, routes_TA, weights_TA)
         return (routed + self.shared_experts(x_TD).float()).to(x_TD.dtype)
 
-    def _described(self) -> tuple[Numbers | None]:
+    def described(self) -> tuple[Numbers | None]:
         """Return what kernels read of the gate and of all experts; None if they do not take some of it."""
         gate, numbers = matrix(self.gate.weight, None), list[int]()
         if gate is None or not self.gate.in_float32:
