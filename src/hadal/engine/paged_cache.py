@@ -67,6 +67,8 @@ class PagedEntries:
         self._dtype = dtype
         self._count = count
         self._per_block = pages.shape[1]
+        plain = codec.packing == "plain"  # float32 or bfloat16: see `storage_format`
+        self._packing = str(codec.dtype).removeprefix("torch.") if plain else codec.packing
 
     def __len__(self) -> int:
         return self._count
@@ -107,10 +109,7 @@ class PagedEntries:
 
     def pages(self) -> Pages:
         """Return where the rows lie."""
-        packing = self._codec.packing
-        if packing == "plain":  # float32 or bfloat16: see `storage_format`
-            packing = str(self._codec.dtype).removeprefix("torch.")
-        return Pages(self._pages, self._blocks.table, packing)
+        return Pages(self._pages, self._blocks.table, self._packing)
 
     def _places(self, index: Tensor) -> tuple[Tensor, Tensor]:
         return self._blocks.table[index // self._per_block], index % self._per_block

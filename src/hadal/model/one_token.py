@@ -11,7 +11,7 @@ from torch import Tensor
 from hadal.model.attention import Attention
 from hadal.model.batch import RaggedBatch
 from hadal.model.cache import EntryStore, LayerCache
-from hadal.model.compressor import Compressor
+from hadal.model.compressor import Compressor, Tail
 from hadal.model.kernels.blocks import (
     NOWHERE,
     Room,
@@ -111,7 +111,9 @@ class _Taken:
         return [self._near, self._before, visible, *seen_entries(entries), *seen_entries(keys)]
 
 
-def _compressed(tape: TailTape, compressor: Compressor, store: EntryStore):  # noqa: ANN202 - see `Compressor.forward`
+def _compressed(
+    tape: TailTape, compressor: Compressor, store: EntryStore
+) -> tuple[Tensor | None, Tail]:
     """Return the entry that a token makes full, if it does, and the tail behind it."""
     row = tape.full_row()
     return (None, tape.tail) if row is None else compressor(*row, tape.tail, len(store))
