@@ -7,7 +7,7 @@ import errno
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,9 @@ from hadal.node.guest import Guest, GuestLostError
 from hadal.node.guest_command import CommandOrder, Exit
 from hadal.node.journal import INLINE_BYTES, BoxRecord, Journal, Record
 from hadal.node.machines.machine import Machine
+from hadal.node.nap import Nap
 from hadal.node.output import Output, Passage
+from hadal.node.processes import is_alive
 from hadal.node.stillness import Stillness
 from hadal.sandbox.protocol import CommandRequest, command_record
 from hadal.sandbox.specs import Capability, Spec
@@ -62,7 +64,8 @@ class Box:
     Attributes:
         id, name: What the node and the caller call it.
         spec: What was asked for.
-        pid: Of its init, on the host.
+        pid: Of its init, on the host; of no process while it sleeps.
+        nap: Its sleep; None where it is not asleep.
         disk: Number of the device that has what it wrote; -1 where that is a machine's own.
         machine: That it is in; None where it shares the node's kernel.
         used: When somebody last asked something of it; monotonic seconds.
@@ -88,6 +91,9 @@ class Box:
         self.used = time.monotonic()
         self.look_again = 0.0
         self.cause: GoneCause | None = None
+        self.nap: Nap | None = None
+        self._given_back = False
+        self._uses = 0
         self._stillness = Stillness(cgroup)
         self.commands: dict[str, Command] = {}
         self._journal = journal
@@ -110,29 +116,60 @@ class Box:
     # --- commands ---
 
     def touch(self) -> None:
-        """Note that somebody uses it.
+        """Note that somebody uses it. If it sleeps it wakes, and does what it is told from now on.
 
         Raises:
             SandboxGoneError: It has ended.
+            NoCapacityError: It sleeps, and there is no memory for it.
         """
         self.used = time.monotonic()
         if self.cause is not None or self.guest.lost.done():
             raise self.gone()
         self.resume()
 
+    async def awake(self) -> None:
+        """Note that somebody uses it, and return when it does not sleep: when its hypervisor is there, too.
+
+        Raises:
+            SandboxGoneError: It has ended, or does not wake.
+            NoCapacityError: There is no memory for it.
+        """
+        self.touch()
+        while self.nap is not None:
+            await self.nap.wait()
+            self.touch()
+
+    @contextlib.contextmanager
+    def in_use(self) -> Generator[None]:
+        """A block in which it is used, whether or not anything is asked of it meanwhile."""
+        self._uses += 1
+        try:
+            yield
+        finally:
+            self._uses -= 1
+            self.used = time.monotonic()
+
     def overdue(self) -> GoneCause | None:
         """Return why its time is over, if it is, and note when that has to be asked again."""
         left = self.spec.ttl_s - (time.time_ns() - self.created_ns) / 1e9
         if left < 0:
             return GoneCause.TTL
-        now = time.monotonic()
-        unused = self.spec.idle_s
-        if all(c.result.done() for c in self.commands.values()):
-            unused -= now - self.used
-            if unused < 0:
-                return GoneCause.IDLE
-        self.look_again = now + min(left, unused, _LOOK_S)
+        now, unused = time.monotonic(), self._unused_s()
+        if unused > self.spec.idle_s:
+            return GoneCause.IDLE
+        pause_s = _LOOK_S if self.spec.pause_s is None else max(0.0, self.spec.pause_s - unused)
+        self.look_again = now + min(left, self.spec.idle_s - unused, pause_s, _LOOK_S)
         return None
+
+    def _unused_s(self) -> float:
+        """Return for how many seconds nobody has used it; 0 while a command runs."""
+        is_idle = all(c.result.done() for c in self.commands.values())
+        return time.monotonic() - self.used if is_idle else 0.0
+
+    def is_drowsy(self) -> bool:
+        """Return whether it is to be paused, for want of use."""
+        after, rests = self.spec.pause_s, self._given_back or self.nap is not None
+        return after is not None and not rests and not self._uses and self._unused_s() >= after
 
     def require(self, capability: Capability) -> None:
         """Refuse what this kind of box cannot do.
@@ -151,8 +188,11 @@ class Box:
         """Whether its processes stand still until somebody asks something of it."""
         return self._stillness.paused
 
-    async def pause(self) -> None:
+    async def pause(self, *, reclaim: bool = False) -> None:
         """Stop every process of it, until `resume` or any other request, also of another daemon.
+
+        Args:
+            reclaim: Whether the kernel takes of its memory what it can.
 
         Raises:
             JournalError: It cannot be written down; it runs on.
@@ -167,12 +207,32 @@ class Box:
         except UnsupportedError:
             self._journal.set_state(self.id, "running")
             raise
+        if reclaim and self.paused:
+            self._given_back = True
+            await asyncio.to_thread(self.cgroup.reclaim)
 
     def resume(self) -> None:
-        """Let its processes go on, where it is paused."""
+        """Let its processes go on, where it is paused; where it sleeps it begins to wake.
+
+        Raises:
+            NoCapacityError: It sleeps, and there is no memory for it.
+        """
         if self.paused:
             self._journal.set_state(self.id, "running")
             self._stillness.resume()
+        self._given_back = False
+        if self.nap is not None:
+            self.nap.end()
+
+    def kill(self) -> None:
+        """Kill its first process, and all others with it; while it sleeps there is none."""
+        if self.nap is None or not self.nap.sleeps:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+        if self.nap is not None:
+            self.guest.give_up("the box has ended while it slept")
+        with contextlib.suppress(OSError):
+            self.cgroup.thaw()  # what is frozen does not even die
 
     def held_still(self) -> contextlib.AbstractAsyncContextManager[None]:
         """Return a block in which no process of it runs, so that its files are of one moment."""
@@ -381,13 +441,17 @@ class Box:
 
     # --- after a restart of the daemon ---
 
-    async def reconcile(self) -> None:
+    async def reconcile(self, known: dict[int, bool] | None = None) -> None:
         """Ask the guest about every command whose end the journal does not know.
 
         Commands that only the guest knows are another's: operations of an earlier daemon, or, in a copy of
         a machine, commands of the one that was copied. They run on by themselves.
+
+        Args:
+            known: The commands that the guest knows, where it cannot be asked.
         """
-        known = await self.guest.list()
+        if known is None:
+            known = await self.guest.list()
         for record in self._journal.begun(self.id):
             if record.event.kind != "command":
                 continue  # the node knows what to do about those
@@ -473,7 +537,8 @@ class Box:
         running.guest = guest = self.guest.execute(number, order, running.output)
         guest.ended.add_done_callback(lambda _: running.output.finish())
         try:
-            yield running
+            with self.in_use():
+                yield running
         finally:
             if not guest.ended.done():
                 guest.signal(signal.SIGKILL)
@@ -503,7 +568,7 @@ class Box:
         """Return why the guest is gone, where nobody here ended it."""
         if self.cause is None:
             with contextlib.suppress(OSError):
-                if self.cgroup.oom_kills() > self._oom_kills and not _alive(self.pid):
+                if self.cgroup.oom_kills() > self._oom_kills and not is_alive(self.pid):
                     self.cause = GoneCause.OOM
         if self.cause is None:
             self.cause = GoneCause.CRASHED
@@ -517,6 +582,7 @@ _REASONS = {
     GoneCause.KILLED: "it was removed",
     GoneCause.NODE_LOST: "its node has lost it",
     GoneCause.CRASHED: "its first process was killed from outside",
+    GoneCause.NOT_WOKEN: "it was paused, and what was kept of its memory could not be run again",
     GoneCause.NOT_FOUND: "this node does not know it",
 }
 
@@ -525,11 +591,3 @@ def _details(request: CommandRequest) -> dict[str, Any]:
     return request.model_dump(
         include={"timeout_s", "quiet_s", "output_limit"}, exclude_defaults=True
     )
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True

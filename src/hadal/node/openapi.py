@@ -14,6 +14,7 @@ from hadal.sandbox.protocol import (
     FileChange,
     InputRequest,
     NetworkRequest,
+    PauseRequest,
     SignalRequest,
     SnapshotRequest,
     StopRequest,
@@ -131,7 +132,10 @@ _ROUTES: Final = (
     ),
     _Route("get", _BOX + "/screenshot", "What is on its screen", answer="image"),
     _Route("post", _BOX + "/input", "Type, press keys, or click", InputRequest, answer=_object()),
-    _Route("post", _BOX + "/pause", "Stop its processes", answer=_object()),
+    _Route(
+        "post", _BOX + "/pause", "Stop its processes, and give its memory back", PauseRequest,
+        answer=_object(),
+    ),
     _Route("post", _BOX + "/resume", "Let them go on", answer=_object()),
     _Route(
         "post", _BOX + "/commands", "Run a command: its result, or its number with `wait: false`",

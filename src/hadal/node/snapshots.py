@@ -64,6 +64,7 @@ class Snapshots:
             elif is_disk_image(self._node.base_of(box)[0].name):
                 assert box.machine is not None
                 await box.applet("sync")
+                await box.awake()
                 reference = await self._node.machines.keep_disk(box.machine, box.guest, name)
             else:
                 reference = await self._commit(box, name)
@@ -77,6 +78,7 @@ class Snapshots:
         assert isinstance(box.spec, MachineSpec)
         root = node.base_of(box)[0]
         about = await asyncio.to_thread(machines.about, box.spec, root, node.config.lease_s)
+        await box.awake()
         async with machines.copied(
             box.machine, box.guest, box.cgroup, box.pid, box.spec.memory_mb
         ) as snapshot:
@@ -107,6 +109,7 @@ class Snapshots:
                 async with box.held_still():
                     yield disk / "upper"
             return
+        await box.awake()
         async with box.machine.held(box.guest), packed_changes(box) as archive:
             upper = archive.with_suffix(".upper")
             upper.mkdir()
