@@ -8,7 +8,6 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from hadal.node.guest_command import CommandOrder, Exit
 from hadal.node.journal import INLINE_BYTES, BoxRecord, Journal, Record
 from hadal.node.machines.machine import Machine
 from hadal.node.nap import Nap
+from hadal.node.orders import ImageDefaults, order_of
 from hadal.node.output import Output, Passage
 from hadal.node.processes import is_alive
 from hadal.node.stillness import Stillness
@@ -46,16 +46,7 @@ _ANSWER_BYTES = 16 << 20
 _LOOK_S = 60.0
 """Between two looks at whether its time is over, at most: clocks are set, too."""
 
-__all__ = ["Box", "ImageDefaults"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageDefaults:
-    """What an image says about its commands."""
-
-    env: Mapping[str, str] = field(default_factory=dict[str, str])
-    working_dir: str = "/"
-    user: str = "0"
+__all__ = ["Box"]
 
 
 class Box:
@@ -71,6 +62,7 @@ class Box:
         used: When somebody last asked something of it; monotonic seconds.
         look_again: Before then `overdue` need not be asked; monotonic seconds.
         cause: Set before its end by whoever ends it.
+        not_before: When it may be paused for want of use, having refused to be; monotonic seconds.
     """
 
     def __init__(
@@ -92,6 +84,7 @@ class Box:
         self.look_again = 0.0
         self.cause: GoneCause | None = None
         self.nap: Nap | None = None
+        self.not_before = 0.0
         self._given_back = False
         self._uses = 0
         self._stillness = Stillness(cgroup)
@@ -168,8 +161,10 @@ class Box:
 
     def is_drowsy(self) -> bool:
         """Return whether it is to be paused, for want of use."""
-        after, rests = self.spec.pause_s, self._given_back or self.nap is not None
-        return after is not None and not rests and not self._uses and self._unused_s() >= after
+        after = self.spec.pause_s
+        if after is None or self._uses or self._given_back or self.nap is not None:
+            return False
+        return self._unused_s() >= after and time.monotonic() >= self.not_before
 
     def require(self, capability: Capability) -> None:
         """Refuse what this kind of box cannot do.
@@ -200,15 +195,16 @@ class Box:
             UnsupportedError: It does not stop; it runs on.
         """
         self._journal.set_state(self.id, "paused")
+        self._given_back |= reclaim
         try:
             await self._stillness.pause()
         except OSError:
             raise self.gone() from None  # its groups are not there any more
         except UnsupportedError:
+            self._given_back = False
             self._journal.set_state(self.id, "running")
             raise
         if reclaim and self.paused:
-            self._given_back = True
             await asyncio.to_thread(self.cgroup.reclaim)
 
     def resume(self) -> None:
@@ -306,7 +302,7 @@ class Box:
             "command", self._recordable(request), request_id=request.request_id, guest_id=guest_id,
             details=_details(request),
         )  # fmt: skip
-        command = self._execute(position, guest_id, self._order(request))
+        command = self._execute(position, guest_id, order_of(request, self.spec, self.defaults))
         self.commands[request.request_id] = command
         if request.stdin is not None:
             await self._give(command, request.stdin)
@@ -358,25 +354,6 @@ class Box:
         if request.stdin is not None:
             self._blobs.put(request.stdin)
         return command_record(request.model_dump(exclude_defaults=True), request.stdin)
-
-    def _order(self, request: CommandRequest) -> CommandOrder:
-        argv = request.argv if request.argv is not None else ("/bin/sh", "-c", request.shell or "")
-        environment = {**self.defaults.env, **self.spec.env, **request.env}
-        if request.tty is not None:
-            environment.setdefault("TERM", "xterm-256color")
-        directory = request.cwd or self.spec.working_dir or self.defaults.working_dir
-        return CommandOrder(
-            arguments=[os.fsencode(a) for a in argv],
-            environment=environment,
-            directory=os.fsencode(directory),
-            user=request.user or self.spec.user or self.defaults.user,
-            tty=request.tty,
-            stdin=request.stdin is not None or request.interactive,
-            timeout_ms=round(1000 * request.timeout_s) if request.timeout_s else 0,
-            quiet_ms=round(1000 * request.quiet_s) if request.quiet_s else 0,
-            output_limit=request.output_limit,
-            nofile=self.spec.nofile,
-        )
 
     async def _complete(self, command: Command, kills: int) -> None:
         assert command.guest is not None
@@ -468,7 +445,9 @@ class Box:
         request = self._request_of(record)
         guest_id = self.next_guest_id()
         self._journal.set_guest_id(self.id, record.event.position, guest_id)
-        command = self._execute(record.event.position, guest_id, self._order(request))
+        command = self._execute(
+            record.event.position, guest_id, order_of(request, self.spec, self.defaults)
+        )
         self.commands[record.request_id] = command
         if request.stdin is not None:
             await self._give(command, request.stdin)

@@ -15,12 +15,13 @@ from hadal.errors import (
     GoneCause,
     HadalError,
     LaunchError,
+    NoCapacityError,
     NodeError,
     SandboxGoneError,
     UnsupportedError,
 )
 from hadal.node.blobs import Blobs
-from hadal.node.box import Box, ImageDefaults
+from hadal.node.box import Box
 from hadal.node.box_networks import BoxNetworks
 from hadal.node.branching import ForkLayers
 from hadal.node.calls import Calls
@@ -43,6 +44,7 @@ from hadal.node.machines.machines import Machines
 from hadal.node.machines.snapshots import Snapshot
 from hadal.node.network import LiveNetwork
 from hadal.node.node_config import NodeConfig
+from hadal.node.orders import defaults_of
 from hadal.node.processes import start_time
 from hadal.node.scratch import DiskPool, Disks
 from hadal.node.sleep import Sleep
@@ -190,9 +192,9 @@ class Node:
                     await BoxFiles(box, self.journal, self.blobs).repeat_begun()
                     if record.state == "paused" and box.nap is None:
                         await box.pause()
-                except UnsupportedError as error:
+                except (UnsupportedError, NoCapacityError) as error:
                     logger.warning("%s", error, extra={"sandbox_id": record.id})
-                except (GuestLostError, SandboxGoneError):
+                except (NodeError, SandboxGoneError):
                     await self.end(box.id, GoneCause.NODE_LOST)  # it does not answer
                 logger.info("box found again", extra={"sandbox_id": record.id})
         for box_id in list(self.boxes):
@@ -402,7 +404,7 @@ class Node:
         machine: Machine | None = None,
     ) -> Box:  # fmt: skip
         return Box(
-            record=record, spec=spec, defaults=_defaults(root), folder=self._folder / record.id,
+            record=record, spec=spec, defaults=defaults_of(root), folder=self._folder / record.id,
             cgroup=self.cgroups.of(record.id), journal=self.journal, blobs=self.blobs, pid=pid,
             guest=guest, disk=disk, machine=machine,
         )  # fmt: skip
@@ -584,14 +586,6 @@ class Node:
                     asyncio.get_running_loop().create_task(self.end(box.id, cause))
                 elif box.is_drowsy():
                     asyncio.get_running_loop().create_task(self.sleep.begin_unasked(box))
-
-
-def _defaults(root: ResolvedImage) -> ImageDefaults:
-    return ImageDefaults(
-        env=root.config.environment,
-        working_dir=root.config.working_directory or "/",
-        user=root.config.user or "0",
-    )
 
 
 def _network_of(record: BoxRecord) -> LiveNetwork:

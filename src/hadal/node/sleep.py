@@ -18,7 +18,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hadal.errors import GoneCause, HadalError, NodeError
+from hadal.errors import (
+    GoneCause,
+    HadalError,
+    JournalError,
+    LaunchError,
+    NoCapacityError,
+    NodeError,
+)
 from hadal.node.box import Box
 from hadal.node.faults import reach
 from hadal.node.guest import Guest
@@ -38,6 +45,8 @@ __all__ = ["Sleep"]
 
 _LOG = logging.getLogger(__name__)
 _END_S = 10.0
+_TRIES_S = (0.2, 2.0)
+"""Between attempts to wake one."""
 _AGAIN_S = 60.0
 """After it could not be paused, for want of use."""
 
@@ -76,16 +85,19 @@ class Sleep:
         if box.machine is None:
             await box.pause(reclaim=True)
             return
-        while box.nap is not None and box.nap.is_over:
-            await box.nap.wait()
+        while box.id in self._tasks and (box.nap is None or box.nap.is_over):
+            await asyncio.wait([self._tasks[box.id]])  # it wakes
         if box.nap is None:
             if box.cause is not None or box.guest.lost.done():
                 raise box.gone()
             box.resume()  # stopped, it cannot even hold its commands
             nap = box.nap = self._new_nap(box)
             self._do(box, self._fall_asleep(box, nap))
-        if box.id in self._tasks:
-            await asyncio.shield(self._tasks[box.id])
+        if (task := self._tasks.get(box.id)) is not None:
+            await asyncio.wait([task])
+            if task.cancelled():
+                raise box.gone()
+            task.result()
 
     async def begin_unasked(self, box: Box) -> None:
         """The same for a box that nobody uses; where it cannot be, it is said and tried again later."""
@@ -93,7 +105,7 @@ class Sleep:
             await self.begin(box)
         except HadalError as error:
             _LOG.warning("not paused: %s", error, extra={"sandbox_id": box.id})
-            box.look_again = time.monotonic() + _AGAIN_S
+            box.not_before = time.monotonic() + _AGAIN_S
 
     def _new_nap(self, box: Box) -> Nap:
         return Nap(lambda: self._begin_to_wake(box))
@@ -125,6 +137,7 @@ class Sleep:
                 reach("asleep.written")
                 await self._end_processes(box)
                 nap.sleeps = True
+                await asyncio.to_thread(box.cgroup.reclaim)  # of files that it had opened
         except NodeError:
             if self._is_written(box):  # its hypervisor does not end: nobody knows what it does
                 node.begin_end(box.id, GoneCause.CRASHED)
@@ -149,7 +162,12 @@ class Sleep:
             known=sorted(known), has_port=box.guest.has_port,
         )  # fmt: skip
         runtime = record.runtime | {"asleep": asdict(slept)}
-        self._node.journal.set_box(box.id, state="paused", runtime=runtime)
+        try:
+            self._node.journal.set_box(box.id, state="paused", runtime=runtime)
+        except JournalError:
+            with contextlib.suppress(JournalError):  # if it is written, it is not any more
+                self._node.journal.set_box(box.id, state="running", runtime=record.runtime)
+            raise
         return True
 
     def _is_written(self, box: Box) -> bool:
@@ -187,14 +205,30 @@ class Sleep:
 
     async def _wake(self, box: Box, nap: Nap) -> None:
         try:
-            await self._restore(box, nap)
+            await self._try_to_restore(box, nap)
         except (HadalError, OSError) as error:
             _LOG.warning("box does not wake: %s", error, extra={"sandbox_id": box.id})
             self._node.begin_end(box.id, GoneCause.NOT_WOKEN)
-        else:
-            _LOG.info("box has woken", extra={"sandbox_id": box.id})
         finally:
             self._finish(box, nap)
+        if box.cause is None:
+            _LOG.info("box has woken", extra={"sandbox_id": box.id})
+            await asyncio.to_thread(forget_asleep, box.folder)  # large files take their time
+
+    async def _try_to_restore(self, box: Box, nap: Nap) -> None:
+        """Restore a machine; what may be otherwise a little later is tried again."""
+        for again_s in _TRIES_S:
+            try:
+                await self._restore(box, nap)
+            except (JournalError, LaunchError, OSError) as error:
+                if not nap.sleeps or box.cause is not None:
+                    raise  # it has run, or it is not to any more
+                _LOG.warning("it is tried again: %s", error, extra={"sandbox_id": box.id})
+            else:
+                return
+            await self._end_processes(box)
+            await asyncio.sleep(again_s)
+        await self._restore(box, nap)
 
     async def _restore(self, box: Box, nap: Nap) -> None:
         node, record = self._node, self._node.journal.box(box.id)
@@ -217,7 +251,6 @@ class Sleep:
             if network.tap is not None:
                 os.close(network.tap)
         box.machine.jail, box.machine.control = machine.jail, machine.control
-        await asyncio.to_thread(forget_asleep, box.folder)
 
     def _note_that_it_runs(self, box: Box, nap: Nap, pid: int) -> None:
         """Write down that from now on the process of a machine is the machine."""
@@ -227,7 +260,12 @@ class Sleep:
         reach("waking.restored")
         runtime = {key: value for key, value in record.runtime.items() if key != "asleep"}
         runtime |= {"pid": pid, "pid_start": start_time(pid)}
-        self._node.journal.set_box(box.id, state="running", runtime=runtime)
+        try:
+            self._node.journal.set_box(box.id, state="running", runtime=runtime)
+        except JournalError:
+            with contextlib.suppress(JournalError):  # if it is written, it is not any more
+                self._node.journal.set_box(box.id, state="running", runtime=record.runtime)
+            raise
         box.pid, nap.sleeps = pid, False
 
     # --- after a restart of the daemon ---
@@ -260,4 +298,5 @@ class Sleep:
         self._node.slots.rest(box.id)
         await box.reconcile(dict.fromkeys(slept.known, False))
         if record.state == "running":
-            box.touch()
+            with contextlib.suppress(NoCapacityError):  # who asked for it asks again
+                box.touch()

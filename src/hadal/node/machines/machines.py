@@ -239,9 +239,10 @@ class Machines:
         finally:
             if not sleeps:
                 await asyncio.to_thread(forget_asleep, box)
-        await machine.close()
-        machine.jail = machine.control = None
-        return True
+        if sleeps:
+            await machine.close()
+            machine.jail = machine.control = None
+        return sleeps
 
     async def wake(
         self, spec: MachineSpec, root: ResolvedImage, folder: Path, jail: LaunchRequest, network: BoxNetwork,
