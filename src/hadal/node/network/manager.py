@@ -203,16 +203,18 @@ class NetworkManager:
         return BoxNetwork(number, path, box.address, self._config.resolver)
 
     async def take_again(self, network: BoxNetwork) -> BoxNetwork:
-        """Make the link of a virtual machine again, which went with whoever held the file at its other end.
+        """Make the link of a virtual machine again, when nobody has it any more.
 
         Returns:
-            The same network, with such a file.
+            The same network, with a file at the other end of its link.
 
         Raises:
-            NodeError: Somebody holds it still.
+            NodeError: The kernel refuses it.
             UnsupportedError, NoCapacityError: As `take`.
         """
         assert network.number is not None
+        # It is gone with the file at its other end, unless it was lent.
+        await self._maker.do(self._router.delete_links, {link_name(network.number)})
         tap = await self._maker.do(self._router.make_tap, network.number)
         if tap is None:
             raise NodeError(f"network {network.number} is still in use")
