@@ -1,6 +1,7 @@
 """Boxes that stand still: paused, held while their files are copied, both at once, and after a restart."""
 
 import asyncio
+import socket
 import time
 
 import pytest
@@ -151,6 +152,29 @@ def test_a_box_that_nobody_uses_is_paused(daemon):
         time.sleep(1.5)
         assert box.info().state == "paused"
         assert box.call(slow).value == 7
+
+
+_ECHO = """
+import socket
+server = socket.create_server(("127.0.0.1", 8000))
+connection, _ = server.accept()
+connection.sendall(connection.recv(9))
+"""
+
+
+def test_a_connection_to_a_port_is_use(daemon):
+    daemon.start()
+    with Sandbox.create(ContainerSpec(pause_s=0.5), node=daemon.url) as box:
+        box.files.write("/tmp/echo.py", _ECHO)
+        box.run("nohup python3 /tmp/echo.py > /dev/null 2>&1 & sleep 0.5")
+        with socket.create_connection(("127.0.0.1", box.forward(8000))) as connection:
+            time.sleep(1.5)
+            assert box.info().state == "running"
+            box.pause(reclaim=True)
+            connection.sendall(b"x")  # what comes through it is a request
+            assert connection.recv(9) == b"x"
+        time.sleep(1.5)
+        assert box.info().state == "paused"
 
 
 def test_the_command_line_pauses_and_resumes(daemon):
