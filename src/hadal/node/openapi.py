@@ -40,7 +40,7 @@ _NUMBER: Final[Schema] = {"type": "integer", "minimum": 0}
 _BASE64: Final[Schema] = {"type": "string", "contentEncoding": "base64"}
 _TYPES: Final = (BoxInfo, CallResult, Change, Event, ExecResult, FileStat, NodeStatus, Usage)
 _BODIES: Final = (
-    CallRequest, CommandRequest, CreateRequest, FileChange, InputRequest, NetworkRequest, SignalRequest,
+    CallRequest, CommandRequest, CreateRequest, FileChange, InputRequest, NetworkRequest, PauseRequest, SignalRequest,
     SnapshotRequest, StopRequest, ErrorBody, ContainerSpec, FunctionSpec, MicroVMSpec, VMSpec,
 )  # fmt: skip
 _ERRORS: Final = {
