@@ -550,7 +550,8 @@ class Box:
                 if self.cgroup.oom_kills() > self._oom_kills and not is_alive(self.pid):
                     self.cause = GoneCause.OOM
         if self.cause is None:
-            self.cause = GoneCause.CRASHED
+            wakes = self.nap is not None and self.nap.wakes
+            self.cause = GoneCause.NOT_WOKEN if wakes else GoneCause.CRASHED
         return self.cause
 
 

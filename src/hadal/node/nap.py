@@ -15,11 +15,13 @@ class Nap:
     Attributes:
         sleeps: Whether no process of it is there.
         is_over: Whether somebody has asked something of it: it wakes, or is not to fall asleep.
+        wakes: Whether it is being woken.
     """
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self.sleeps = False
         self.is_over = False
+        self.wakes = False
         self._wake = wake
         self._runs: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -34,6 +36,7 @@ class Nap:
             return
         if self.sleeps:
             self._wake()
+            self.wakes = True
         self.is_over = True
 
     def finish(self) -> None:

@@ -150,7 +150,8 @@ class Sleep:
         node.slots.rest(box.id)
         _LOG.info("box sleeps", extra={"sandbox_id": box.id})
         if nap.is_over:  # somebody has asked something of it when it was too late
-            self._begin_to_wake(box)
+            nap.is_over = False
+            nap.end()
 
     def _decide(self, box: Box, nap: Nap, kind: str, known: dict[int, bool]) -> bool:
         """Write down that a machine sleeps, unless somebody has asked something of it."""
@@ -279,9 +280,7 @@ class Sleep:
         """
         slept = Slept(**record.runtime["asleep"])
         spec, cgroup = read_spec(record.spec), self._node.cgroups.of(record.id)
-        cgroup.create(
-            limits_of(spec)
-        )  # they are not there any more where the host was started anew
+        cgroup.create(limits_of(spec))  # where the host was started anew there are none
         guest = Guest.parted(slept.boot_id, slept.last_id, port=slept.has_port)
         return Machine(None, None, folder / "vm"), guest
 

@@ -273,7 +273,11 @@ class Machines:
             snapshot = await asyncio.to_thread(stack.enter_context, opened_asleep(folder))
             going_on = guest, about_to_run
             _, _, machine = await self._start(plan, folder, jail, network, snapshot, going_on)
-        await settle_again(guest)
+        try:
+            await settle_again(guest)
+        except BaseException:
+            await machine.close()
+            raise
         return machine
 
     def kind(self, spec: MachineSpec, root: ResolvedImage) -> str:
