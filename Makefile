@@ -27,8 +27,8 @@ help:
 	@echo "make bench       measurements; they never fail"
 	@echo "make mutants     plant faults in the model and see the tests find them"
 
-# Virtual machines: QEMU, GRUB for disks that boot, and a kernel, which is fetched and not installed.
-MACHINE_PACKAGES := $(if $(filter x86_64,$(shell uname -m)),qemu-system-x86 qemu-utils grub-pc-bin)
+# Virtual machines: QEMU, firmware for UEFI, GRUB for disks that boot, and a kernel, which is fetched and not installed.
+MACHINE_PACKAGES := $(if $(filter x86_64,$(shell uname -m)),qemu-system-x86 qemu-utils ovmf grub-pc-bin grub-efi-amd64-bin dosfstools mtools)
 # What boxes use of the system, beyond the kernel; without them they have fewer images and no networks. Training
 # is a fifth faster with jemalloc.
 EXTRA_PACKAGES := erofs-utils nftables libjemalloc2 $(MACHINE_PACKAGES)

@@ -49,9 +49,15 @@ def text() -> str:
     def count(capability: Capability) -> str:
         return str(sum(capability in check.needs for check in checks))
 
-    capabilities = [((f"`{one}`", count(one)), frozenset({one})) for one in Capability]
+    commands = (
+        Capability.COMMANDS
+    )  # no check says so, but for those of other capabilities all need them
+    capabilities = [
+        ((f"`{one}`", count(one)), frozenset({one})) for one in Capability if one != commands
+    ]
+    basic = str(sum(not c.needs for c in checks))
     capabilities.insert(
-        0, (("what every box can", str(sum(not c.needs for c in checks))), frozenset())
+        0, ((f"`{commands}`, and what every box can", basic), frozenset({commands}))
     )
     return f"{HEAD}\n{table(('capability', 'checks'), capabilities)}\n## The checks\n\n" + table(
         ("check", "what holds"), [_described(check) for check in checks]

@@ -15,6 +15,7 @@ TARGET = SOURCES / "sync.py"
 CLASSES = [
     ("process.py", "AsyncProcess"),
     ("files.py", "AsyncFiles"),
+    ("screen.py", "AsyncConsole"),
     ("screen.py", "AsyncKeyboard"),
     ("screen.py", "AsyncMouse"),
     ("box.py", "AsyncSandbox"),
@@ -39,10 +40,10 @@ from hadal.sandbox.process import AsyncProcess, StreamName
 from hadal.sandbox.protocol import MouseButton, SnapshotKind
 from hadal.sandbox.replay import ReplayReport
 from hadal.sandbox.results import BoxInfo, CallResult, Change, Event, ExecResult, FileEvent, FileStat, Usage
-from hadal.sandbox.screen import AsyncKeyboard, AsyncMouse
+from hadal.sandbox.screen import AsyncConsole, AsyncKeyboard, AsyncMouse
 from hadal.sandbox.specs import Spec
 
-__all__ = ["Files", "Keyboard", "Mouse", "Process", "Sandbox"]
+__all__ = ["Console", "Files", "Keyboard", "Mouse", "Process", "Sandbox"]
 
 Command = str | Sequence[str]
 '''
@@ -119,7 +120,7 @@ def render(file: str, name: str) -> str:
     found = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
     sync = name.removeprefix("Async")
     doc = plain(ast.get_docstring(found, clean=False) or "")
-    parts = ("files", "keyboard", "mouse")
+    parts = ("console", "files", "keyboard", "mouse")
     extra = "".join(f"\n        self.{p} = {p.capitalize()}(wrapped.{p})" for p in parts)
     extra += "\n        self.id = wrapped.id"
     extra = (

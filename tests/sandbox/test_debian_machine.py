@@ -1,4 +1,7 @@
-"""A whole Debian with its own kernel and systemd, booted from a disk by BIOS, and used as any other box."""
+"""A whole Debian with its own kernel and systemd, booted from a disk by BIOS and by UEFI, and used as any other box.
+
+With our guest program on its disk; with cloud-init, which installs it; and without, from outside alone.
+"""
 
 import asyncio
 import struct
@@ -7,12 +10,13 @@ import time
 
 import pytest
 
-from hadal.errors import UnsupportedError
+from hadal.errors import ConfigError, GoneCause, SandboxGoneError, UnsupportedError
 from hadal.node.images import ImageStore
 from hadal.node.images.tree import remove_tree
 from hadal.node.machines.bootable import make_bootable
 from hadal.node.machines.disk_images import DiskImages, disk_images_folder
-from hadal.sandbox import Sandbox, VMSpec
+from hadal.sandbox import NetworkPolicy, Sandbox, VMSpec
+from tests.sandbox.command_line import CommandLine
 from tests.sandbox.conftest import needs_root
 from tests.sandbox.debian_lab import find_mirrors
 from tests.sandbox.machine_image import needs_machines
@@ -20,8 +24,17 @@ from tests.sandbox.network_lab import needs_network
 
 pytestmark = [needs_root, needs_network, pytest.mark.slow, pytest.mark.timeout(1500)]
 
-PACKAGES = "linux-image-amd64,systemd-sysv,udev,kmod,iproute2,procps,python3-minimal"
+PACKAGES = (
+    "linux-image-amd64,systemd-sysv,udev,kmod,iproute2,procps,python3-minimal"
+    # What debootstrap does not find by itself: a name that a package of cloud-init's provides.
+    ",cloud-init,python3-cffi-backend"
+)
 PASSWORD = "correct-horse-9"
+GUESTS = {"debian": "installed", "cloud": "cloud-init", "bare": "none"}
+
+
+def disks_of(state):
+    return {disk.reference: disk.guest for disk in DiskImages(disk_images_folder(state)).list()}
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +44,8 @@ def mirrors():
 
 
 @pytest.fixture(scope="module")
-def debian(node, mirrors, tmp_path_factory):
-    """The disk, made of an image that debootstrap has made."""
+def disks(node, mirrors, tmp_path_factory):
+    """The disks, made of an image that debootstrap has made: with each way to the guest program."""
     root = tmp_path_factory.mktemp("debian") / "root"
     command = [
         "debootstrap", "--variant=minbase", f"--include={PACKAGES}", mirrors.suite, str(root), mirrors.debian,
@@ -40,6 +53,9 @@ def debian(node, mirrors, tmp_path_factory):
     result = subprocess.run(command, capture_output=True, text=True, timeout=600)
     if result.returncode != 0:
         pytest.skip(f"debootstrap: {(result.stdout + result.stderr).strip()[-200:]}")
+    subprocess.run(
+        ["chroot", str(root), "chpasswd"], input=f"root:{PASSWORD}\n", text=True, check=True
+    )
     state = node / "node"
 
     async def make():
@@ -47,12 +63,25 @@ def debian(node, mirrors, tmp_path_factory):
         await store.import_directory(root, "debian")
         image = await store.acquire("debian")
         disks = DiskImages(disk_images_folder(state))
-        disks.make("debian", "the test", lambda path: make_bootable(image.layers, path, 2048))
+        for name, guest in GUESTS.items():
+            disks.make(
+                name,
+                "the test",
+                lambda path, guest=guest: make_bootable(
+                    image.layers, path, 2048, with_guest=guest == "installed"
+                ),
+                guest=guest,
+            )
         await store.release(image)
         await store.close()
 
     asyncio.run(make())
     remove_tree(root)
+    return disks_of(state)
+
+
+@pytest.fixture(scope="module")
+def debian(disks):
     return "disk@debian"
 
 
@@ -104,7 +133,6 @@ def test_others_start_as_it_was_when_it_had_booted(debian, box):
 
 def test_typing_logs_in_and_the_screen_shows_it(debian):
     with start(debian) as box:
-        box.run("chpasswd", stdin=f"root:{PASSWORD}\n", check=True)
         before = box.screenshot()
         width, height = struct.unpack(">II", before[16:24])
         assert (width, height) > (640, 400)  # of its own driver, not the firmware's
@@ -178,3 +206,126 @@ def test_a_whole_machine_is_kept_with_what_runs(debian):
         reference = box.snapshot("debian-ready", kind="full")
     with Sandbox.create(VMSpec(from_=reference, memory_mb=512)) as again:
         assert again.run("pgrep -f 'sleep 12345'").ok
+
+
+def test_it_boots_by_uefi(debian):
+    """Its disk has what both kinds of firmware start; what one boots by is another machine, with a template of its own."""
+    with start(debian, firmware="uefi") as box:
+        assert box.run("cat /sys/firmware/efi/fw_platform_size").stdout == "64\n"
+        assert box.run("systemctl is-system-running --wait").stdout == "running\n"
+        uptime = float(box.run("cat /proc/uptime").stdout.split()[0])
+        assert box.snapshot("by-uefi") == "disk@by-uefi"
+        reference = box.snapshot("uefi-now", kind="full")
+    with start(debian, firmware="uefi") as other:
+        assert abs(float(other.run("cat /proc/uptime").stdout.split()[0]) - uptime) < 30
+    with Sandbox.create(VMSpec(from_=reference, memory_mb=512)) as again:
+        assert again.files.exists("/sys/firmware/efi")
+
+
+def test_cloud_init_installs_the_guest_program(disks):
+    with start("disk@cloud", network=NetworkPolicy()) as box:
+        assert box.run("cloud-init status --wait").stdout.strip() == "status: done"
+        assert box.run("systemctl is-system-running --wait").stdout == "running\n"
+        assert box.run("hostname").stdout.strip() == box.id
+        assert box.run("mount").stdout.count("vfat") == 0
+        assert " inet " in box.run("ip -4 addr show dev eth0").stdout
+        box.files.write("/srv/kept", "yes")
+        reference = box.snapshot("from-cloud")
+    with start("disk@cloud", network=NetworkPolicy()) as other:  # from the template
+        assert not other.files.exists("/srv/kept")
+    with start(reference) as again:  # whose own service it is now
+        assert again.files.read("/srv/kept") == b"yes"
+
+
+class Terminal:
+    """The serial console of a box, as somebody sits at it."""
+
+    def __init__(self, box):
+        self.box = box
+
+    def await_text(self, text, seconds=400):
+        until(lambda: text in self.box.console.read(), seconds)
+
+    def say(self, line, answer):
+        self.box.console.type(f"{line}\n")
+        self.await_text(answer)
+
+
+@pytest.fixture(scope="module")
+def bare(disks):
+    """A machine without a guest program, at whose serial console root is logged in."""
+    with start("disk@bare") as box:
+        terminal = Terminal(box)
+        terminal.await_text(b"login:")
+        terminal.say("root", b"Password:")
+        terminal.say(PASSWORD, b"root@")
+        yield box
+
+
+def test_a_system_without_the_guest_program_is_used_from_outside(bare):
+    Terminal(bare).say("echo $((6 * 7))x", b"42x")
+    assert struct.unpack(">II", bare.screenshot()[16:24]) > (640, 400)
+    bare.keyboard.press("Enter")
+    typed = [event.request for event in bare.log() if event.kind == "input"]
+    assert {"console": "echo $((6 * 7))x\n"} in typed
+    assert {"press": "Enter"} in typed
+
+
+def test_what_needs_the_guest_program_is_refused(bare):
+    for work in (
+        lambda: bare.run("true"),
+        lambda: bare.files.read("/etc/hostname"),
+        lambda: bare.changes(),
+    ):
+        with pytest.raises(UnsupportedError, match="without a guest program") as caught:
+            work()
+        assert "screen" in caught.value.hint
+    with pytest.raises(ConfigError, match="nobody to tell its address"):
+        start("disk@bare", network=NetworkPolicy())
+    assert "commands" not in bare.info().capabilities
+
+
+def test_it_is_paused_copied_and_kept_all_the_same(bare):
+    bare.pause()
+    Terminal(bare).say("marker=$((7 * 7))", b"marker")
+    (copy,) = bare.fork()
+    with copy:
+        Terminal(copy).say("echo =$marker=", b"=49=")
+    kept, disk = bare.snapshot("bare-now", kind="full"), bare.snapshot("bare-disk")
+    assert disk == "disk@bare-disk"
+    with Sandbox.create(VMSpec(from_=kept, memory_mb=512)) as again:
+        Terminal(again).say("echo +$marker+", b"+49+")
+    Terminal(bare).say("echo -$marker-", b"-49-")
+
+
+def test_a_daemon_that_is_started_anew_finds_it(bare, node):
+    """What it said before is forgotten, and all else is there."""
+    CommandLine(node).text("node", "stop")
+    with Sandbox.connect(bare.id) as again:
+        assert again.console.read() == b""
+        Terminal(again).say("echo $((9 * 9))y", b"81y")
+
+
+def test_it_is_gone_when_it_switches_itself_off(disks):
+    with start("disk@bare") as box:
+        terminal = Terminal(box)
+        terminal.await_text(b"login:")
+        terminal.say("root", b"Password:")
+        terminal.say(PASSWORD, b"root@")
+        box.console.type("poweroff -ff\n")
+
+        def gone():
+            try:
+                box.console.read()
+            except SandboxGoneError as error:
+                return error.cause == GoneCause.CRASHED
+            return False
+
+        until(gone)
+
+
+def test_the_console_of_others_is_the_nodes(box):
+    with pytest.raises(UnsupportedError, match="the node's"):
+        box.console.read()
+    with pytest.raises(UnsupportedError, match="the node's"):
+        box.console.type("x")

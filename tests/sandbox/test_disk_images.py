@@ -7,13 +7,23 @@ import subprocess
 
 import pytest
 
-from hadal.errors import ConfigError, ImageError
-from hadal.node.machines.bootable import make_bootable
+from hadal.errors import ConfigError, ImageError, NodeError, UnsupportedError
+from hadal.node.guest_program import guest_program
+from hadal.node.images import ImageStore
+from hadal.node.machines.bootable import find_tools, make_bootable
+from hadal.node.machines.choice import Choice
 from hadal.node.machines.disk_images import DiskImages
+from hadal.node.machines.fat import make_fat
+from hadal.node.machines.guest_service import make_seed
+from hadal.node.machines.machines import Machines
+from hadal.sandbox import NetworkPolicy, VMSpec
 from hadal.sandbox.specs import read_spec
 from tests.sandbox.command_line import CommandLine
 
 MIB = 1 << 20
+needs_fat = pytest.mark.skipif(
+    not (shutil.which("mkfs.fat") and shutil.which("mcopy")), reason="no dosfstools or mtools"
+)
 needs_qemu_img = pytest.mark.skipif(not shutil.which("qemu-img"), reason="there is no qemu-img")
 
 
@@ -98,8 +108,10 @@ def test_a_damaged_description_is_named(disks):
 
 
 def test_an_image_without_a_kernel_makes_no_disk(tmp_path):
-    if shutil.which("grub-mkimage") is None or not shutil.which("mke2fs"):
-        pytest.skip("there is no GRUB (Debian: grub-pc-bin)")
+    try:
+        find_tools()
+    except UnsupportedError as error:
+        pytest.skip(f"{error}")
     (tmp_path / "layer/boot").mkdir(parents=True)
     (tmp_path / "layer/boot/vmlinuz-6.1").write_bytes(b"")  # and no initial RAM disk
     with pytest.raises(ImageError, match="no kernel with an initial RAM disk"):
@@ -118,16 +130,80 @@ def test_a_spec_says_what_a_disk_is_for():
     assert read_spec(spec.model_dump(mode="json", by_alias=True)) == spec
 
 
+def test_a_disk_says_what_a_spec_does_not(disks, tmp_path):
+    images = ImageStore(tmp_path / "images")
+    machines = Machines(tmp_path / "machines", images, None, None, None, Choice("tcg", "qemu"))
+    file = tmp_path / "file"
+    file.write_bytes(bytes(MIB))
+    disks.add_file("one", file, firmware="uefi", guest="none")
+    spec = machines.resolved(VMSpec(image="disk@one"))
+    assert (spec.firmware, spec.guest) == ("uefi", "none")
+    assert "commands" not in spec.can
+    other = machines.resolved(VMSpec(image="disk@one", guest="cloud-init"))
+    assert (other.firmware, other.guest) == ("uefi", "cloud-init")
+    assert other.can == VMSpec.capabilities
+    with pytest.raises(ConfigError, match="nobody to tell its address"):
+        machines.resolved(VMSpec(image="disk@one", network=NetworkPolicy()))
+    with pytest.raises(ImageError, match="no disk image disk@two"):
+        machines.resolved(VMSpec(image="disk@two"))
+    untouched = VMSpec(image="host")
+    assert machines.resolved(untouched) is untouched
+
+
+def test_firmware_and_guest_are_those_of_a_disk():
+    for name, value in (("firmware", "uefi"), ("guest", "none")):
+        with pytest.raises(ConfigError, match="host is none"):
+            read_spec({"backend": "vm", "image": "host", name: value})
+        with pytest.raises(ConfigError, match=name):
+            read_spec({"backend": "microvm", name: value})
+    with pytest.raises(ConfigError, match="no spares"):
+        read_spec({"backend": "vm", "image": "disk@one", "guest": "none", "spare": 1})
+
+
+@needs_fat
+def test_a_seed_has_the_guest_program_and_is_made_once(tmp_path):
+    seed = make_seed(tmp_path / "machines")
+    assert make_seed(tmp_path / "machines") == seed
+    assert [path.name for path in seed.parent.iterdir()] == [seed.name]
+    read = ["mcopy", "-i", seed, "-n"]
+    subprocess.run([*read, "::guest", tmp_path / "guest"], check=True)
+    assert content(tmp_path / "guest") == content(guest_program())
+    said = subprocess.run([*read, "::user-data", "-"], capture_output=True, check=True).stdout
+    head, _, config = said.partition(b"\n")
+    assert head == b"#cloud-config"
+    (script,) = json.loads(config)["runcmd"]
+    assert subprocess.run(["sh", "-n"], input=script, text=True, check=False).returncode == 0
+
+
+@needs_fat
+def test_a_file_system_that_is_too_small_is_said_so(tmp_path):
+    with pytest.raises(NodeError, match="mcopy fails"):
+        make_fat(tmp_path / "small", 1, "SMALL", {"a/b": bytes(2 * MIB)})
+
+
+def test_a_host_without_the_tools_is_told_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    for work in (find_tools, lambda: make_fat(tmp_path / "a", 1, "A", {})):
+        with pytest.raises(UnsupportedError) as caught:
+            work()
+        assert "apt-get install" in caught.value.hint
+
+
 @needs_qemu_img
 def test_the_command_line(tmp_path):
     hadal = CommandLine(tmp_path)
     file, state = tmp_path / "file", tmp_path / "state"
     file.write_bytes(struct.pack("<510xH", 0xAA55) + bytes(MIB - 512))
-    made = json.loads(hadal.text("disk", "add", "one", file, "--state", state, "--json"))
-    assert made["reference"] == "disk@one"
+    options = ["--firmware", "uefi", "--guest", "cloud-init", "--state", state, "--json"]
+    made = json.loads(hadal.text("disk", "add", "one", file, *options))
+    assert (made["reference"], made["firmware"], made["guest"]) == (
+        "disk@one",
+        "uefi",
+        "cloud-init",
+    )
     table = hadal.text("disk", "ls", "--state", state)
-    assert "disk@one" in table
-    assert str(file)[:20] in table.replace("\n", "")
-    assert json.loads(hadal.text("disk", "ls", "--state", state, "--json"))["size"] == MIB
+    assert {"disk@one", "uefi", "cloud-init"} <= set(table.split())
+    found = json.loads(hadal.text("disk", "ls", "--state", state, "--json"))
+    assert (found["size"], found["source"]) == (MIB, str(file))
     hadal.text("disk", "rm", "disk@one", "--state", state)
     assert hadal.text("disk", "ls", "--state", state, "--json") == ""

@@ -45,6 +45,7 @@ def test_report(tmp_path):
         "control groups",
         "KVM",
         "disks that boot",
+        "UEFI",
         "inotify",
     } <= set(found)
     assert [f for f in found.values() if not (f["ok"] or f["fix"])] == []

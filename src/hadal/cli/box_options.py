@@ -42,6 +42,8 @@ class BoxOptions:
         deny: What it may not reach in any case.
         label: NAME=VALUE of your own; can be repeated.
         spare: Machines like it that are kept started for whoever asks for one.
+        firmware: That a disk boots by. Default: as was said when it was added.
+        guest: How the system of a disk comes to the guest program. Default: as was said when it was added.
     """
 
     backend: Literal["container", "microvm", "vm"] = "container"
@@ -60,6 +62,8 @@ class BoxOptions:
     deny: _Many = ()
     label: _Many = ()
     spare: int | None = None
+    firmware: Literal["bios", "uefi"] | None = None
+    guest: Literal["installed", "cloud-init", "none"] | None = None
 
     def spec(self, image: str) -> "Spec":
         """Return a box of this image.
@@ -85,6 +89,8 @@ class BoxOptions:
             "labels": read_pairs("--label", self.label),
             "backend": self.backend,
             "spare": self.spare,
+            "firmware": self.firmware,
+            "guest": self.guest,
         }
         return read_spec({name: value for name, value in fields.items() if value is not None})
 

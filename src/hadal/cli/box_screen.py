@@ -1,17 +1,19 @@
-"""`hadal box screenshot`, `type`, `press` and `click`: screen, keyboard and mouse of a whole machine."""
+"""`hadal box screenshot`, `type`, `press`, `click` and `console`: a whole machine, used from outside."""
 
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+
+from cyclopts import Parameter
 
 from hadal.cli.node_options import NodeOptions
 
 if TYPE_CHECKING:
     from hadal.sandbox.box import AsyncSandbox
 
-__all__ = ["click", "press", "screenshot", "type_text"]
+__all__ = ["click", "console", "press", "screenshot", "type_text"]
 
 _T = TypeVar("_T")
 
@@ -44,22 +46,44 @@ def screenshot(box: str, file: Path | None = None, /, *, where: NodeOptions | No
         file.write_bytes(picture)
 
 
+def console(box: str, /, *, where: NodeOptions | None = None) -> None:
+    """Write the end of what a machine without a guest program has said on its serial console, as it came.
+
+    Examples:
+        hadal box console appliance
+
+    Args:
+        box: Which.
+        where: The node.
+    """
+    sys.stdout.buffer.write(_in_box(where, box, lambda found: found.console.read()))
+
+
 def type_text(
-    box: str, text: str, /, *, enter: bool = False, where: NodeOptions | None = None
+    box: str,
+    text: str,
+    /,
+    *,
+    enter: bool = False,
+    serial: Annotated[bool, Parameter(negative="")] = False,
+    where: NodeOptions | None = None,
 ) -> None:
-    """Type a text on the keyboard of a whole machine (US layout).
+    """Type a text on the keyboard of a whole machine (US layout), or on its serial console.
 
     Examples:
         hadal box type desktop root --enter
 
+        hadal box type appliance reboot --enter --serial
+
     Args:
         box: Which.
-        text: Printable ASCII.
+        text: Printable ASCII, on a keyboard.
         enter: Press Enter behind it.
+        serial: On the console of a machine without a guest program.
         where: The node.
     """
     typed = text + "\n" * enter
-    _in_box(where, box, lambda found: found.keyboard.type(typed))
+    _in_box(where, box, lambda found: (found.console if serial else found.keyboard).type(typed))
 
 
 def press(box: str, keys: str, /, *, where: NodeOptions | None = None) -> None:

@@ -172,11 +172,12 @@ class Box:
         Raises:
             UnsupportedError: It cannot.
         """
-        if capability not in self.spec.capabilities:
-            can = ", ".join(sorted(self.spec.capabilities))
-            raise UnsupportedError(
-                f"a box of backend {self.spec.backend} cannot {capability}", hint=f"it can: {can}"
-            )
+        if capability not in self.spec.can:
+            can = ", ".join(sorted(self.spec.can))
+            what = f"a box of backend {self.spec.backend}"
+            if capability in self.spec.capabilities:
+                what += " without a guest program"
+            raise UnsupportedError(f"{what} has no {capability}", hint=f"it has: {can}")
 
     @property
     def paused(self) -> bool:
@@ -296,6 +297,7 @@ class Box:
             return await self._run_now(record)
         if record is not None:
             return self.recorded(record)
+        self.require(Capability.COMMANDS)
         self.touch()
         guest_id = self.next_guest_id()
         position = self.begin(
@@ -501,6 +503,7 @@ class Box:
             stdin: Whether it has input.
             kept: As `CommandOrder.kept`.
         """
+        self.require(Capability.COMMANDS)
         self.touch()
         order = CommandOrder(
             arguments=[os.fsencode(a) for a in arguments], applet=True, stdin=stdin, kept=kept,

@@ -279,7 +279,7 @@ class Node:
     async def _create(
         self, request: CreateRequest, origin: _Origin | None = None, *, spare: bool = False
     ) -> Box:
-        spec = read_spec(request.spec)
+        spec = self.machines.resolved(read_spec(request.spec))
         check_mounts(spec)
         if isinstance(spec, MachineSpec) and origin is None and not spare:
             given = await self.spares.give(request, spec)
@@ -494,7 +494,7 @@ class Node:
             trajectory=record.trajectory,
             created_ns=record.created_ns,
             used_ns=int(used * 1e9),
-            capabilities=tuple(sorted(read_spec(record.spec).capabilities)),
+            capabilities=tuple(sorted(read_spec(record.spec).can)),
             labels=record.spec["labels"],
         )
 

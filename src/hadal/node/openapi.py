@@ -131,6 +131,7 @@ _ROUTES: Final = (
         "get", _BOX + "/network", "What it sent, received and was denied", answer={"type": "object"}
     ),
     _Route("get", _BOX + "/screenshot", "What is on its screen", answer="image"),
+    _Route("get", _BOX + "/console", "The end of what it said on its serial console", answer="bytes"),
     _Route("post", _BOX + "/input", "Type, press keys, or click", InputRequest, answer=_object()),
     _Route(
         "post", _BOX + "/pause", "Stop its processes, and give its memory back", PauseRequest,

@@ -36,7 +36,7 @@ from hadal.node.machines.machine import Machine
 from hadal.node.nap import Nap
 from hadal.node.processes import start_time
 from hadal.node.slots import limits_of, memory_mb
-from hadal.sandbox.specs import MachineSpec, read_spec
+from hadal.sandbox.specs import Capability, MachineSpec, read_spec
 
 if TYPE_CHECKING:
     from hadal.node.node import Node
@@ -82,8 +82,10 @@ class Sleep:
             UnsupportedError: It does not stop; it runs on.
             SandboxGoneError: It has ended.
         """
-        if box.machine is None:
-            await box.pause(reclaim=True)
+        if box.machine is None or Capability.COMMANDS not in box.spec.can:
+            await box.pause(
+                reclaim=True
+            )  # also where no guest program could hold commands, or take the time
             return
         while box.id in self._tasks and (box.nap is None or box.nap.is_over):
             await asyncio.wait([self._tasks[box.id]])  # it wakes

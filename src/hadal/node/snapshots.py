@@ -63,9 +63,13 @@ class Snapshots:
                 reference = await self._keep(box, name)
             elif is_disk_image(self._node.base_of(box)[0].name):
                 assert box.machine is not None
-                await box.applet("sync")
+                assert isinstance(box.spec, MachineSpec)
+                if Capability.COMMANDS in box.spec.can:
+                    await box.applet("sync")
                 await box.awake()
-                reference = await self._node.machines.keep_disk(box.machine, box.guest, name)
+                reference = await self._node.machines.keep_disk(
+                    box.machine, box.guest, box.spec, name
+                )
             else:
                 reference = await self._commit(box, name)
             step.result = {"reference": reference}

@@ -18,7 +18,7 @@ from hadal.sandbox.results import (
     Usage,
 )
 from hadal.sandbox.specs import ContainerSpec, FunctionSpec, MicroVMSpec, Mount, VMSpec
-from hadal.sandbox.sync import Files, Keyboard, Mouse, Process, Sandbox
+from hadal.sandbox.sync import Console, Files, Keyboard, Mouse, Process, Sandbox
 
 __all__ = [
     "AsyncProcess",
@@ -26,6 +26,7 @@ __all__ = [
     "BoxInfo",
     "CallResult",
     "Change",
+    "Console",
     "ContainerSpec",
     "Difference",
     "Event",

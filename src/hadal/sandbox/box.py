@@ -22,7 +22,7 @@ from hadal.sandbox.process import AsyncProcess, decode_result
 from hadal.sandbox.protocol import SnapshotKind, command_record
 from hadal.sandbox.replay import ReplayReport, replay
 from hadal.sandbox.results import BoxInfo, CallResult, Change, Event, ExecResult, Usage
-from hadal.sandbox.screen import AsyncKeyboard, AsyncMouse
+from hadal.sandbox.screen import AsyncConsole, AsyncKeyboard, AsyncMouse
 from hadal.sandbox.specs import ContainerSpec, Spec
 from hadal.sandbox.trajectory import Logged, Recorded, read_log
 
@@ -39,7 +39,7 @@ class AsyncSandbox:
     Attributes:
         id: Its name on the node; `AsyncSandbox.connect(id)` finds it from anywhere.
         files: Its file system.
-        keyboard, mouse: Those of a whole machine, beside its screen.
+        keyboard, mouse, console: Those of a whole machine, beside its screen.
         client: The connection to its node.
     """
 
@@ -47,6 +47,7 @@ class AsyncSandbox:
         self.id = info.id
         self.client = client
         self.files = AsyncFiles(self)
+        self.console = AsyncConsole(self)
         self.keyboard = AsyncKeyboard(self)
         self.mouse = AsyncMouse(self)
         self._path = f"/v1/boxes/{info.id}"

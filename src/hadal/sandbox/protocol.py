@@ -212,24 +212,29 @@ class Pointer(_Body):
 
 
 class InputRequest(_Body):
-    """POST /v1/boxes/{id}/input: exactly one of text, keys and pointer.
+    """POST /v1/boxes/{id}/input: exactly one of its fields.
 
     Attributes:
         text: Typed, a key for each character.
         press: Keys that are held together, such as "Control+Alt+F2".
         pointer: Moved, and clicked.
+        console: Given to the serial console, of a machine without a guest program.
     """
 
     text: str | None = Field(default=None, max_length=4096)
     press: str | None = Field(default=None, min_length=1, max_length=200)
     pointer: Pointer | None = None
+    console: str | None = Field(default=None, max_length=4096)
     request_id: RequestId
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:
-        given = [part for part in (self.text, self.press, self.pointer) if part is not None]
+        parts = (self.text, self.press, self.pointer, self.console)
+        given = [part for part in parts if part is not None]
         if len(given) != 1:
-            raise ValueError(f"one of text, press and pointer is expected, got {len(given)}")
+            raise ValueError(
+                f"one of text, press, pointer and console is expected, got {len(given)}"
+            )
         return self
 
 

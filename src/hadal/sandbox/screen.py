@@ -1,4 +1,4 @@
-"""Screen, keyboard and mouse of a whole machine, from outside: for guests that have no other way in."""
+"""Screen, keyboard, mouse and serial console of a whole machine, from outside: for guests that have no other way in."""
 
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,7 @@ from hadal.sandbox.protocol import MouseButton
 if TYPE_CHECKING:
     from hadal.sandbox.box import AsyncSandbox
 
-__all__ = ["AsyncKeyboard", "AsyncMouse"]
+__all__ = ["AsyncConsole", "AsyncKeyboard", "AsyncMouse"]
 
 
 class _Input:
@@ -20,6 +20,25 @@ class _Input:
             return
         body = what | {"request_id": request_id or uuid.uuid4().hex}
         await self._box.client.request("POST", f"/v1/boxes/{self._box.id}/input", body=body)
+
+
+class AsyncConsole(_Input):
+    """The serial console of a machine without a guest program. Both methods raise UnsupportedError elsewhere."""
+
+    async def read(self) -> bytes:
+        """Return the end of what was said on it, 64 KiB at most; a node that was started anew has heard no more."""
+        path = f"/v1/boxes/{self._box.id}/console"
+        async with self._box.client.download(path, query={}) as content:
+            return await content.read()
+
+    async def type(self, text: str, *, request_id: str | None = None) -> None:
+        """Type a text of at most 4,096 characters on it.
+
+        Args:
+            text: As a terminal sends it: Enter is a newline.
+            request_id: Twice the same types once. Default: a random one.
+        """
+        await self._give({"console": text}, request_id)
 
 
 class AsyncKeyboard(_Input):

@@ -22,7 +22,9 @@ __all__ = [
     "DISK_IMAGE",
     "Capability",
     "ContainerSpec",
+    "Firmware",
     "FunctionSpec",
+    "GuestProgram",
     "MachineSpec",
     "MicroVMSpec",
     "Mount",
@@ -50,6 +52,9 @@ Network = Annotated[
 DISK_IMAGE = "disk@"
 """How references of disk images begin."""
 Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
+Firmware = Literal["bios", "uefi"]
+GuestProgram = Literal["installed", "cloud-init", "none"]
+"""How a system comes to the program that commands run through."""
 
 
 class Capability(enum.StrEnum):
@@ -62,8 +67,14 @@ class Capability(enum.StrEnum):
     TTY = "tty"
     NETWORK = "network"
     CALL = "call"
+    COMMANDS = "commands"
     DISK = "disk"
     SCREEN = "screen"
+
+
+_BY_THE_GUEST = frozenset(
+    {Capability.COMMANDS, Capability.DISK, Capability.NETWORK, Capability.TTY}
+)
 
 
 class _Strict(BaseModel):
@@ -139,6 +150,11 @@ class BoxSpec(_Strict):
         """What its root is made of."""
         return self.from_ or self.image
 
+    @property
+    def can(self) -> frozenset[Capability]:
+        """What it can do: as a rule what all boxes of its backend can."""
+        return getattr(self, "capabilities", frozenset())
+
     @model_validator(mode="after")
     def _boots_no_disk(self) -> Self:
         if self.root.startswith(DISK_IMAGE) and getattr(self, "backend", "") != "vm":
@@ -153,6 +169,7 @@ class ContainerSpec(BoxSpec):
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(
         {
+            Capability.COMMANDS,
             Capability.DISK,
             Capability.FORK,
             Capability.NETWORK,
@@ -178,7 +195,7 @@ class FunctionSpec(BoxSpec):
     spare: int = Field(default=0, ge=0, le=1024)
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {Capability.CALL, Capability.PAUSE, Capability.TTY}
+        {Capability.CALL, Capability.COMMANDS, Capability.PAUSE, Capability.TTY}
     )
 
 
@@ -218,19 +235,38 @@ class VMSpec(_MachineSpec):
 
     It has the node's kernel and the layers of an image, as a microVM has; or it boots a disk image, whose system
     says itself how large it is and how much may run in it.
+
+    Attributes:
+        firmware: That a disk image boots by. Default: as was said when it was added.
+        guest: How a disk image comes to the guest program, through which commands run: it is installed; cloud-init
+            installs it at the first boot; or there is none, and the machine has its screen, keyboard, mouse and serial
+            console alone. Default: as was said when it was added.
     """
 
     backend: Literal["vm"] = "vm"
+    firmware: Firmware | None = None
+    guest: GuestProgram | None = None
 
     capabilities: ClassVar[frozenset[Capability]] = _MachineSpec.capabilities | {Capability.SCREEN}
 
+    @property
+    def can(self) -> frozenset[Capability]:
+        """Without the guest program only what is done from outside."""
+        return self.capabilities - _BY_THE_GUEST if self.guest == "none" else self.capabilities
+
     @model_validator(mode="after")
     def _leaves_it_to_the_system(self) -> Self:
+        fields = type(self).model_fields
         if self.root.startswith(DISK_IMAGE):
-            fields = type(self).model_fields
             for name in ("disk_mb", "inodes", "pids", "shm_mb"):
                 if getattr(self, name) != fields[name].default:
                     raise ValueError(f"{name}: what {self.root} has of it, the system in it says")
+        elif self.from_ is None and (self.firmware is not None or self.guest is not None):
+            raise ValueError(f"firmware and guest are those of a disk image: {self.root} is none")
+        if self.guest == "none" and (self.spare or self.network.default != "none"):
+            raise ValueError(
+                "without a guest program there are no spares, and nobody to tell its address"
+            )
         return self
 
 

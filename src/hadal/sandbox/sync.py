@@ -27,10 +27,10 @@ from hadal.sandbox.results import (
     FileStat,
     Usage,
 )
-from hadal.sandbox.screen import AsyncKeyboard, AsyncMouse
+from hadal.sandbox.screen import AsyncConsole, AsyncKeyboard, AsyncMouse
 from hadal.sandbox.specs import Spec
 
-__all__ = ["Files", "Keyboard", "Mouse", "Process", "Sandbox"]
+__all__ = ["Console", "Files", "Keyboard", "Mouse", "Process", "Sandbox"]
 
 Command = str | Sequence[str]
 
@@ -212,6 +212,26 @@ class Files:
         return call(self.wrapped.download(path, local))
 
 
+class Console:
+    """The serial console of a machine without a guest program. Both methods raise UnsupportedError elsewhere."""
+
+    def __init__(self, wrapped: AsyncConsole) -> None:
+        self.wrapped = wrapped
+
+    def read(self) -> bytes:
+        """Return the end of what was said on it, 64 KiB at most; a node that was started anew has heard no more."""
+        return call(self.wrapped.read())
+
+    def type(self, text: str, *, request_id: str | None = None) -> None:
+        """Type a text of at most 4,096 characters on it.
+
+        Args:
+            text: As a terminal sends it: Enter is a newline.
+            request_id: Twice the same types once. Default: a random one.
+        """
+        return call(self.wrapped.type(text, request_id=request_id))
+
+
 class Keyboard:
     """The keyboard, of US layout. Every method raises UnsupportedError where the box has none."""
 
@@ -287,12 +307,13 @@ class Sandbox:
     Attributes:
         id: Its name on the node; `Sandbox.connect(id)` finds it from anywhere.
         files: Its file system.
-        keyboard, mouse: Those of a whole machine, beside its screen.
+        keyboard, mouse, console: Those of a whole machine, beside its screen.
         client: The connection to its node.
     """
 
     def __init__(self, wrapped: AsyncSandbox) -> None:
         self.wrapped = wrapped
+        self.console = Console(wrapped.console)
         self.files = Files(wrapped.files)
         self.keyboard = Keyboard(wrapped.keyboard)
         self.mouse = Mouse(wrapped.mouse)

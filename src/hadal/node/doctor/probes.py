@@ -15,6 +15,7 @@ from hadal.node.doctor.runtimes import probe_runtime
 from hadal.node.guest_program import guest_program
 from hadal.node.machines.bootable import find_tools
 from hadal.node.machines.kernel import find_kernel, kernel_folder
+from hadal.node.machines.qemu import uefi_firmware
 
 __all__ = ["probes"]
 
@@ -179,7 +180,8 @@ def probes(at: Path) -> list[Callable[[], Finding]]:
         probe_kvm,
         _with_tool("qemu-system-x86_64", "qemu-system-x86", "QEMU", _version_of("QEMU")),
         partial(probe_machine_kernel, at),
-        probe_disk_tools,
+        partial(_found, "disks that boot", lambda: ", ".join(find_tools())),
+        partial(_found, "UEFI", uefi_firmware),
         _firecracker,
         probe_open_files,
         partial(
@@ -215,11 +217,10 @@ def probe_machine_kernel(at: Path) -> Finding:
     return Finding(name, "ok", str(kernel.image))
 
 
-def probe_disk_tools() -> Finding:
-    """Whether disks that boot can be made of images."""
-    name = "disks that boot"
+def _found(name: str, find: Callable[[], str]) -> Finding:
+    """Return whether what some machines need is there."""
     try:
-        return Finding(name, "ok", ", ".join(find_tools()))
+        return Finding(name, "ok", find())
     except UnsupportedError as error:
         return Finding(name, "limited", error.message, error.hint or "")
 

@@ -18,7 +18,7 @@ from hadal.errors import ConfigError, ImageError, UnsupportedError
 from hadal.node.images import ImageConfig, ResolvedImage
 from hadal.node.machines.named_folders import NamedFolders
 from hadal.node.machines.snapshots import link_disks
-from hadal.sandbox.specs import DISK_IMAGE
+from hadal.sandbox.specs import DISK_IMAGE, Firmware, GuestProgram
 
 __all__ = [
     "DiskImage",
@@ -63,6 +63,8 @@ class DiskImage:
         created_ns: When it was made, since 1970.
         size: Bytes of the disk that machines see.
         stored: Bytes that it takes here.
+        firmware: That it boots by, where a spec does not say.
+        guest: How it comes to the guest program, where a spec does not say.
     """
 
     reference: str
@@ -71,6 +73,8 @@ class DiskImage:
     created_ns: int
     size: int
     stored: int = 0
+    firmware: Firmware = "bios"
+    guest: GuestProgram = "installed"
 
 
 class DiskImages:
@@ -83,12 +87,21 @@ class DiskImages:
     def __init__(self, folder: Path) -> None:
         self._folders = NamedFolders(folder, "disk image")
 
-    def add_file(self, name: str, file: Path) -> DiskImage:
+    def add_file(
+        self,
+        name: str,
+        file: Path,
+        *,
+        firmware: Firmware = "bios",
+        guest: GuestProgram = "installed",
+    ) -> DiskImage:
         """Add a disk image, raw or qcow2; one that had the name is replaced.
 
         Args:
             name: For it.
             file: That; it is copied.
+            firmware: That it boots by.
+            guest: How it comes to the guest program.
 
         Raises:
             ConfigError: It cannot have that name, or the file is something else, or leads to others.
@@ -107,15 +120,20 @@ class DiskImages:
             if done.returncode:
                 raise ConfigError(f"{file}: qemu-img: {done.stderr.strip()[-500:]}")
 
-        return self.make(name, str(file), make)
+        return self.make(name, str(file), make, firmware=firmware, guest=guest)
 
-    def make(self, name: str, source: str, write: Callable[[Path], None]) -> DiskImage:
+    def make(
+        self, name: str, source: str, write: Callable[[Path], None], *, firmware: Firmware = "bios",
+        guest: GuestProgram = "installed",
+    ) -> DiskImage:  # fmt: skip
         """Add a disk that somebody writes; one that had the name is replaced.
 
         Args:
             name: For it.
             source: Where it comes from, for people.
             write: Given the path of a new file, writes it, raw.
+            firmware: That it boots by.
+            guest: How it comes to the guest program.
 
         Raises:
             ConfigError: It cannot have that name.
@@ -124,15 +142,19 @@ class DiskImages:
         with self._folders.new(name) as part:
             (part / "disks").mkdir(mode=0o700)
             write(part / "disks/0")
-            return self._described(name, source, part)
+            return self._described(name, source, part, firmware, guest)
 
-    def keep(self, name: str, source: str, disks: Path) -> DiskImage:
+    def keep(
+        self, name: str, source: str, disks: Path, *, firmware: Firmware, guest: GuestProgram
+    ) -> DiskImage:
         """Add a chain of files as it is; one that had the name is replaced.
 
         Args:
             name: For it.
             source: Where it comes from, for people.
             disks: Their folder.
+            firmware: That it boots by.
+            guest: How it comes to the guest program.
 
         Raises:
             ConfigError: It cannot have that name.
@@ -141,15 +163,19 @@ class DiskImages:
         """
         with self._folders.new(name) as part:
             link_disks(disks, part / "disks")
-            return self._described(name, source, part)
+            return self._described(name, source, part, firmware, guest)
 
-    def _described(self, name: str, source: str, part: Path) -> DiskImage:
+    def _described(
+        self, name: str, source: str, part: Path, firmware: Firmware, guest: GuestProgram
+    ) -> DiskImage:
         size = (part / "disks/0").stat().st_size
         if size % _SECTOR or not size:
             raise ConfigError(f"{source} is no disk: {size:,} bytes are no whole sectors")
         for path in (part / "disks").iterdir():
             path.chmod(0o444)
-        made = DiskImage(DISK_IMAGE + name, uuid.uuid4().hex, source, time.time_ns(), size)
+        made = DiskImage(
+            DISK_IMAGE + name, uuid.uuid4().hex, source, time.time_ns(), size, firmware=firmware, guest=guest
+        )  # fmt: skip
         (part / _ABOUT).write_text(json.dumps(asdict(made)), encoding="utf-8")
         return made
 

@@ -21,7 +21,7 @@ from hadal.errors import LaunchError, NodeError
 from hadal.node.guest import Guest, GuestLostError
 from hadal.node.guest_command import CommandOrder, Exit, Unread
 from hadal.node.machines.jail_files import socket_path
-from hadal.node.machines.qemu import FOLDER, Hardware
+from hadal.node.machines.qemu import FOLDER, Hardware, uefi_firmware
 from hadal.node.network import BoxNetwork
 from hadal.node.wire import Tag
 from hadal.sandbox.specs import MachineSpec
@@ -353,10 +353,16 @@ def _network_text(network: BoxNetwork) -> bytes:
 
 
 def hardware_of(spec: MachineSpec, layers: int, accelerator: str, tsc_khz: int) -> Hardware:
-    """Return what a machine of this spec has."""
+    """Return what a machine of this spec has.
+
+    Raises:
+        UnsupportedError: This host has no firmware for it.
+    """
+    firmware, guest = getattr(spec, "firmware", None), getattr(spec, "guest", None)
     return Hardware(
         board=spec.backend, memory_mb=spec.memory_mb, cpus=math.ceil(spec.cpus), layers=layers,
         network=spec.network.default != "none", accelerator=accelerator, tsc_khz=tsc_khz,
+        firmware=uefi_firmware() if firmware == "uefi" else None, seed=guest == "cloud-init", guest=guest != "none",
     )  # fmt: skip
 
 

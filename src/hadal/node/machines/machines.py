@@ -30,6 +30,7 @@ from hadal.node.machines.asleep import (
 from hadal.node.machines.choice import Choice
 from hadal.node.machines.disk_images import DiskImages, disk_images_folder, is_disk_image
 from hadal.node.machines.firecracker.hypervisor import Firecracker
+from hadal.node.machines.guest_service import make_seed
 from hadal.node.machines.hypervisor import Hypervisor
 from hadal.node.machines.initramfs import make_initramfs
 from hadal.node.machines.kept import KeptMachine, KeptMachines, is_kept
@@ -57,7 +58,7 @@ from hadal.node.network import BoxNetwork
 from hadal.node.scratch import Disks
 from hadal.node.sparse import copy_file
 from hadal.node.tree_removal import remove_tree
-from hadal.sandbox.specs import MachineSpec
+from hadal.sandbox.specs import MachineSpec, Spec, VMSpec, read_spec
 
 __all__ = ["Machines"]
 
@@ -65,6 +66,8 @@ _JAIL_BYTES = 1 << 20
 _JAIL_INODES = 256
 _HYPERVISOR = "hypervisor"
 """In the folder of a box: what runs its machine."""
+_OF_A_DISK = ("firmware", "guest")
+"""Fields of a spec that the disk it boots from has a say in."""
 _TSC_ERROR = 0.002
 """Of a measurement, which takes a tenth of a second."""
 
@@ -97,6 +100,7 @@ class Machines:
         self._choice = choice
         self._hypervisors: dict[str, Hypervisor] = {
             "qemu": Qemu(),
+            "qemu without guest": Qemu(has_guest=False),
             "firecracker": Firecracker(networks),
         }
         self._tsc_khz: int | None = None
@@ -293,9 +297,14 @@ class Machines:
             processor = self._choice.accelerator, self._tsc_khz
         hypervisor, program, modules = self._choice.of(spec.backend)
         if is_disk_image(root.name):
+            hardware = hardware_of(spec, 0, *processor)
+            with self._first:
+                seed = make_seed(self._folder) if hardware.seed else None
+            if not hardware.guest:
+                hypervisor += " without guest"
             return Plan(
-                hypervisor=hypervisor, program=program, hardware=hardware_of(spec, 0, *processor), options={}, disk=(0, 0), layers=(),
-                kernel=None, disk_image=root.name,
+                hypervisor=hypervisor, program=program, hardware=hardware, options={}, disk=(0, 0), layers=(),
+                kernel=None, disk_image=root.name, seed=seed,
             )  # fmt: skip
         layers, kernel = (
             self._images.disks_of(root),
@@ -315,12 +324,34 @@ class Machines:
             kernel=(kernel.image, self._ramdisks[kernel, modules]),
         )
 
-    async def keep_disk(self, machine: Machine, guest: Guest, name: str | None) -> str:
+    def resolved(self, spec: Spec) -> Spec:
+        """Return a spec with what the disk or the machine that it starts from says of it.
+
+        Raises:
+            ImageError: There is none, or it is damaged.
+            ConfigError: It cannot be had with the rest of the spec.
+        """
+        if not isinstance(spec, VMSpec) or (spec.firmware and spec.guest):
+            return spec
+        if is_disk_image(spec.root):
+            disk = self.disk_images.find(spec.root)
+            said = {"firmware": disk.firmware, "guest": disk.guest}
+        elif spec.from_ is not None and is_kept(spec.from_):
+            said = {name: self.kept.about(spec.from_).spec.get(name) for name in _OF_A_DISK}
+        else:
+            return spec
+        fields = spec.model_dump(mode="json", by_alias=True)
+        return read_spec(fields | {name: fields[name] or said[name] for name in _OF_A_DISK})
+
+    async def keep_disk(
+        self, machine: Machine, guest: Guest, spec: MachineSpec, name: str | None
+    ) -> str:
         """Make a disk image of what a machine has on its disk, and return its reference.
 
         Args:
             machine: One that boots from a disk image.
             guest: In it.
+            spec: Of it.
             name: For it. Default: one is made up.
 
         Raises:
@@ -332,7 +363,11 @@ class Machines:
         try:
             async with machine.still(guest):
                 await asyncio.to_thread(save_disk, box, folder)
-            made = await asyncio.to_thread(self.disk_images.keep, name, f"box {box.name}", folder)
+            firmware, own = getattr(spec, "firmware", None) or "bios", getattr(spec, "guest", None)
+            made = await asyncio.to_thread(
+                self.disk_images.keep, name, f"box {box.name}", folder, firmware=firmware,
+                guest="none" if own == "none" else "installed",
+            )  # fmt: skip
             return made.reference
         except OSError as error:
             raise NodeError(
@@ -384,7 +419,9 @@ class Machines:
     async def _start_new(
         self, plan: Plan, folder: Path, jail: LaunchRequest, cgroup: Cgroup, network: BoxNetwork
     ) -> tuple[Launched, Guest, Machine]:  # fmt: skip
-        """Start one from the template of its kind, or boot the first."""
+        """Start one from the template of its kind, or boot: the first, and those of which nobody says when they have."""
+        if not plan.hardware.guest:
+            return await self._start(plan, folder, jail, network, None)
         disk = None if plan.disk_image is None else self.disk_images.find(plan.disk_image)
         key = plan.key("" if disk is None else disk.id)
         async with self._making.setdefault(key, asyncio.Lock()):

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from hadal.node.guest import Guest
-from hadal.node.machines.qemu import BOOT, LAYERS, Hardware
+from hadal.node.machines.qemu import BOOT, LAYERS, SEED, Hardware
 from hadal.node.machines.snapshots import Snapshot
 from hadal.node.network import BoxNetwork
 
@@ -27,6 +27,7 @@ class Plan:
         layers: Files of its image; none where it boots from a disk image.
         kernel: That the node gives it, with an initial RAM disk; None where its disk has one.
         disk_image: Reference of that; None where it has layers.
+        seed: Disk for cloud-init.
     """
 
     hypervisor: str
@@ -37,6 +38,7 @@ class Plan:
     layers: tuple[Path, ...]
     kernel: tuple[Path, Path] | None
     disk_image: str | None = None
+    seed: Path | None = None
 
     def key(self, disk: str = "") -> str:
         """Return the name of its template, and of all whose snapshots it can start from.
@@ -46,7 +48,8 @@ class Plan:
         """
         about = asdict(self) | {"layers": [path.name for path in self.layers]}
         about |= {"disk_image": disk}
-        files = (Path(self.program), *((self.kernel[0],) if self.kernel else ()))
+        files = [Path(self.program), *((self.kernel[0],) if self.kernel else ())]
+        files += [Path(self.hardware.firmware)] if self.hardware.firmware else []
         known = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
         about |= {"files": known}
         return hashlib.sha256(json.dumps(about, default=str).encode()).hexdigest()[:32]
@@ -63,7 +66,7 @@ class Plan:
                 (self.kernel[0], f"{BOOT}/kernel", True),
                 (self.kernel[1], f"{BOOT}/initrd", True),
             ]
-        return found
+        return found if self.seed is None else [*found, (self.seed, SEED, True)]
 
 
 @dataclass(frozen=True, kw_only=True)

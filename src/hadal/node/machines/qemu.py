@@ -6,6 +6,7 @@ layers, and the disks that its own stands on are files that it may read.
 
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 from hadal.errors import UnsupportedError
 from hadal.node.machines.memory import DESCRIPTOR
@@ -16,16 +17,21 @@ __all__ = [
     "FOLDER",
     "LAYERS",
     "MEMORY_OF_QEMU_MB",
+    "SEED",
     "Hardware",
     "qemu_call",
     "qemu_program",
+    "uefi_firmware",
 ]
 
 FOLDER = "/machine"
 BOOT = "/boot"
 LAYERS = "/layers"
 DISKS = "/disks"
+SEED = "/seed"
 _PROGRAM = "qemu-system-x86_64"
+_UEFI = ("/usr/share/ovmf/OVMF.fd", "/usr/share/edk2/x64/OVMF.4m.fd")
+"""Where distributions have OVMF with its variables, which do not outlive a machine."""
 _LAYERS_PLACE = 0x10
 _TRANSLATED_MB = 128
 """Of code that QEMU has translated: then it begins anew."""
@@ -80,6 +86,9 @@ class Hardware:
         network: Whether it has a network, of which QEMU has the file.
         accelerator: "kvm" or "tcg".
         tsc_khz: Of the host's time stamp counter, which an emulated processor passes on; 0 with KVM.
+        firmware: Path of the one for UEFI; None for a BIOS.
+        seed: Whether it has a disk for cloud-init.
+        guest: Whether our program will be in it; else its serial console is a socket.
     """
 
     board: str
@@ -89,6 +98,21 @@ class Hardware:
     network: bool
     accelerator: str
     tsc_khz: int
+    firmware: str | None = None
+    seed: bool = False
+    guest: bool = True
+
+
+def uefi_firmware() -> str:
+    """Return the path of the firmware for UEFI, which the jail has at the same place.
+
+    Raises:
+        UnsupportedError: It is not installed.
+    """
+    for path in _UEFI:
+        if Path(path).exists():
+            return path
+    raise UnsupportedError("no firmware for UEFI", hint="Debian: apt-get install ovmf")
 
 
 def qemu_program() -> str:
@@ -180,6 +204,13 @@ def qemu_call(
         for part in (_file(f"layer{n}", f"{LAYERS}/{n}"), _device(board, f"layer{n}", n))
     ]
     disks += _scratch(board, below, boots=hardware.layers == 0)
+    if hardware.seed:
+        disks += [_file("seed", SEED), _device(board, "seed")]
+    console = (
+        "stdio,id=console,signal=off"
+        if hardware.guest
+        else f"socket,id=console,path={FOLDER}/console,server=on,wait=off"
+    )
     # Its hardware address is told to the guest: that of a template is another's.
     card = (
         "-netdev",
@@ -194,10 +225,11 @@ def qemu_call(
         # A state without a head is one of devices only.
         "-object", f"memory-backend-file,id=memory,size={hardware.memory_mb}M,mem-path=/proc/self/fd/{DESCRIPTOR},share={'off' if shares else 'on'}",
         "-global", "migration.send-configuration=off",
-        *(("-S", "-incoming", "defer") if waits else ()),
+        *(("-S", "-incoming", "defer") if waits else ()), *(() if hardware.guest or waits else ("-S",)),
+        *(("-bios", hardware.firmware) if hardware.firmware else ()),
         "-M", f"{board.machine},suppress-vmdesc=on,memory-backend=memory", *_ACCELERATORS[hardware.accelerator],
         "-smp", str(hardware.cpus), "-m", str(hardware.memory_mb),
-        "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
+        "-chardev", console, "-serial", "chardev:console",
         "-qmp", f"unix:{FOLDER}/qmp,server=on,wait=off",
         "-device", f"virtio-serial-{bus}",
         "-chardev", f"socket,id=port,path={FOLDER}/port,server=on,wait=off",

@@ -17,22 +17,31 @@ from hadal.node.machines.memory import copy_memory, empty_memory, memory_of, sav
 from hadal.node.machines.monitor import Monitor
 from hadal.node.machines.plan import Plan, Start
 from hadal.node.machines.qemu import qemu_call
+from hadal.node.machines.serial_console import SerialConsole
 from hadal.node.machines.snapshots import Snapshot
 from hadal.node.network import BoxNetwork
 
 __all__ = ["Qemu"]
 
-_SOCKET, _PORT = "qmp", "port"
+_SOCKET, _PORT, _CONSOLE = "qmp", "port", "console"
 _ANSWER_S = 10.0
 _BOOT_S = 60.0
-_BOOT_OF_A_SYSTEM_S = 300.0
+_BOOT_OF_A_SYSTEM_S = 600.0
+"""With all that it does when it boots first, emulated."""
 
 
 class Qemu:
-    """See the module."""
+    """See the module.
+
+    Args:
+        has_guest: Whether its machines will have our guest program.
+    """
 
     chains = True
     """Whether disks may stand on others."""
+
+    def __init__(self, *, has_guest: bool = True) -> None:
+        self._has_guest = has_guest
 
     @contextlib.contextmanager
     def jailed(
@@ -59,6 +68,11 @@ class Qemu:
                 if snapshot is not None:
                     await monitor.load_devices(snapshot.devices)
                     start.note()
+                if not self._has_guest:
+                    console = await SerialConsole.reach(folder / _CONSOLE)
+                    await monitor.go_on()
+                    return monitor, console
+                if snapshot is not None:
                     await monitor.go_on()
                 if start.guest is not None:
                     await start.guest.renew(lambda: self.reach(folder))
@@ -81,6 +95,8 @@ class Qemu:
         monitor = await Monitor.connect(folder / _SOCKET)
         try:
             await monitor.go_on()  # where a daemon died while it stood still
+            if not self._has_guest:
+                return monitor, await SerialConsole.reach(folder / _CONSOLE)
             return monitor, await _guest_of(folder, _ANSWER_S)
         except BaseException:
             await monitor.close()

@@ -14,7 +14,7 @@ from hadal.node.journal import Record
 from hadal.node.machines.changes import list_layer, packed_changes
 from hadal.node.machines.disk_images import is_disk_image
 from hadal.node.routes.http import NODE, box_of, number, read_body
-from hadal.node.screens import give_input, take_screenshot
+from hadal.node.screens import give_input, read_console, take_screenshot
 from hadal.node.usage import usage_of
 from hadal.sandbox.network_policy import NetworkPolicy
 from hadal.sandbox.protocol import (
@@ -134,6 +134,13 @@ async def network(request: web.Request) -> web.Response:
 async def screenshot(request: web.Request) -> web.Response:
     """GET /v1/boxes/{box}/screenshot: a picture in PNG."""
     return web.Response(body=await take_screenshot(box_of(request)), content_type="image/png")
+
+
+@routes.get("/v1/boxes/{box}/console")
+async def console(request: web.Request) -> web.Response:
+    """GET /v1/boxes/{box}/console: what it has said last, as it came."""
+    body = read_console(box_of(request))
+    return web.Response(body=body, content_type="application/octet-stream")
 
 
 @routes.post("/v1/boxes/{box}/input")
