@@ -138,7 +138,7 @@ static const char *take_seed(const struct field *field)
     bool taken = fd >= 0 && ioctl(fd, RNDADDENTROPY, &pool) == 0 && ioctl(fd, RNDRESEEDCRNG) == 0;
     if (fd >= 0)
         close(fd);
-    return taken ? new_boot_id() : "random numbers";
+    return taken ? NULL : "random numbers";
 }
 
 static char link_name[IFNAMSIZ];
@@ -255,10 +255,11 @@ const char *settle_machine(const uint8_t *payload, size_t length)
     const uint8_t *at = payload;
     const char *wrong = NULL;
     struct field field;
-    bool broken = false;
+    bool broken = false, another = false;
     while (!wrong && next_field(&at, payload + length, &field, &broken)) {
         switch (field.tag) {
         case T_HOSTNAME:
+            another = true; /* than it was, where it has a name already */
             if (sethostname((const char *)field.value, field.length))
                 wrong = "hostname";
             break;
@@ -276,6 +277,8 @@ const char *settle_machine(const uint8_t *payload, size_t length)
         default: errno = EINVAL; wrong = "a field that does not belong there";
         }
     }
+    if (!wrong && another)
+        wrong = new_boot_id(); /* of the new random numbers */
     if (broken)
         errno = EINVAL;
     return broken ? "fields that go beyond the frame" : wrong;

@@ -280,6 +280,8 @@ class GoneCause(enum.StrEnum):
     """Its machine or its node daemon is gone."""
     CRASHED = "crashed"
     """Its first process ended, and nobody knows why."""
+    NOT_WOKEN = "not_woken"
+    """It was paused and its memory given back, and it could not be run again."""
     NOT_FOUND = "not_found"
     """The node has never had it, or has forgotten it."""
 

@@ -5,7 +5,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from hadal.node import node
+from hadal.node import slots
 from hadal.node.daemon import Listen, log_to_file, run_daemon
 from hadal.node.machines import choice
 from hadal.node.machines.plan import Plan
@@ -36,12 +36,14 @@ def main():
 def use_fake(program):
     """Let this process start the fake where it would start Firecracker."""
     python = f"{PYTHON}/bin/python{sys.version_info.major}.{sys.version_info.minor}"
-    program.write_text(
+    text = (
         "#!/bin/sh\nPYTHONPATH=/fake:/fake/src:/packages PYTHONDONTWRITEBYTECODE=1"
         f" LD_LIBRARY_PATH={PYTHON}/lib"
         f' exec {python} -m tests.sandbox.fake_firecracker "$@"\n'
     )
-    program.chmod(0o755)
+    if not program.exists() or program.read_text() != text:
+        program.write_text(text)  # when it is new, nothing that it has saved can be restored
+        program.chmod(0o755)
     choice.choose_accelerator = lambda wanted: "kvm"
     choice.firecracker_program = lambda: str(program)
     seen = {Path("/fake"): ROOT, Path("/packages"): PACKAGES, program: program}
@@ -49,7 +51,7 @@ def use_fake(program):
     more = [(path, str(at), True) for at, path in seen.items()]
     binds = Plan.binds
     Plan.binds = lambda plan: binds(plan) + more
-    node.MEMORY_OF_QEMU_MB = (
+    slots.MEMORY_OF_QEMU_MB = (
         512  # an interpreter, and pages of the file that a snapshot is written to
     )
 

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -346,3 +347,27 @@ def test_conformance(daemon, check, real):
         return Sandbox.create(spec, node=daemon.url, trajectory=trajectory)
 
     check.run(make)
+
+
+@needs_network
+@needs_root
+def test_one_that_sleeps_wakes_with_its_link_and_what_ran(make, daemon):
+    """Its connection to the guest, too, also of another daemon."""
+    with make(network=NetworkPolicy(default="deny")) as box:
+        shown = box.run("ip -4 -o addr show eth0").stdout
+        counting = box.spawn("for i in $(seq 1 300); do echo $i; sleep 0.01; done")
+        for kill in (False, True):
+            box.pause(reclaim=True)
+            if kill:
+                daemon.kill()
+            assert box.info().state == "paused"
+            assert not hypervisor_runs(box)
+            assert box.run("ip -4 -o addr show eth0").stdout == shown
+            box.run("timeout 5 bash -c '> /dev/tcp/192.0.2.9/80'")
+            assert "192.0.2.9:80/tcp" in {d["target"] for d in box.network()["denials"]}
+        assert counting.wait().stdout == "".join(f"{n}\n" for n in range(1, 301))
+
+
+def hypervisor_runs(box):
+    groups = Path("/sys/fs/cgroup").glob(f"**/hadal/*/{box.id}/cgroup.procs")
+    return any(group.read_text() for group in groups)

@@ -12,7 +12,7 @@ import pytest
 from hadal.errors import NodeError, UnsupportedError
 from hadal.node.machines import memory
 from hadal.node.machines.snapshots import Overlays, Templates, link_disks, save_machine
-from hadal.node.sparse import copy_file, copy_not_zero
+from hadal.node.sparse import copy_file, copy_not_zero, put_not_zero
 from tests.sandbox.conftest import needs_root
 
 PAGE = mmap.PAGESIZE
@@ -62,6 +62,28 @@ def test_what_a_process_has_is_written(tmp_path, kind):
         os.pwrite(copy, b"x", 0)
     os.close(copy)
     os.close(base)
+
+
+@needs_root
+@pytest.mark.parametrize("kind", ["shared", "private"])
+def test_what_a_process_has_is_saved_without_its_zeros(tmp_path, kind):
+    (tmp_path / "base").write_bytes(content({3: 7, 40: 8}))
+    base = memory.load_memory(tmp_path / "base", sealed=False)
+    with holder(base, kind, 0, 1, 40, 63) as process, (tmp_path / "saved").open("wb+") as file:
+        memory.save_memory(process.pid, base, file.fileno())
+        process.stdin.close()
+    assert (tmp_path / "saved").read_bytes() == content({0: 1, 1: 2, 3: 7, 40: 41, 63: 64})
+    assert (tmp_path / "saved").stat().st_blocks * 512 < 16 * PAGE
+    os.close(base)
+
+
+def test_parts_of_a_file_are_written_over(tmp_path):
+    with (tmp_path / "f").open("wb+") as file:
+        file.truncate(8 * PAGE)
+        put_not_zero(file.fileno(), PAGE, b"a" * PAGE + bytes(PAGE) + b"b" * PAGE)
+        put_not_zero(file.fileno(), 0, bytes(2 * PAGE) + b"c" * PAGE)
+    text = bytes(2 * PAGE) + b"c" * PAGE + b"b" * PAGE + bytes(4 * PAGE)
+    assert (tmp_path / "f").read_bytes() == text
 
 
 @needs_root

@@ -185,6 +185,22 @@ def test_boxes_of_an_earlier_daemon_count():
     assert (slots.used_mb, len(slots)) == (20, 1)
 
 
+def test_a_box_that_sleeps_does_not_count():
+    slots = Slots(3, memory_mb=100)
+    slots.take("a", 80)
+    slots.rest("a")
+    assert slots.take("b", 60) == 1
+    with pytest.raises(NoCapacityError, match="60 of 100 MiB"):
+        slots.rise("a", 80)
+    slots.give_back("b")
+    slots.rise("a", 80)
+    slots.rise("a", 80)
+    assert (slots.used_mb, len(slots)) == (80, 1)
+    slots.rest("a")
+    slots.give_back("a")
+    assert (slots.used_mb, len(slots)) == (0, 0)
+
+
 def test_the_command_line_sees_the_images_of_the_embedded_node(monkeypatch, tmp_path):
     monkeypatch.setenv("HADAL_HOME", str(tmp_path))
     assert default_folder() == Node(NodeConfig(state=state_folder())).images.root

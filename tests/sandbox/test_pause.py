@@ -1,15 +1,17 @@
 """Boxes that stand still: paused, held while their files are copied, both at once, and after a restart."""
 
 import asyncio
+import socket
 import time
 
 import pytest
 
+from hadal.cli.main import app
 from hadal.node.cgroups import Cgroups
 from hadal.node.journal import Journal
 from hadal.node.node import Node
 from hadal.node.node_config import NodeConfig
-from hadal.sandbox import Sandbox
+from hadal.sandbox import ContainerSpec, FunctionSpec, Sandbox
 from hadal.sandbox.protocol import CreateRequest
 from tests.sandbox.conftest import needs_root
 from tests.sandbox.test_crashes import daemon as daemon
@@ -115,3 +117,75 @@ def test_a_pause_and_its_end_at_once(with_node):
         assert Journal(node.config.state / "journal.db").box(box.id).state == "running"
 
     with_node(body)
+
+
+def test_a_pause_gives_back_what_the_kernel_can_take(daemon):
+    """What files have, too; with the memory of processes it needs swap."""
+    daemon.start()
+    with Sandbox.create(ContainerSpec(memory_mb=256), node=daemon.url) as box:
+        box.run("head -c 60000000 /dev/urandom > /home/f; cat /home/f > /dev/null; sync")
+        running = box.spawn("sleep 1; echo on")
+        before = groups(daemon, box).memory_bytes()
+        assert before > 50 << 20
+        box.pause(reclaim=True)
+        assert groups(daemon, box).memory_bytes() < before // 2
+        assert box.info().state == "paused"
+        assert groups(daemon, box).is_frozen()
+        assert running.wait().stdout == "on\n"
+        assert box.run("wc -c < /home/f").stdout == "60000000\n"
+
+
+def test_a_box_that_nobody_uses_is_paused(daemon):
+    """Not while a command runs in it, or a call of a function."""
+    daemon.start()
+    with Sandbox.create(ContainerSpec(pause_s=0.5), node=daemon.url) as box:
+        assert box.run("sleep 1.5; echo ran").stdout == "ran\n"
+        assert box.info().state == "running"
+        time.sleep(1.5)
+        assert box.info().state == "paused"
+        assert groups(daemon, box).is_frozen()
+        assert box.run("echo on").stdout == "on\n"
+        assert box.info().state == "running"
+    with Sandbox.create(FunctionSpec(pause_s=0.5), node=daemon.url) as box:
+        slow = "import time\ndef f():\n    time.sleep(1.5)\n    return 7\n"
+        assert box.call(slow).value == 7
+        time.sleep(1.5)
+        assert box.info().state == "paused"
+        assert box.call(slow).value == 7
+
+
+_ECHO = """
+import socket
+server = socket.create_server(("127.0.0.1", 8000))
+connection, _ = server.accept()
+connection.sendall(connection.recv(9))
+"""
+
+
+def test_a_connection_to_a_port_is_use(daemon):
+    daemon.start()
+    with Sandbox.create(ContainerSpec(pause_s=0.5), node=daemon.url) as box:
+        box.files.write("/tmp/echo.py", _ECHO)
+        box.run("nohup python3 /tmp/echo.py > /dev/null 2>&1 & sleep 0.5")
+        with socket.create_connection(("127.0.0.1", box.forward(8000))) as connection:
+            time.sleep(1.5)
+            assert box.info().state == "running"
+            box.pause(reclaim=True)
+            connection.sendall(b"x")  # what comes through it is a request
+            assert connection.recv(9) == b"x"
+        time.sleep(1.5)
+        assert box.info().state == "paused"
+
+
+def test_the_command_line_pauses_and_resumes(daemon):
+    daemon.start()
+
+    def box_command(*arguments):
+        app(["box", *arguments, "--node", daemon.url], result_action="return_value")
+
+    with Sandbox.create(node=daemon.url) as box:
+        for reclaim in ((), ("--reclaim",)):
+            box_command("pause", box.id, *reclaim)
+            assert box.info().state == "paused"
+            box_command("resume", box.id)
+            assert box.info().state == "running"

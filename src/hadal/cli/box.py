@@ -12,6 +12,7 @@ from hadal.cli import box_log
 from hadal.cli.box_commands import run, shell
 from hadal.cli.box_list import show_boxes
 from hadal.cli.box_options import BoxOptions
+from hadal.cli.box_pause import pause, resume
 from hadal.cli.box_screen import click, console, press, screenshot, type_text
 from hadal.cli.node_options import NodeOptions
 from hadal.errors import HadalError, InputError
@@ -28,7 +29,7 @@ app = App(
     "A BOX is an id, the beginning of one, or a name. Exit codes: 0, those of the command, 2 for wrong"
     " usage, 3 when the box or its node fails.",
 )
-for command in (run, shell, screenshot, press, click, console):
+for command in (run, shell, pause, resume, screenshot, press, click, console):
     app.command(command)
 app.command(type_text, name="type")
 

@@ -32,6 +32,7 @@ class BoxOptions:
         pids: Processes and threads.
         ttl: Its life, at most, as 2h.
         idle: Time without use after which it ends.
+        pause_after: Time without use after which it is paused and its memory given back, until it is used again.
         env: NAME=VALUE for every command; can be repeated.
         mount: SOURCE:TARGET[:rw] of the node's files; can be repeated.
         working_dir: Where commands start. Default: what the image says.
@@ -52,6 +53,7 @@ class BoxOptions:
     pids: int | None = None
     ttl: _Seconds = None
     idle: _Seconds = None
+    pause_after: _Seconds = None
     env: _Many = ()
     mount: _Many = ()
     working_dir: str | None = None
@@ -79,6 +81,7 @@ class BoxOptions:
             "pids": self.pids,
             "ttl_s": self.ttl,
             "idle_s": self.idle,
+            "pause_s": self.pause_after,
             "env": read_pairs("--env", self.env),
             "mounts": [_mount(text) for text in self.mount],
             "working_dir": self.working_dir,

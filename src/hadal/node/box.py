@@ -7,8 +7,7 @@ import errno
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,10 @@ from hadal.node.guest import Guest, GuestLostError
 from hadal.node.guest_command import CommandOrder, Exit
 from hadal.node.journal import INLINE_BYTES, BoxRecord, Journal, Record
 from hadal.node.machines.machine import Machine
+from hadal.node.nap import Nap
+from hadal.node.orders import ImageDefaults, order_of
 from hadal.node.output import Output, Passage
+from hadal.node.processes import is_alive
 from hadal.node.stillness import Stillness
 from hadal.sandbox.protocol import CommandRequest, command_record
 from hadal.sandbox.specs import Capability, Spec
@@ -44,16 +46,7 @@ _ANSWER_BYTES = 16 << 20
 _LOOK_S = 60.0
 """Between two looks at whether its time is over, at most: clocks are set, too."""
 
-__all__ = ["Box", "ImageDefaults"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageDefaults:
-    """What an image says about its commands."""
-
-    env: Mapping[str, str] = field(default_factory=dict[str, str])
-    working_dir: str = "/"
-    user: str = "0"
+__all__ = ["Box"]
 
 
 class Box:
@@ -62,12 +55,14 @@ class Box:
     Attributes:
         id, name: What the node and the caller call it.
         spec: What was asked for.
-        pid: Of its init, on the host.
+        pid: Of its init, on the host; of no process while it sleeps.
+        nap: Its sleep; None where it is not asleep.
         disk: Number of the device that has what it wrote; -1 where that is a machine's own.
         machine: That it is in; None where it shares the node's kernel.
         used: When somebody last asked something of it; monotonic seconds.
         look_again: Before then `overdue` need not be asked; monotonic seconds.
         cause: Set before its end by whoever ends it.
+        not_before: When it may be paused for want of use, having refused to be; monotonic seconds.
     """
 
     def __init__(
@@ -88,6 +83,10 @@ class Box:
         self.used = time.monotonic()
         self.look_again = 0.0
         self.cause: GoneCause | None = None
+        self.nap: Nap | None = None
+        self.not_before = 0.0
+        self._given_back = False
+        self._uses = 0
         self._stillness = Stillness(cgroup)
         self.commands: dict[str, Command] = {}
         self._journal = journal
@@ -110,29 +109,62 @@ class Box:
     # --- commands ---
 
     def touch(self) -> None:
-        """Note that somebody uses it.
+        """Note that somebody uses it. If it sleeps it wakes, and does what it is told from now on.
 
         Raises:
             SandboxGoneError: It has ended.
+            NoCapacityError: It sleeps, and there is no memory for it.
         """
         self.used = time.monotonic()
         if self.cause is not None or self.guest.lost.done():
             raise self.gone()
         self.resume()
 
+    async def awake(self) -> None:
+        """Note that somebody uses it, and return when it does not sleep: when its hypervisor is there, too.
+
+        Raises:
+            SandboxGoneError: It has ended, or does not wake.
+            NoCapacityError: There is no memory for it.
+        """
+        self.touch()
+        while self.nap is not None:
+            await self.nap.wait()
+            self.touch()
+
+    @contextlib.contextmanager
+    def in_use(self) -> Generator[None]:
+        """A block in which it is used, whether or not anything is asked of it meanwhile."""
+        self._uses += 1
+        try:
+            yield
+        finally:
+            self._uses -= 1
+            self.used = time.monotonic()
+
     def overdue(self) -> GoneCause | None:
         """Return why its time is over, if it is, and note when that has to be asked again."""
         left = self.spec.ttl_s - (time.time_ns() - self.created_ns) / 1e9
         if left < 0:
             return GoneCause.TTL
-        now = time.monotonic()
-        unused = self.spec.idle_s
-        if all(c.result.done() for c in self.commands.values()):
-            unused -= now - self.used
-            if unused < 0:
-                return GoneCause.IDLE
-        self.look_again = now + min(left, unused, _LOOK_S)
+        now, unused = time.monotonic(), self._unused_s()
+        if unused > self.spec.idle_s:
+            return GoneCause.IDLE
+        pause_s = _LOOK_S if self.spec.pause_s is None else max(0.0, self.spec.pause_s - unused)
+        self.look_again = now + min(left, self.spec.idle_s - unused, pause_s, _LOOK_S)
         return None
+
+    def _unused_s(self) -> float:
+        """Return for how many seconds nobody has used it; 0 while a command runs."""
+        is_idle = all(c.result.done() for c in self.commands.values())
+        return time.monotonic() - self.used if is_idle else 0.0
+
+    def is_drowsy(self) -> bool:
+        """Return whether it is to be paused, for want of use."""
+        after = self.spec.pause_s
+        if after is None or self._uses or self._given_back or self.nap is not None:
+            return False
+        return self._unused_s() >= after and time.monotonic() >= self.not_before
 
     def require(self, capability: Capability) -> None:
         """Refuse what this kind of box cannot do.
@@ -152,8 +184,11 @@ class Box:
         """Whether its processes stand still until somebody asks something of it."""
         return self._stillness.paused
 
-    async def pause(self) -> None:
+    async def pause(self, *, reclaim: bool = False) -> None:
         """Stop every process of it, until `resume` or any other request, also of another daemon.
+
+        Args:
+            reclaim: Whether the kernel takes of its memory what it can.
 
         Raises:
             JournalError: It cannot be written down; it runs on.
@@ -161,19 +196,40 @@ class Box:
             UnsupportedError: It does not stop; it runs on.
         """
         self._journal.set_state(self.id, "paused")
+        self._given_back |= reclaim
         try:
             await self._stillness.pause()
         except OSError:
             raise self.gone() from None  # its groups are not there any more
         except UnsupportedError:
+            self._given_back = False
             self._journal.set_state(self.id, "running")
             raise
+        if reclaim and self.paused:
+            await asyncio.to_thread(self.cgroup.reclaim)
 
     def resume(self) -> None:
-        """Let its processes go on, where it is paused."""
+        """Let its processes go on, where it is paused; where it sleeps it begins to wake.
+
+        Raises:
+            NoCapacityError: It sleeps, and there is no memory for it.
+        """
         if self.paused:
             self._journal.set_state(self.id, "running")
             self._stillness.resume()
+        self._given_back = False
+        if self.nap is not None:
+            self.nap.end()
+
+    def kill(self) -> None:
+        """Kill its first process, and all others with it; while it sleeps there is none."""
+        if self.nap is None or not self.nap.sleeps:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+        if self.nap is not None:
+            self.guest.give_up("the box has ended while it slept")
+        with contextlib.suppress(OSError):
+            self.cgroup.thaw()  # what is frozen does not even die
 
     def held_still(self) -> contextlib.AbstractAsyncContextManager[None]:
         """Return a block in which no process of it runs, so that its files are of one moment."""
@@ -248,7 +304,7 @@ class Box:
             "command", self._recordable(request), request_id=request.request_id, guest_id=guest_id,
             details=_details(request),
         )  # fmt: skip
-        command = self._execute(position, guest_id, self._order(request))
+        command = self._execute(position, guest_id, order_of(request, self.spec, self.defaults))
         self.commands[request.request_id] = command
         if request.stdin is not None:
             await self._give(command, request.stdin)
@@ -300,25 +356,6 @@ class Box:
         if request.stdin is not None:
             self._blobs.put(request.stdin)
         return command_record(request.model_dump(exclude_defaults=True), request.stdin)
-
-    def _order(self, request: CommandRequest) -> CommandOrder:
-        argv = request.argv if request.argv is not None else ("/bin/sh", "-c", request.shell or "")
-        environment = {**self.defaults.env, **self.spec.env, **request.env}
-        if request.tty is not None:
-            environment.setdefault("TERM", "xterm-256color")
-        directory = request.cwd or self.spec.working_dir or self.defaults.working_dir
-        return CommandOrder(
-            arguments=[os.fsencode(a) for a in argv],
-            environment=environment,
-            directory=os.fsencode(directory),
-            user=request.user or self.spec.user or self.defaults.user,
-            tty=request.tty,
-            stdin=request.stdin is not None or request.interactive,
-            timeout_ms=round(1000 * request.timeout_s) if request.timeout_s else 0,
-            quiet_ms=round(1000 * request.quiet_s) if request.quiet_s else 0,
-            output_limit=request.output_limit,
-            nofile=self.spec.nofile,
-        )
 
     async def _complete(self, command: Command, kills: int) -> None:
         assert command.guest is not None
@@ -383,13 +420,17 @@ class Box:
 
     # --- after a restart of the daemon ---
 
-    async def reconcile(self) -> None:
+    async def reconcile(self, known: dict[int, bool] | None = None) -> None:
         """Ask the guest about every command whose end the journal does not know.
 
         Commands that only the guest knows are another's: operations of an earlier daemon, or, in a copy of
         a machine, commands of the one that was copied. They run on by themselves.
+
+        Args:
+            known: The commands that the guest knows, where it cannot be asked.
         """
-        known = await self.guest.list()
+        if known is None:
+            known = await self.guest.list()
         for record in self._journal.begun(self.id):
             if record.event.kind != "command":
                 continue  # the node knows what to do about those
@@ -406,7 +447,9 @@ class Box:
         request = self._request_of(record)
         guest_id = self.next_guest_id()
         self._journal.set_guest_id(self.id, record.event.position, guest_id)
-        command = self._execute(record.event.position, guest_id, self._order(request))
+        command = self._execute(
+            record.event.position, guest_id, order_of(request, self.spec, self.defaults)
+        )
         self.commands[record.request_id] = command
         if request.stdin is not None:
             await self._give(command, request.stdin)
@@ -476,7 +519,8 @@ class Box:
         running.guest = guest = self.guest.execute(number, order, running.output)
         guest.ended.add_done_callback(lambda _: running.output.finish())
         try:
-            yield running
+            with self.in_use():
+                yield running
         finally:
             if not guest.ended.done():
                 guest.signal(signal.SIGKILL)
@@ -506,10 +550,11 @@ class Box:
         """Return why the guest is gone, where nobody here ended it."""
         if self.cause is None:
             with contextlib.suppress(OSError):
-                if self.cgroup.oom_kills() > self._oom_kills and not _alive(self.pid):
+                if self.cgroup.oom_kills() > self._oom_kills and not is_alive(self.pid):
                     self.cause = GoneCause.OOM
         if self.cause is None:
-            self.cause = GoneCause.CRASHED
+            wakes = self.nap is not None and self.nap.wakes
+            self.cause = GoneCause.NOT_WOKEN if wakes else GoneCause.CRASHED
         return self.cause
 
 
@@ -520,6 +565,7 @@ _REASONS = {
     GoneCause.KILLED: "it was removed",
     GoneCause.NODE_LOST: "its node has lost it",
     GoneCause.CRASHED: "its first process was killed from outside",
+    GoneCause.NOT_WOKEN: "it was paused, and what was kept of its memory could not be run again",
     GoneCause.NOT_FOUND: "this node does not know it",
 }
 
@@ -528,11 +574,3 @@ def _details(request: CommandRequest) -> dict[str, Any]:
     return request.model_dump(
         include={"timeout_s", "quiet_s", "output_limit"}, exclude_defaults=True
     )
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True

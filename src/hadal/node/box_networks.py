@@ -32,14 +32,13 @@ class BoxNetworks:
         self._lock = asyncio.Lock()
         self._running = False
 
-    async def recover(self, living: Mapping[str, tuple[int, NetworkPolicy]]) -> None:
+    async def recover(self, living: Mapping[str, LiveNetwork]) -> None:
         """Find the networks of living boxes again."""
         if not living:
             return
-        live = [LiveNetwork(number, policy) for number, policy in living.values()]
-        found = {network.number: network for network in await self._manager.recover(live)}
+        found = {n.number: n for n in await self._manager.recover(living.values())}
         self._running = True
-        self._taken = {box: found[number] for box, (number, _) in living.items() if number in found}
+        self._taken = {box: found[n.number] for box, n in living.items() if n.number in found}
 
     async def take(self, box: str, policy: NetworkPolicy, *, machine: bool) -> BoxNetwork:
         """Give a box its network; whoever takes that of a `machine` closes its `tap`.
@@ -55,6 +54,15 @@ class BoxNetworks:
                 self._running = True
         network = self._taken[box] = await self._manager.take(policy, machine=machine)
         return network
+
+    async def take_again(self, box: str) -> BoxNetwork:
+        """Return the network of a machine that is to wake, as `take` did; none where it has none.
+
+        Raises:
+            NodeError: It cannot be had.
+        """
+        network = self._taken.get(box)
+        return BoxNetwork() if network is None else await self._manager.take_again(network)
 
     async def lend_tap(self, network: BoxNetwork, owner: int, borrower: int) -> None:
         """As the manager's."""

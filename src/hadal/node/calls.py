@@ -61,7 +61,8 @@ class Calls:
         with begin_step(
             journal, box, "call", fields, request_id=request_id, details=details
         ) as step:
-            answer = await self._perform_call(box, request)
+            with box.in_use():
+                answer = await self._perform_call(box, request)
             kept = ("error", "timed_out", "duration_s")
             step.result = {k: answer[k] for k in kept if k in answer}
             step.stdout = json.dumps(answer).encode()

@@ -123,6 +123,22 @@ class Cgroup:
         name = "memory.current" if self._is_v2("memory") else "memory.usage_in_bytes"
         return int(_read(folder / name))
 
+    def reclaim(self) -> None:
+        """Let the kernel take of its memory what it can: what files have too, and what fits into swap. It may take long."""
+        folder = self._at("memory")
+        with contextlib.suppress(OSError):  # it could not take all, or the box has just ended
+            if not self._is_v2("memory"):
+                _write(folder / "memory.force_empty", 0)
+                return
+            swap = folder / "memory.swap.max"
+            if swap.exists():
+                _write(swap, "max")
+            try:
+                _write(folder / "memory.reclaim", self.memory_bytes())
+            finally:
+                if swap.exists():
+                    _write(swap, 0)  # what is there stays there until it is used
+
     def cpu_s(self) -> float:
         """Return its processor time."""
         if "cpuacct" in self._folders:

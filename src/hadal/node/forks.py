@@ -69,6 +69,7 @@ class Forks:
             layer = await node.fork_layers.copy(box, request_id)
             yield lambda name: node.make_like(box, name, layer)
             return
+        await box.awake()
         async with node.machines.copied(
             box.machine, box.guest, box.cgroup, box.pid, box.spec.memory_mb
         ) as snapshot:

@@ -110,18 +110,51 @@ class Guest(asyncio.Protocol):
         except (OSError, TimeoutError) as error:
             raise GuestLostError(f"no guest answers{where}: {str(error) or 'no answer'}") from error
 
-    def interrupt(self) -> None:
-        """Hold back what is sent until `renew`: the connection is about to end, and the guest is not.
+    @property
+    def has_port(self) -> bool:
+        """Whether it is reached through the port of a virtual machine."""
+        return self._port is not None
 
-        Whatever the guest was told before has to be answered: what is on its way is lost.
+    @classmethod
+    def parted(cls, boot_id: str, last_id: int, *, port: bool) -> "Guest":
+        """Return one that nobody reaches before `renew`, of which an earlier daemon has written down what is given."""
+        guest = cls(port=port)
+        guest.boot_id, guest.last_id, guest._held = boot_id, last_id, []
+        guest._parted = asyncio.get_running_loop().create_future()
+        guest._parted.set_result(None)
+        return guest
+
+    async def part(self) -> dict[int, bool]:
+        """Hold back what is sent from now on until `renew`: the connection is about to end, and the guest is not.
+
+        Returns:
+            The commands that the guest knows, and whether each has ended: it has been told all that was sent before.
 
         Raises:
-            GuestLostError: It is gone already.
+            NodeError: It does not answer; then all is as it was.
+            GuestLostError: It is gone.
         """
         if self.lost.done():
             raise GuestLostError("the guest is gone")
+        answer = self._ask_for_list()
         self._held, self._known = [], frozenset(self.commands)
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                known = await answer
+        except BaseException as error:
+            self._let_go_of_held()
+            if isinstance(error, TimeoutError):
+                raise NodeError(f"the machine does not answer in {_ANSWER_S:.0f} s") from None
+            raise
+        finally:
+            self._listing = None
         self._parted = asyncio.get_running_loop().create_future()
+        return known
+
+    def _let_go_of_held(self) -> None:
+        held, self._held = self._held or [], None
+        for frame in held:
+            self._write(frame)
 
     async def renew(self, connect: Callable[[], Awaitable[socket.socket]]) -> None:
         """Go on over another connection, where the last one was.
@@ -132,9 +165,12 @@ class Guest(asyncio.Protocol):
         Raises:
             NodeError: It does not answer, or is another one. Then this connection is lost.
         """
-        held, boot_id = self._held, self.boot_id
-        assert held is not None
+        if self.lost.done():
+            raise GuestLostError("the guest is gone")
+        boot_id = self.boot_id
         assert self._parted is not None
+        if self._port is not None:
+            self._port, self._nonce = PortReader(), secrets.randbits(63)
         self.close()
         await self._parted
         self._buffer.clear()
@@ -144,16 +180,22 @@ class Guest(asyncio.Protocol):
             if self.boot_id != boot_id:
                 raise GuestLostError("another guest answers where it was")
         except BaseException as error:  # whatever it is, nobody is to wait for what is held
-            self._held = None
-            self.connection_lost(GuestLostError(str(error) or type(error).__name__))
-            self.close()
+            self.give_up(str(error) or type(error).__name__)
             raise
-        self._held = None
+        held, self._held = self._held or [], None
         self._writable.set()  # the last connection may have been full when it ended
         for number in sorted(self._known & self.commands.keys()):
             self.send(Frame.ATTACH, number, self.commands[number].place())
         for frame in held:
             self._write(frame)
+
+    def give_up(self, why: str) -> None:
+        """Let nobody wait any more for a guest that cannot be reached."""
+        if self._parted is not None and not self._parted.done():
+            self._parted.set_result(None)
+        self._held = None
+        self.connection_lost(GuestLostError(why))
+        self.close()
 
     def _hello(self) -> None:
         hello = {Tag.VERSION_MIN: PROTOCOL_VERSION, Tag.VERSION_MAX: PROTOCOL_VERSION}
@@ -256,17 +298,21 @@ class Guest(asyncio.Protocol):
 
     async def list(self) -> dict[int, bool]:
         """Return the commands that the guest knows, and whether each has ended."""
-        self._listed = {}
-        self._listing = asyncio.get_running_loop().create_future()
-        self.send(Frame.LIST, 0)
+        answer = self._ask_for_list()
         try:
             async with asyncio.timeout(_ANSWER_S):
-                return await self._listing
+                return await answer
         except TimeoutError:
             self.close()
             raise GuestLostError(f"the guest does not list its commands in {_ANSWER_S} s") from None
         finally:
             self._listing = None
+
+    def _ask_for_list(self) -> "asyncio.Future[dict[int, bool]]":
+        self._listed = {}
+        self._listing = asyncio.get_running_loop().create_future()
+        self.send(Frame.LIST, 0)
+        return self._listing
 
     def tell(self, fields: Fields) -> int:
         """Tell a virtual machine who it is, and do not wait for an answer; return its number."""

@@ -163,8 +163,9 @@ class GuestCommand:
         self._received_max = limit
 
     def place(self) -> bytes:
-        """Return the fields by which its output goes on where it was."""
-        out, err = self._received
+        """Return the fields by which its output comes again from where it is not kept safe: the guest lets go before."""
+        self._received = list(self._acknowledged)
+        out, err = self._acknowledged
         return encode_fields({Tag.OUT_OFFSET: out, Tag.ERR_OFFSET: err})
 
     def take_output(self, stream: int, payload: bytes) -> None:

@@ -8,7 +8,6 @@ import secrets
 import signal
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from hadal.errors import (
@@ -16,16 +15,17 @@ from hadal.errors import (
     GoneCause,
     HadalError,
     LaunchError,
+    NoCapacityError,
     NodeError,
     SandboxGoneError,
     UnsupportedError,
 )
 from hadal.node.blobs import Blobs
-from hadal.node.box import Box, ImageDefaults
+from hadal.node.box import Box
 from hadal.node.box_networks import BoxNetworks
 from hadal.node.branching import ForkLayers
 from hadal.node.calls import Calls
-from hadal.node.cgroups import BoxLimits, Cgroups
+from hadal.node.cgroups import Cgroups
 from hadal.node.faults import reach
 from hadal.node.files import BoxFiles
 from hadal.node.forks import Forks
@@ -35,16 +35,20 @@ from hadal.node.images import ImageStore, ResolvedImage
 from hadal.node.journal import BoxRecord, Journal
 from hadal.node.launch_request import check_mounts, launch_request
 from hadal.node.launcher import Launcher
+from hadal.node.machines.asleep import forget_asleep
 from hadal.node.machines.choice import Choice
 from hadal.node.machines.disk_images import disk_image_root, is_disk_image
 from hadal.node.machines.kept import check_alike, is_kept
 from hadal.node.machines.machine import Machine
 from hadal.node.machines.machines import Machines
-from hadal.node.machines.qemu import MEMORY_OF_QEMU_MB
 from hadal.node.machines.snapshots import Snapshot
+from hadal.node.network import LiveNetwork
 from hadal.node.node_config import NodeConfig
+from hadal.node.orders import defaults_of
+from hadal.node.processes import start_time
 from hadal.node.scratch import DiskPool, Disks
-from hadal.node.slots import Slots
+from hadal.node.sleep import Sleep
+from hadal.node.slots import Slots, limits_of, memory_mb
 from hadal.node.snapshots import Snapshots
 from hadal.node.spares import Spares
 from hadal.node.steps import begin_step
@@ -94,7 +98,7 @@ class Node:
         self._folder = config.state / "b"
         self._pending: dict[str, asyncio.Task[Box]] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
-        self._slots = Slots(config.max_boxes, config.memory_mb)
+        self.slots = Slots(config.max_boxes, config.memory_mb)
         self._launcher = Launcher(guest_program(), self._init_exited)
         self._watch: asyncio.Task[None] | None = None
         self._closing = False
@@ -104,6 +108,7 @@ class Node:
         self.spares = Spares(self)
         self.forks = Forks(self)
         self.snapshots = Snapshots(self)
+        self.sleep = Sleep(self)
 
     # --- life of the node ---
 
@@ -140,13 +145,14 @@ class Node:
     @property
     def memory_mb(self) -> int:
         """MiB that its boxes may use, each by its limit."""
-        return self._slots.used_mb
+        return self.slots.used_mb
 
     async def close(self, *, end_boxes: bool = False) -> None:
         """End the daemon. Boxes live on until their lease ends, unless told otherwise."""
         if self._watch is not None:
             self._watch.cancel()
         await self.spares.close()
+        await self.sleep.close()
         if end_boxes:
             await asyncio.gather(*(self.end(box, GoneCause.KILLED) for box in list(self.boxes)))
         await asyncio.gather(*self._ending.values(), return_exceptions=True)
@@ -163,7 +169,7 @@ class Node:
     async def _recover(self) -> None:
         living = self.journal.living_boxes()
         await self.networks.recover(
-            {r.id: (r.runtime["network"], _policy(r)) for r in living if r.runtime.get("network")}
+            {r.id: _network_of(r) for r in living if r.runtime.get("network")}
         )
         found = await asyncio.gather(*(self._adopt(record) for record in living))
         for record, box in zip(living, found, strict=True):
@@ -178,13 +184,17 @@ class Node:
                 self.boxes[box.id] = box
                 self._watch_guest(box)
                 try:
-                    await box.reconcile()
+                    if "asleep" in record.runtime:
+                        await self.sleep.take_up(box, record)
+                    else:
+                        await asyncio.to_thread(forget_asleep, box.folder)
+                        await box.reconcile()
                     await BoxFiles(box, self.journal, self.blobs).repeat_begun()
-                    if record.state == "paused":
+                    if record.state == "paused" and box.nap is None:
                         await box.pause()
-                except UnsupportedError as error:
+                except (UnsupportedError, NoCapacityError) as error:
                     logger.warning("%s", error, extra={"sandbox_id": record.id})
-                except (GuestLostError, SandboxGoneError):
+                except (NodeError, SandboxGoneError):
                     await self.end(box.id, GoneCause.NODE_LOST)  # it does not answer
                 logger.info("box found again", extra={"sandbox_id": record.id})
         for box_id in list(self.boxes):
@@ -199,7 +209,8 @@ class Node:
         pid = record.runtime.get("pid")
         if record.state == "creating" or pid is None or record.runtime.get("spare"):
             return None
-        if _start_time(pid) != record.runtime.get("pid_start"):
+        sleeps = "asleep" in record.runtime
+        if not sleeps and start_time(pid) != record.runtime.get("pid_start"):
             return None
         # Paused, or held by a daemon that died: it must run to say what became of its commands.
         with contextlib.suppress(OSError):
@@ -208,7 +219,9 @@ class Node:
         folder = self._folder / record.id
         try:
             spec = read_spec(record.spec)
-            if isinstance(spec, MachineSpec):
+            if sleeps:
+                machine, guest = self.sleep.find(record, folder)
+            elif isinstance(spec, MachineSpec):
                 machine, guest = await self.machines.find(folder)
             else:
                 guest = await Guest.connect(folder / "guest")
@@ -217,7 +230,7 @@ class Node:
             logger.warning("box lost: %s", error, extra={"sandbox_id": record.id})
             return None
         self._roots[record.id] = root
-        self._slots.adopt(record.id, record.runtime["slot"], _memory_mb(spec))
+        self.slots.adopt(record.id, record.runtime["slot"], memory_mb(spec))
         self._forked[record.id] = record.runtime.get("forked", [])
         return self._box(record, spec, root, pid, guest, record.runtime["disk"], machine)
 
@@ -273,7 +286,7 @@ class Node:
             if given is not None:
                 return given
         box_id = "".join(secrets.choice(_IDS) for _ in range(12))
-        slot = self._slots.take(box_id, _memory_mb(spec))
+        slot = self.slots.take(box_id, memory_mb(spec))
         forked = self._forked[box_id] = list(origin.forked) if origin else []
         runtime: dict[str, Any] = {"slot": slot, "forked": forked}
         if origin is not None:
@@ -293,7 +306,7 @@ class Node:
                 box = await self._make(record, spec, slot, runtime, origin and origin.snapshot)
                 if box.machine is not None:
                     await box.reconcile()  # with what runs in a copy
-                runtime |= {"pid": box.pid, "pid_start": _start_time(box.pid)}
+                runtime |= {"pid": box.pid, "pid_start": start_time(box.pid)}
                 self.journal.set_box(box_id, state="running", runtime=runtime)
             except BaseException:
                 if box is not None:
@@ -321,7 +334,7 @@ class Node:
         return _Origin(box_id, root.digest or root.name, (*layers, *self._forked[box_id]))
 
     def _release(self, box_id: str) -> None:
-        self._slots.give_back(box_id)
+        self.slots.give_back(box_id)
         self._forked.pop(box_id, None)
 
     async def _make(
@@ -338,14 +351,12 @@ class Node:
         reach("make.folder")
         (folder / "mounts").mkdir(parents=True)
         cgroup = self.cgroups.of(box_id)
-        cgroup.create(
-            BoxLimits(memory_bytes=_memory_mb(spec) << 20, cpus=spec.cpus, pids=spec.pids)
-        )
+        cgroup.create(limits_of(spec))
         reach("make.launch", writes=False)
         copies = map(self.fork_layers.path, self._forked[box_id])
         request = launch_request(
             folder, spec, layers=(*copies, *root.layers), binds=root.binds, cgroup=cgroup, network=network,
-            uid_base=self.config.first_uid + slot * _UIDS, lease_s=self.config.lease_s,
+            uid_base=self.uid_base(slot), lease_s=self.config.lease_s,
         )  # fmt: skip
         if isinstance(spec, MachineSpec):
             runtime["disk"] = -1
@@ -366,6 +377,10 @@ class Node:
         reach("make.launched", writes=False)
         guest = await Guest.connect(folder / "guest")
         return self._box(record, spec, root, launched.pid, guest, disk.device)
+
+    def uid_base(self, slot: int) -> int:
+        """Return the first id on the host of the users of the box in a place."""
+        return self.config.first_uid + slot * _UIDS
 
     async def _acquire(self, reference: str) -> ResolvedImage:
         if is_disk_image(reference):
@@ -389,7 +404,7 @@ class Node:
         machine: Machine | None = None,
     ) -> Box:  # fmt: skip
         return Box(
-            record=record, spec=spec, defaults=_defaults(root), folder=self._folder / record.id,
+            record=record, spec=spec, defaults=defaults_of(root), folder=self._folder / record.id,
             cgroup=self.cgroups.of(record.id), journal=self.journal, blobs=self.blobs, pid=pid,
             guest=guest, disk=disk, machine=machine,
         )  # fmt: skip
@@ -505,10 +520,7 @@ class Node:
             return None
         if box.cause is None:
             box.cause = cause
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(box.pid, signal.SIGKILL)
-        with contextlib.suppress(OSError):
-            box.cgroup.thaw()  # what is frozen does not even die
+        box.kill()
         ending = asyncio.get_running_loop().create_task(self._end(box))
         self._ending[box_id] = ending
         ending.add_done_callback(lambda _: self._ending.pop(box_id, None))
@@ -517,6 +529,7 @@ class Node:
 
     async def _end(self, box: Box) -> None:
         assert box.cause is not None
+        await self.sleep.leave(box)
         await asyncio.wait([box.guest.lost], timeout=5)
         await box.let_go()
         self.journal.end_box(box.id, box.cause)  # again, where it could not be written down before
@@ -547,7 +560,7 @@ class Node:
         folder = self._folder / box_id
         if folder.exists():
             await asyncio.to_thread(remove_tree, folder)
-        self._slots.give_back(box_id)
+        self.slots.give_back(box_id)
         if self._forked.pop(box_id, None):
             await self.sweep_fork_layers()
 
@@ -564,36 +577,17 @@ class Node:
         logger.debug("init of a box ended", extra={"pid": pid, "status": status})
 
     async def _enforce_lives(self) -> None:
-        """End boxes whose time is over, however the clients fare."""
+        """End boxes whose time is over, and pause those that nobody uses, however the clients fare."""
         while True:
             await asyncio.sleep(0.25)
             now = time.monotonic()
             for box in [b for b in self.boxes.values() if b.look_again <= now]:
                 if (cause := box.overdue()) is not None:
                     asyncio.get_running_loop().create_task(self.end(box.id, cause))
+                elif box.is_drowsy():
+                    asyncio.get_running_loop().create_task(self.sleep.begin_unasked(box))
 
 
-def _defaults(root: ResolvedImage) -> ImageDefaults:
-    return ImageDefaults(
-        env=root.config.environment,
-        working_dir=root.config.working_directory or "/",
-        user=root.config.user or "0",
-    )
-
-
-def _memory_mb(spec: Spec) -> int:
-    """Return how much memory a box may use, with what runs it."""
-    return spec.memory_mb + (MEMORY_OF_QEMU_MB if isinstance(spec, MachineSpec) else 0)
-
-
-def _policy(record: BoxRecord) -> NetworkPolicy:
-    return read_spec(record.spec).network
-
-
-def _start_time(pid: int) -> int | None:
-    """Return when a process was started, in ticks since boot: with the pid it names the process."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    return int(text.rpartition(")")[2].split()[19])
+def _network_of(record: BoxRecord) -> LiveNetwork:
+    policy = read_spec(record.spec).network
+    return LiveNetwork(record.runtime["network"], policy, "asleep" in record.runtime)

@@ -14,6 +14,7 @@ from hadal.sandbox.protocol import (
     FileChange,
     InputRequest,
     NetworkRequest,
+    PauseRequest,
     SignalRequest,
     SnapshotRequest,
     StopRequest,
@@ -39,7 +40,7 @@ _NUMBER: Final[Schema] = {"type": "integer", "minimum": 0}
 _BASE64: Final[Schema] = {"type": "string", "contentEncoding": "base64"}
 _TYPES: Final = (BoxInfo, CallResult, Change, Event, ExecResult, FileStat, NodeStatus, Usage)
 _BODIES: Final = (
-    CallRequest, CommandRequest, CreateRequest, FileChange, InputRequest, NetworkRequest, SignalRequest,
+    CallRequest, CommandRequest, CreateRequest, FileChange, InputRequest, NetworkRequest, PauseRequest, SignalRequest,
     SnapshotRequest, StopRequest, ErrorBody, ContainerSpec, FunctionSpec, MicroVMSpec, VMSpec,
 )  # fmt: skip
 _ERRORS: Final = {
@@ -132,7 +133,10 @@ _ROUTES: Final = (
     _Route("get", _BOX + "/screenshot", "What is on its screen", answer="image"),
     _Route("get", _BOX + "/console", "The end of what it said on its serial console", answer="bytes"),
     _Route("post", _BOX + "/input", "Type, press keys, or click", InputRequest, answer=_object()),
-    _Route("post", _BOX + "/pause", "Stop its processes", answer=_object()),
+    _Route(
+        "post", _BOX + "/pause", "Stop its processes, and give its memory back", PauseRequest,
+        answer=_object(),
+    ),
     _Route("post", _BOX + "/resume", "Let them go on", answer=_object()),
     _Route(
         "post", _BOX + "/commands", "Run a command: its result, or its number with `wait: false`",

@@ -13,10 +13,10 @@ from hadal.sandbox.specs import Capability
 __all__ = ["give_input", "read_console", "take_screenshot"]
 
 
-def _monitor(box: Box) -> Monitor:
+async def _monitor(box: Box) -> Monitor:
     box.require(Capability.SCREEN)
     assert box.machine is not None
-    box.touch()
+    await box.awake()
     monitor = box.machine.monitor
     assert isinstance(monitor, Monitor)  # what has a screen is QEMU's
     return monitor
@@ -29,7 +29,7 @@ async def take_screenshot(box: Box) -> bytes:
         UnsupportedError: It has none.
         NodeError: QEMU does not say.
     """
-    return await _monitor(box).screenshot()
+    return await (await _monitor(box)).screenshot()
 
 
 def _console(box: Box) -> SerialConsole:
@@ -64,7 +64,7 @@ async def give_input(journal: Journal, box: Box, request: InputRequest) -> None:
         NodeError: QEMU does not do it.
         UnknownOutcomeError: A daemon died while it was done: nobody knows how far it came.
     """
-    monitor = _monitor(box)
+    monitor = await _monitor(box)
     console = None if request.console is None else _console(box)
     if recorded_step(journal, box, request.request_id, repeatable=False) is not None:
         return

@@ -66,6 +66,7 @@ class Snapshots:
                 assert isinstance(box.spec, MachineSpec)
                 if Capability.COMMANDS in box.spec.can:
                     await box.applet("sync")
+                await box.awake()
                 reference = await self._node.machines.keep_disk(
                     box.machine, box.guest, box.spec, name
                 )
@@ -81,6 +82,7 @@ class Snapshots:
         assert isinstance(box.spec, MachineSpec)
         root = node.base_of(box)[0]
         about = await asyncio.to_thread(machines.about, box.spec, root, node.config.lease_s)
+        await box.awake()
         async with machines.copied(
             box.machine, box.guest, box.cgroup, box.pid, box.spec.memory_mb
         ) as snapshot:
@@ -111,6 +113,7 @@ class Snapshots:
                 async with box.held_still():
                     yield disk / "upper"
             return
+        await box.awake()
         async with box.machine.held(box.guest), packed_changes(box) as archive:
             upper = archive.with_suffix(".upper")
             upper.mkdir()

@@ -28,7 +28,7 @@ __all__ = ["Spares"]
 _LOG = logging.getLogger(__name__)
 _IDLE_S = 300.0
 _OF_THE_CALLER = {
-    "env", "labels", "ttl_s", "idle_s", "working_dir", "user", "nofile", "spare",
+    "env", "labels", "ttl_s", "idle_s", "pause_s", "working_dir", "user", "nofile", "spare",
 }  # fmt: skip
 """Fields that make no other machine: they count when a command begins, or to the node."""
 

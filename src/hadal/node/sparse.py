@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["copy_data", "copy_file", "copy_not_zero", "data_of", "not_zero"]
+__all__ = ["copy_data", "copy_file", "copy_not_zero", "data_of", "not_zero", "put_not_zero"]
 
 _PART = 1 << 20
 _BLOCK = 4096
@@ -82,6 +82,20 @@ def copy_not_zero(source: int, target: int) -> None:
     os.ftruncate(target, os.fstat(source).st_size)
     for at, data in not_zero(source):
         os.pwrite(target, data, at)
+
+
+def put_not_zero(target: int, at: int, data: bytes) -> None:
+    """Write over a part of a file; what is zero, and was, stays a hole.
+
+    Raises:
+        OSError: It cannot be read or written.
+    """
+    written = 0
+    for first, last in [*_not_zero(data), (len(data), len(data))]:
+        if os.pread(target, first - written, at + written).strip(b"\0"):
+            os.pwrite(target, bytes(first - written), at + written)
+        os.pwrite(target, data[first:last], at + first)
+        written = last
 
 
 def _not_zero(data: bytes) -> Iterator[tuple[int, int]]:

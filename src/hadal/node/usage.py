@@ -1,5 +1,6 @@
 """What a box uses: counted by the node's groups, or by the kernel of the box itself."""
 
+import asyncio
 from typing import Any
 
 from hadal.node.box import Box
@@ -16,7 +17,12 @@ async def usage_of(box: Box, disks: Disks) -> dict[str, Any]:
         SandboxGoneError: The box has ended.
         SandboxFileError: A machine does not say.
     """
-    used = await _own_count(box) if box.machine is not None else _count(box, disks)
+    if box.machine is None:
+        used = _count(box, disks)
+    elif box.nap is not None and box.nap.sleeps:  # nobody has to wake for that
+        used = await asyncio.to_thread(_count_asleep, box)
+    else:
+        used = await _own_count(box)
     return {"memory_limit_bytes": box.spec.memory_mb << 20, "cpu_s": box.cgroup.cpu_s(), **used}
 
 
@@ -26,6 +32,16 @@ def _count(box: Box, disks: Disks) -> dict[str, int]:
         "pids": box.cgroup.pids() - 1,
         "disk_bytes": disks.used_bytes(box.disk),
         "oom_kills": box.cgroup.oom_kills(),
+    }
+
+
+def _count_asleep(box: Box) -> dict[str, int]:
+    disk = (box.folder / "vm/disk").lstat().st_blocks * 512
+    return {
+        "memory_bytes": box.cgroup.memory_bytes(),
+        "pids": 0,
+        "disk_bytes": disk,
+        "oom_kills": 0,
     }
 
 

@@ -262,9 +262,18 @@ class AsyncSandbox:
         }
         return read_call(await self.client.request("POST", f"{self._path}/call", body=body))
 
-    async def pause(self) -> None:
-        """Stop every process in it, until `resume` or any other request."""
-        await self.client.request("POST", f"{self._path}/pause", body={})
+    async def pause(self, *, reclaim: bool = False) -> None:
+        """Stop every process in it, until `resume` or any other request.
+
+        Args:
+            reclaim: Whether others get its memory meanwhile: that of a machine goes to the disk, of a container what
+                the kernel can take. Then pausing takes longer, and so does the next request.
+
+        Raises:
+            NodeError: With `reclaim`: the memory of a machine cannot be kept; it runs on.
+        """
+        body = {"reclaim": reclaim}
+        await self.client.request("POST", f"{self._path}/pause", body=body)
 
     async def resume(self) -> None:
         """Let its processes go on."""

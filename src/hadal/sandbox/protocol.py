@@ -28,6 +28,7 @@ __all__ = [
     "InputRequest",
     "MouseButton",
     "NetworkRequest",
+    "PauseRequest",
     "Pointer",
     "SignalRequest",
     "SnapshotKind",
@@ -174,6 +175,16 @@ class NetworkRequest(_Body):
 
     policy: Any
     request_id: RequestId
+
+
+class PauseRequest(_Body):
+    """POST /v1/boxes/{id}/pause.
+
+    Attributes:
+        reclaim: Whether its memory is given back meanwhile.
+    """
+
+    reclaim: bool = False
 
 
 class SnapshotRequest(_Body):

@@ -112,6 +112,8 @@ class BoxSpec(_Strict):
         shm_mb: MiB of /dev/shm, out of its memory.
         ttl_s: Its life in seconds, at most; then it is gone with cause `ttl`.
         idle_s: Seconds without a request after which it is gone with cause `idle`.
+        pause_s: Seconds without a request after which it is paused and its memory given back, until the next one.
+            Default: never.
         env: Variables of every command.
         working_dir: Where commands start. Default: what the image says.
         user: Who runs them. Default: what the image says.
@@ -132,6 +134,7 @@ class BoxSpec(_Strict):
     shm_mb: int = Field(default=64, ge=1, le=1 << 26)
     ttl_s: Seconds = 86400.0
     idle_s: Seconds = 7200.0
+    pause_s: Seconds | None = None
     env: dict[str, str] = Field(default_factory=dict)
     working_dir: str | None = None
     user: str | None = None

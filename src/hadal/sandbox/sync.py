@@ -531,9 +531,17 @@ class Sandbox:
             )
         )
 
-    def pause(self) -> None:
-        """Stop every process in it, until `resume` or any other request."""
-        return call(self.wrapped.pause())
+    def pause(self, *, reclaim: bool = False) -> None:
+        """Stop every process in it, until `resume` or any other request.
+
+        Args:
+            reclaim: Whether others get its memory meanwhile: that of a machine goes to the disk, of a container what
+                the kernel can take. Then pausing takes longer, and so does the next request.
+
+        Raises:
+            NodeError: With `reclaim`: the memory of a machine cannot be kept; it runs on.
+        """
+        return call(self.wrapped.pause(reclaim=reclaim))
 
     def resume(self) -> None:
         """Let its processes go on."""

@@ -1,5 +1,6 @@
 """What a program that runs machines has to do for the node."""
 
+import socket
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,6 +50,32 @@ class Hypervisor(Protocol):
 
         Raises:
             NodeError: It is not there any more.
+        """
+        ...
+
+    async def reach(self, folder: Path) -> socket.socket:
+        """Return a connection to the guest of a machine that runs, on which nothing has been said.
+
+        Args:
+            folder: Of the machine, on the host.
+
+        Raises:
+            NodeError: It is not there any more.
+        """
+        ...
+
+    def save_memory(self, folder: Path, target: int, cgroup: Cgroup, init: int) -> None:
+        """Write the memory of a machine whose state has just been saved into a file; what is zero becomes a hole.
+
+        Args:
+            folder: Of the machine, on the host.
+            target: Descriptor of the file, which is empty.
+            cgroup: Of its box.
+            init: First process of that.
+
+        Raises:
+            NodeError: It is not what it was.
+            OSError: The disk is full.
         """
         ...
 

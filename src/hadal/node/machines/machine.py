@@ -9,6 +9,7 @@ import contextlib
 import logging
 import math
 import os
+import socket
 import subprocess
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -28,10 +29,12 @@ from hadal.sandbox.specs import MachineSpec
 __all__ = [
     "USER",
     "Control",
+    "Lying",
     "Machine",
     "hardware_of",
     "measure_tsc_khz",
     "settle",
+    "settle_again",
     "start_machine",
 ]
 
@@ -74,19 +77,43 @@ class Control(Protocol):
 
 
 @dataclass
-class Machine:
-    """A machine that runs.
+class Lying:
+    """A machine that stands still, and that nobody reaches.
 
     Attributes:
-        jail: The guest of the box that its hypervisor runs in.
-        monitor: Of the hypervisor.
+        known: Commands that its guest knows, and whether each has ended.
+        sleeps: To be set where it is not to go on.
+    """
+
+    known: dict[int, bool]
+    sleeps: bool = False
+
+
+@dataclass
+class Machine:
+    """A machine.
+
+    Attributes:
+        jail: The guest of the box that its hypervisor runs in; None while it sleeps.
+        control: What its hypervisor is told by; None while it sleeps.
         folder: Of the machine, on the host: its disk and its sockets.
     """
 
-    jail: Guest
-    monitor: Control
+    jail: Guest | None
+    control: Control | None
     folder: Path
     _still: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def monitor(self) -> Control:
+        """Of the hypervisor.
+
+        Raises:
+            NodeError: The machine sleeps: there is none.
+        """
+        if self.control is None:
+            raise NodeError(f"the machine of box {self.folder.parent.name} sleeps")
+        return self.control
 
     @classmethod
     async def find(
@@ -108,7 +135,7 @@ class Machine:
             monitor, guest = await find(folder)
             opened.push_async_callback(monitor.close)
             opened.callback(guest.close)
-            await guest.settle({Tag.HELD: 0})
+            await _go_on(guest)
             opened.pop_all()
         return cls(keeper, monitor, folder), guest
 
@@ -140,24 +167,58 @@ class Machine:
             NodeError: It does not hold them, or does not let them go on.
         """
         async with self._still:
-            try:
-                await guest.settle({Tag.HELD: 1})
-            except NodeError:
-                guest.tell({Tag.HELD: 0})  # if it is only slow, it comes to that too
-                raise
+            await _hold(guest)
             try:
                 yield
             finally:
                 await guest.settle({Tag.HELD: 0})
 
+    @contextlib.asynccontextmanager
+    async def lying(
+        self, guest: Guest, connect: Callable[[], Awaitable[socket.socket]]
+    ) -> AsyncGenerator[Lying]:
+        """Yield while it stands still with its commands held, and what its guest is sent is kept for later.
+
+        Args:
+            guest: In it.
+            connect: To that.
+
+        Raises:
+            NodeError: It does not, or does not go on; it does, unless `sleeps` has been set in the block.
+        """
+        async with self._still:
+            await _hold(guest)
+            lying = Lying({})
+            try:
+                lying.known = await guest.part()
+                try:
+                    await self.monitor.stop()
+                    yield lying
+                finally:
+                    if not lying.sleeps:
+                        await self._get_up(guest, connect)
+            finally:
+                if not lying.sleeps:
+                    await guest.settle({Tag.HELD: 0})
+
+    async def _get_up(self, guest: Guest, connect: Callable[[], Awaitable[socket.socket]]) -> None:
+        try:
+            await self.monitor.go_on()
+        except NodeError as error:
+            guest.give_up(error.message)
+            raise
+        await guest.renew(connect)
+
     async def close(self) -> None:
         """Let go of it; it runs on."""
-        await self.monitor.close()
-        self.jail.close()
+        if self.control is not None:
+            await self.control.close()
+        if self.jail is not None:
+            self.jail.close()
 
 
 async def start_machine(
-    jail: Guest, folder: Path, call: list[str], socket: str,
+    jail: Guest, folder: Path, call: list[str], listener: str,
     begin: Callable[[], Awaitable[tuple[Control, Guest]]], *, kept: bool = True,
 ) -> tuple[Machine, Guest]:  # fmt: skip
     """Start a hypervisor in a jail, and return when the guest of its machine answers.
@@ -166,7 +227,7 @@ async def start_machine(
         jail: The guest of that; closed where it fails.
         folder: Of the machine, on the host.
         call: Of the hypervisor.
-        socket: Where it listens, in the folder, when it is there.
+        listener: Where it listens, in the folder, when it is there.
         begin: Lets it make the machine, and connects to both.
         kept: Whether it takes the descriptors of its jail.
 
@@ -183,7 +244,7 @@ async def start_machine(
     console.command = jail.execute(jail.last_id + 1, order, console)
     console.command.ended.add_done_callback(lambda ended: _log_end(ended, folder, console))
     try:
-        await _listens(folder / socket, console)
+        await _listens(folder / listener, console)
         monitor, guest = await begin()
     except NodeError as error:
         jail.close()
@@ -208,7 +269,7 @@ def _log_end(ended: "asyncio.Future[Exit]", folder: Path, console: _Console) -> 
         )
 
 
-async def _listens(socket: Path, console: _Console) -> None:
+async def _listens(listener: Path, console: _Console) -> None:
     """Wait until a hypervisor listens: at its monitor last, when all else is there."""
     assert console.command is not None
     deadline = time.monotonic() + _START_S
@@ -225,7 +286,7 @@ async def _listens(socket: Path, console: _Console) -> None:
             raise GuestLostError(f"the hypervisor has not started in {_START_S:.0f} s")
         with (
             contextlib.suppress(FileNotFoundError, ConnectionRefusedError),
-            socket_path(socket) as path,
+            socket_path(listener) as path,
         ):
             _, writer = await asyncio.open_unix_connection(path)
             writer.close()
@@ -248,6 +309,30 @@ async def settle(guest: Guest, hostname: str, etc: dict[str, bytes], network: Bo
             **({} if network.tap is None else {Tag.NETWORK: _network_text(network)}),
         }
     )
+    await _go_on(guest)
+
+
+async def settle_again(guest: Guest) -> None:
+    """Tell a machine that has slept what time it is, and let its commands go on; it is who it was.
+
+    Raises:
+        NodeError: It does not take it.
+    """
+    await guest.settle({Tag.SEED: os.urandom(64), Tag.TIME: time.time_ns()})
+    await _go_on(guest)
+
+
+async def _hold(guest: Guest) -> None:
+    """Hold the commands of a machine."""
+    try:
+        await guest.settle({Tag.HELD: 1})
+    except NodeError:
+        guest.tell({Tag.HELD: 0})  # if it is only slow, it comes to that too
+        raise
+
+
+async def _go_on(guest: Guest) -> None:
+    """Put the clock of a machine right, and let its commands go on."""
     # It took a while to get there. As NTP does: what is asked quickest is known best.
     ahead = min([await _ahead(guest) for _ in range(2)])[1]
     await guest.settle({Tag.ADJUST: -ahead & 0xFFFF_FFFF_FFFF_FFFF, Tag.HELD: 0})

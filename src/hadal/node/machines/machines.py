@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,13 @@ from hadal.node.guest import Guest
 from hadal.node.guest_program import guest_program
 from hadal.node.images import ImageStore, ResolvedImage
 from hadal.node.launcher import Launched, Launcher, LaunchRequest
+from hadal.node.machines.asleep import (
+    Slept,
+    clear_folder,
+    forget_asleep,
+    opened_asleep,
+    save_asleep,
+)
 from hadal.node.machines.choice import Choice
 from hadal.node.machines.disk_images import DiskImages, disk_images_folder, is_disk_image
 from hadal.node.machines.firecracker.hypervisor import Firecracker
@@ -28,7 +35,14 @@ from hadal.node.machines.hypervisor import Hypervisor
 from hadal.node.machines.initramfs import make_initramfs
 from hadal.node.machines.kept import KeptMachine, KeptMachines, is_kept
 from hadal.node.machines.kernel import Kernel, find_kernel, kernel_folder
-from hadal.node.machines.machine import USER, Machine, hardware_of, measure_tsc_khz, settle
+from hadal.node.machines.machine import (
+    USER,
+    Machine,
+    hardware_of,
+    measure_tsc_khz,
+    settle,
+    settle_again,
+)
 from hadal.node.machines.plan import Plan, Start
 from hadal.node.machines.qemu import DISKS, FOLDER
 from hadal.node.machines.qemu_hypervisor import Qemu
@@ -190,6 +204,89 @@ class Machines:
             if memory is not None:
                 os.close(memory)
             await asyncio.to_thread(remove_tree, folder)
+
+    async def lay_down(
+        self, machine: Machine, guest: Guest, cgroup: Cgroup, init: int,
+        decide: Callable[[dict[int, bool]], bool],
+    ) -> bool:  # fmt: skip
+        """Keep a machine as it is now beside its disk; then its hypervisor can be ended.
+
+        Args:
+            machine: That.
+            guest: In it; whatever it is sent from now on waits, until the machine has woken.
+            cgroup: Of its box.
+            init: First process of that.
+            decide: Given the commands in it when all is kept, says whether it is to sleep.
+
+        Returns:
+            What `decide` did; where it is not to sleep, it goes on as if nothing had been.
+
+        Raises:
+            NodeError: It does not stand still, or the disk is full; it goes on.
+        """
+        box, hypervisor = machine.folder.parent, self._hypervisor_of(machine.folder.parent)
+        connect = partial(hypervisor.reach, machine.folder)
+        write = partial(hypervisor.save_memory, machine.folder, cgroup=cgroup, init=init)
+        sleeps = False
+        try:
+            async with machine.lying(guest, connect) as lying:
+                reach("asleep.still")
+                await machine.monitor.save_state()
+                await asyncio.to_thread(save_asleep, box, write)
+                reach("asleep.saved")
+                sleeps = lying.sleeps = decide(lying.known)
+        except OSError as error:
+            raise NodeError(
+                f"cannot keep the memory of box {box.name}: {error.strerror}; it runs on",
+                hint="free space on the node's disk",
+            ) from error
+        finally:
+            if not sleeps:
+                await asyncio.to_thread(forget_asleep, box)
+        if sleeps:
+            await machine.close()
+            machine.jail = machine.control = None
+        return sleeps
+
+    async def wake(
+        self, spec: MachineSpec, root: ResolvedImage, folder: Path, jail: LaunchRequest, network: BoxNetwork,
+        slept: Slept, guest: Guest, about_to_run: Callable[[int], None],
+    ) -> Machine:  # fmt: skip
+        """Start a machine that sleeps: it goes on as the one that it was.
+
+        Args:
+            spec: Of it.
+            root: Its image, in use.
+            folder: Of its box.
+            jail: How the box around its hypervisor is made.
+            network: It has; its `tap` stays the caller's.
+            slept: What is known of it.
+            guest: In it.
+            about_to_run: Called before it does, with the first process of its jail; from then on it cannot be
+                woken again from what was kept.
+
+        Raises:
+            UnsupportedError: It was another hypervisor's.
+            NodeError, LaunchError: It does not wake.
+            OSError: There is too little memory.
+        """
+        plan = await asyncio.to_thread(self._plan, spec, root, jail.lease_s)
+        if plan.hardware_key() != slept.kind:
+            raise UnsupportedError("what was kept of its memory is of another QEMU, or accelerator")
+        with contextlib.ExitStack() as stack:
+            snapshot = await asyncio.to_thread(stack.enter_context, opened_asleep(folder))
+            going_on = guest, about_to_run
+            _, _, machine = await self._start(plan, folder, jail, network, snapshot, going_on)
+        try:
+            await settle_again(guest)
+        except BaseException:
+            await machine.close()
+            raise
+        return machine
+
+    def kind(self, spec: MachineSpec, root: ResolvedImage) -> str:
+        """Return the name of all that can wake a machine of this spec and image."""
+        return self._plan(spec, root, 0).hardware_key()
 
     def _plan(self, spec: MachineSpec, root: ResolvedImage, lease_s: int) -> Plan:
         with self._first:
@@ -380,9 +477,14 @@ class Machines:
         jail: LaunchRequest,
         network: BoxNetwork,
         snapshot: Snapshot | None,
+        going_on: tuple[Guest, Callable[[int], None]] | None = None,
     ) -> tuple[Launched, Guest, Machine]:
         hypervisor = self._hypervisors[plan.hypervisor]
-        below = await asyncio.to_thread(self._make_folders, folder, plan, snapshot)
+        if going_on is None:
+            below = await asyncio.to_thread(self._make_folders, folder, plan, snapshot)
+        else:
+            below = await asyncio.to_thread(clear_folder, folder)
+            jail.socket.unlink(missing_ok=True)
         disks = [(folder / "disks" / str(n), f"{DISKS}/{n}", True) for n in range(below)]
         async with self._images.using("host") as host:
             with hypervisor.jailed(plan, network, snapshot) as given:
@@ -395,9 +497,10 @@ class Machines:
             keeper = await Guest.connect(jail.socket)
         except NodeError as error:
             raise LaunchError(f"the jail of the machine has ended: {error}") from error
+        same, about_to_run = going_on or (None, None)
         start = Start(
             plan=plan, folder=folder / "vm", below=below, snapshot=snapshot, network=network, pid=launched.pid,
-            owner=(jail.uid_base or 0) + USER,
+            owner=(jail.uid_base or 0) + USER, guest=same, about_to_run=about_to_run,
         )  # fmt: skip
         running, guest = await hypervisor.start(keeper, start)
         return launched, guest, running

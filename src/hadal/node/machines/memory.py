@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hadal.errors import NodeError
-from hadal.node.sparse import copy_data
+from hadal.node.sparse import copy_data, copy_not_zero, put_not_zero
 
 __all__ = [
     "DESCRIPTOR",
@@ -18,6 +18,7 @@ __all__ = [
     "load_memory",
     "memory_from",
     "memory_of",
+    "save_memory",
 ]
 
 NAME = "hadal-machine"
@@ -43,22 +44,23 @@ def empty_memory(size: int) -> int:
         raise
 
 
-def load_memory(path: Path) -> int:
-    """Return the descriptor of memory with the content of a file, which nobody can change.
+def load_memory(path: Path, *, sealed: bool = True) -> int:
+    """Return the descriptor of memory with the content of a file, which nobody can change where it is sealed.
 
     Raises:
         OSError: It cannot be read, or there is too little memory.
     """
     with path.open("rb") as file:
-        return memory_from(file.fileno(), os.fstat(file.fileno()).st_size)
+        return memory_from(file.fileno(), os.fstat(file.fileno()).st_size, sealed=sealed)
 
 
-def memory_from(file: int, size: int) -> int:
-    """Return the descriptor of memory with the content of an open file, which nobody can change.
+def memory_from(file: int, size: int, *, sealed: bool = True) -> int:
+    """Return the descriptor of memory with the content of an open file.
 
     Args:
         file: A descriptor of it.
         size: Bytes that it has.
+        sealed: Whether nobody can change it.
 
     Raises:
         NodeError: It has another size.
@@ -69,7 +71,7 @@ def memory_from(file: int, size: int) -> int:
     memory = empty_memory(size)
     try:
         copy_data(file, memory)
-        return _sealed(memory)
+        return _sealed(memory) if sealed else memory
     except BaseException:
         os.close(memory)
         raise
@@ -86,32 +88,54 @@ def copy_memory(pid: int, base: int) -> int:
         NodeError: The process has not got it.
         OSError: It cannot be read, or there is too little memory.
     """
-    size = os.fstat(base).st_size
-    mappings = _mappings(pid)
-    # What broke out of its machine may map it as it likes.
-    within = all(offset + end - start <= size for start, end, offset in mappings)
-    if not within or not 0 < len(mappings) <= _MAPPINGS_MAX:
-        raise NodeError(f"process {pid} has not mapped the memory of a machine as QEMU does")
-    copy = empty_memory(size)
+    mappings = _mappings_within(pid, os.fstat(base).st_size)
+    copy = empty_memory(os.fstat(base).st_size)
     try:
         copy_data(base, copy)
-        _copy_own(pid, mappings, copy)
+        for at, data in _own(pid, mappings):
+            os.pwrite(copy, data, at)
         return _sealed(copy)
     except BaseException:
         os.close(copy)
         raise
 
 
-def _copy_own(pid: int, mappings: list[tuple[int, int, int]], target: int) -> None:
-    """Copy the pages that are the process's own to their places."""
+def save_memory(pid: int, base: int, target: int) -> None:
+    """Write the memory of a machine that stands still into an empty file; what is zero becomes a hole.
+
+    Args:
+        pid: Of QEMU.
+        base: As for `copy_memory`.
+        target: Descriptor of the file, to be written and read.
+
+    Raises:
+        NodeError: The process has not got it.
+        OSError: It cannot be read, or the disk is full.
+    """
+    mappings = _mappings_within(pid, os.fstat(base).st_size)
+    copy_not_zero(base, target)
+    for at, data in _own(pid, mappings):
+        put_not_zero(target, at, data)
+
+
+def _mappings_within(pid: int, size: int) -> list[tuple[int, int, int]]:
+    mappings = _mappings(pid)
+    # What broke out of its machine may map it as it likes.
+    within = all(offset + end - start <= size for start, end, offset in mappings)
+    if not within or not 0 < len(mappings) <= _MAPPINGS_MAX:
+        raise NodeError(f"process {pid} has not mapped the memory of a machine as QEMU does")
+    return mappings
+
+
+def _own(pid: int, mappings: list[tuple[int, int, int]]) -> Iterator[tuple[int, bytes]]:
+    """Yield place and content of the pages that are the process's own."""
     with (
         open(f"/proc/{pid}/mem", "rb", buffering=0) as memory,  # noqa: PTH123
         open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pages,  # noqa: PTH123
     ):
         for start, end, offset in mappings:
             for first, last in _changed(pages.fileno(), start, end):
-                data = os.pread(memory.fileno(), last - first, first)
-                os.pwrite(target, data, offset + first - start)
+                yield offset + first - start, os.pread(memory.fileno(), last - first, first)
 
 
 def _sealed(memory: int) -> int:

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from hadal.node.guest import Guest
 from hadal.node.machines.qemu import BOOT, LAYERS, SEED, Hardware
 from hadal.node.machines.snapshots import Snapshot
 from hadal.node.network import BoxNetwork
@@ -52,6 +54,10 @@ class Plan:
         about |= {"files": known}
         return hashlib.sha256(json.dumps(about, default=str).encode()).hexdigest()[:32]
 
+    def hardware_key(self) -> str:
+        """Return the name of all machines that it can wake, whatever kernel they have booted."""
+        return replace(self, options={}, kernel=None).key()
+
     def binds(self) -> list[tuple[Path, str, bool]]:
         """Return what its jail sees of its files."""
         found = [(path, f"{LAYERS}/{n}", True) for n, path in enumerate(self.layers)]
@@ -75,6 +81,8 @@ class Start:
         network: Of it.
         pid: Of the first process of its jail.
         owner: Id on the host of the user who is its hypervisor.
+        guest: In it, where it has slept and goes on; None where it is another machine.
+        about_to_run: Called when it has been restored and nothing of it has run; with `pid`.
     """
 
     plan: Plan
@@ -84,3 +92,10 @@ class Start:
     network: BoxNetwork
     pid: int
     owner: int
+    guest: Guest | None = None
+    about_to_run: Callable[[int], None] | None = None
+
+    def note(self) -> None:
+        """Say that it is about to run."""
+        if self.about_to_run is not None:
+            self.about_to_run(self.pid)

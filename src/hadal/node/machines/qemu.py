@@ -183,6 +183,7 @@ def qemu_call(
     *,
     below: int = 0,
     waits: bool = False,
+    shares: bool = False,
 ) -> list[str]:
     """Return the call for a machine.
 
@@ -192,6 +193,7 @@ def qemu_call(
         options: For the first process of the machine, which finds them in its environment.
         below: How many disks its own stands on.
         waits: Whether it waits for the state of the devices of a snapshot; else it boots.
+        shares: Whether others start from the same memory, so that it is mapped privately.
     """
     line = kernel_line(hardware, options)
     board = _BOARDS[hardware.board]
@@ -221,7 +223,7 @@ def qemu_call(
         "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
         # The memory is a descriptor of the jail: the machine's own, or that of a template, mapped privately.
         # A state without a head is one of devices only.
-        "-object", f"memory-backend-file,id=memory,size={hardware.memory_mb}M,mem-path=/proc/self/fd/{DESCRIPTOR},share={'off' if waits else 'on'}",
+        "-object", f"memory-backend-file,id=memory,size={hardware.memory_mb}M,mem-path=/proc/self/fd/{DESCRIPTOR},share={'off' if shares else 'on'}",
         "-global", "migration.send-configuration=off",
         *(("-S", "-incoming", "defer") if waits else ()), *(() if hardware.guest or waits else ("-S",)),
         *(("-bios", hardware.firmware) if hardware.firmware else ()),

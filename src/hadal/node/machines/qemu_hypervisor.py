@@ -1,7 +1,9 @@
 """QEMU as a hypervisor: its monitor, its guest's port, and the memory that it maps."""
 
+import asyncio
 import contextlib
 import os
+import socket
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from hadal.node.cgroups import Cgroup
 from hadal.node.guest import Guest, GuestLostError
 from hadal.node.machines.jail_files import socket_path
 from hadal.node.machines.machine import Machine, start_machine
-from hadal.node.machines.memory import copy_memory, empty_memory, memory_of
+from hadal.node.machines.memory import copy_memory, empty_memory, memory_of, save_memory
 from hadal.node.machines.monitor import Monitor
 from hadal.node.machines.plan import Plan, Start
 from hadal.node.machines.qemu import qemu_call
@@ -21,7 +23,7 @@ from hadal.node.network import BoxNetwork
 
 __all__ = ["Qemu"]
 
-_SOCKET, _CONSOLE = "qmp", "console"
+_SOCKET, _PORT, _CONSOLE = "qmp", "port", "console"
 _ANSWER_S = 10.0
 _BOOT_S = 60.0
 _BOOT_OF_A_SYSTEM_S = 600.0
@@ -65,12 +67,16 @@ class Qemu:
             try:
                 if snapshot is not None:
                     await monitor.load_devices(snapshot.devices)
+                    start.note()
                 if not self._has_guest:
                     console = await SerialConsole.reach(folder / _CONSOLE)
                     await monitor.go_on()
                     return monitor, console
                 if snapshot is not None:
                     await monitor.go_on()
+                if start.guest is not None:
+                    await start.guest.renew(lambda: self.reach(folder))
+                    return monitor, start.guest
                 return monitor, await _guest_of(
                     folder, _BOOT_S if plan.layers else _BOOT_OF_A_SYSTEM_S
                 )
@@ -79,8 +85,9 @@ class Qemu:
                 raise
 
         call = qemu_call(
-            plan.program, plan.hardware, plan.options, below=start.below, waits=snapshot is not None
-        )
+            plan.program, plan.hardware, plan.options, below=start.below, waits=snapshot is not None,
+            shares=snapshot is not None and not snapshot.own,
+        )  # fmt: skip
         return await start_machine(jail, folder, call, _SOCKET, begin)
 
     async def find(self, folder: Path) -> tuple[Monitor, Guest]:
@@ -95,6 +102,27 @@ class Qemu:
             await monitor.close()
             raise
 
+    async def reach(self, folder: Path) -> socket.socket:
+        """As the protocol's."""
+        connection = socket.socket(socket.AF_UNIX)
+        connection.setblocking(False)
+        try:
+            with socket_path(folder / _PORT) as path:
+                await asyncio.get_running_loop().sock_connect(connection, path)
+            return connection
+        except OSError as error:
+            connection.close()
+            raise GuestLostError(f"no port of a machine in {folder}: {error.strerror}") from error
+
+    def save_memory(self, folder: Path, target: int, cgroup: Cgroup, init: int) -> None:
+        """As the protocol's."""
+        pid = _qemu_of(cgroup, init)
+        base = memory_of(pid)
+        try:
+            save_memory(pid, base, target)
+        finally:
+            os.close(base)
+
     def memory(self, folder: Path, size: int, cgroup: Cgroup, init: int) -> int:
         """As the protocol's."""
         pid = _qemu_of(cgroup, init)
@@ -108,7 +136,7 @@ class Qemu:
 async def _guest_of(folder: Path, timeout_s: float) -> Guest:
     """Connect to the guest of a machine."""
     try:
-        with socket_path(folder / "port") as path:
+        with socket_path(folder / _PORT) as path:
             return await Guest.connect(Path(path), timeout_s=timeout_s, port=True)
     except FileNotFoundError as error:
         raise GuestLostError(f"no port of a machine in {folder}") from error

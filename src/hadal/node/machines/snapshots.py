@@ -29,6 +29,7 @@ __all__ = [
     "Overlays",
     "Snapshot",
     "Templates",
+    "copy_written",
     "is_whole",
     "link_disks",
     "save_disk",
@@ -51,10 +52,12 @@ class Snapshot:
     Attributes:
         folder: With `devices` and `disks`.
         memory: Descriptor of its memory.
+        own: Whether one machine alone starts from it, once, so that its memory may be written.
     """
 
     folder: Path
     memory: int
+    own: bool = False
 
     @property
     def devices(self) -> Path:
@@ -98,7 +101,7 @@ def save_machine(box: Path, target: Path) -> None:
         OSError: The disk is full, or something cannot be read.
     """
     target.mkdir(parents=True, mode=0o700)
-    _copy_written(box / "vm/devices", target / "devices")
+    copy_written(box / "vm/devices", target / "devices")
     save_disk(box, target / "disks")
 
 
@@ -114,12 +117,17 @@ def save_disk(box: Path, target: Path) -> None:
         OSError: The disk is full, or something cannot be read.
     """
     top = target / str(link_disks(box / "disks", target))
-    _copy_written(box / "vm/disk", top)
+    copy_written(box / "vm/disk", top)
     top.chmod(0o444)
 
 
-def _copy_written(source: Path, target: Path) -> None:
-    """Copy what QEMU has written, and nothing that it leads to."""
+def copy_written(source: Path, target: Path) -> None:
+    """Copy what a hypervisor has written, and nothing that it leads to.
+
+    Raises:
+        NodeError: It is no file.
+        OSError: The disk is full, or it cannot be read.
+    """
     file = open_file(source)
     try:
         copy_file(file, target)

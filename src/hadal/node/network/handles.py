@@ -51,10 +51,12 @@ class LiveNetwork:
     Attributes:
         number: As `BoxNetwork.number`.
         policy: What it may reach.
+        sleeps: Whether its box has no process that could hold its link: then that is made again by `take_again`.
     """
 
     number: int
     policy: NetworkPolicy
+    sleeps: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import logging
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Coroutine, Iterable
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Self
@@ -89,7 +90,9 @@ class NetworkManager:
             ConfigError: A policy names a service that is not configured.
         """
         services = self._config.services
-        wanted = [(item.number, compile_policy(item.policy, services)) for item in live]
+        wanted = [
+            (item.number, compile_policy(item.policy, services), item.sleeps) for item in live
+        ]
         try:
             if self._config.mounts is not None:
                 await self._maker.do(namespace.enter_mounts, self._config.mounts)
@@ -116,7 +119,9 @@ class NetworkManager:
         self._resolver = Resolver(self._boxes, upstream, self._config.never, self._admit)
         await self._resolver.start(*await self._maker.do(self._router.resolver_sockets))
 
-    async def _reconcile(self, filter: Filter, wanted: list[tuple[int, Rules]]) -> list[BoxNetwork]:
+    async def _reconcile(
+        self, filter: Filter, wanted: list[tuple[int, Rules, bool]]
+    ) -> list[BoxNetwork]:
         links = await self._maker.do(self._router.box_links)
         epochs = await self._filterer.do(filter.epochs)
         chains = await self._filterer.do(filter.policies)
@@ -124,8 +129,8 @@ class NetworkManager:
         self._unused.update(dict.fromkeys(await self._filterer.do(filter.policy_chains)))
         self._epochs = itertools.count(max(epochs.values(), default=0) + 1)
         adopted: list[BoxNetwork] = []
-        for number, rules in wanted:
-            if link_name(number) not in links:
+        for number, rules, sleeps in wanted:
+            if link_name(number) not in links and not sleeps:
                 logger.warning("the network of a live box is gone", extra={"number": number})
                 continue
             box = self._new_box(number, rules)
@@ -196,6 +201,25 @@ class NetworkManager:
             )  # fmt: skip
         path = Path(f"/proc/{os.getpid()}/fd/{fd}")
         return BoxNetwork(number, path, box.address, self._config.resolver)
+
+    async def take_again(self, network: BoxNetwork) -> BoxNetwork:
+        """Make the link of a virtual machine again, when nobody has it any more.
+
+        Returns:
+            The same network, with a file at the other end of its link.
+
+        Raises:
+            NodeError: The kernel refuses it.
+            UnsupportedError, NoCapacityError: As `take`.
+        """
+        assert network.number is not None
+        # It is gone with the file at its other end, unless it was lent.
+        await self._maker.do(self._router.delete_links, {link_name(network.number)})
+        tap = await self._maker.do(self._router.make_tap, network.number)
+        if tap is None:
+            raise NodeError(f"network {network.number} is still in use")
+        hardware = hardware_addresses(network.number)
+        return replace(network, tap=tap, hardware=hardware, mtu=self._config.mtu)
 
     async def lend_tap(self, network: BoxNetwork, owner: int, borrower: int) -> None:
         """Put the link of a virtual machine into another namespace, where a program opens it by `LENT_TAP`.

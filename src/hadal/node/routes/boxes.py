@@ -22,6 +22,7 @@ from hadal.sandbox.protocol import (
     CreateRequest,
     InputRequest,
     NetworkRequest,
+    PauseRequest,
     SnapshotRequest,
 )
 
@@ -153,7 +154,13 @@ async def give(request: web.Request) -> web.Response:
 @routes.post("/v1/boxes/{box}/pause")
 async def pause(request: web.Request) -> web.Response:
     """POST /v1/boxes/{box}/pause."""
-    await box_of(request).pause()
+    box, said = box_of(request), PauseRequest()
+    if request.can_read_body:
+        said = await read_body(request, PauseRequest)
+    if said.reclaim:
+        await request.app[NODE].sleep.begin(box)
+    else:
+        await box.pause()
     return web.json_response({})
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from aiohttp import WSMsgType, web
 
-from hadal.errors import ConfigError, HadalError
+from hadal.errors import ConfigError, HadalError, SandboxGoneError
+from hadal.node.box import Box
 from hadal.node.command import Command
 from hadal.node.guest import GuestLostError
 from hadal.node.routes.http import NODE, box_of, error_body, number, read_body
@@ -42,7 +43,15 @@ async def run(request: web.Request) -> web.Response:
 
 
 def _command(request: web.Request) -> Command:
+    """Return a command; a box in which it runs is used by whoever asks for it."""
     box = box_of(request)
+    command = _find_command(request, box)
+    if not command.result.done():
+        box.touch()
+    return command
+
+
+def _find_command(request: web.Request, box: Box) -> Command:
     position = int(request.match_info["command"])
     for command in box.commands.values():
         if command.position == position:
@@ -72,18 +81,24 @@ async def attach(request: web.Request) -> web.WebSocketResponse:
     or the error. From it: binary frames of input; text frames {"input_end": true},
     {"signal": n}, {"resize": [rows, columns]}.
     """
-    command = _command(request)
+    box, command = box_of(request), _command(request)
     offsets = number(request, "stdout", 0), number(request, "stderr", 0)
     socket = web.WebSocketResponse(heartbeat=20, max_msg_size=1 << 20)
     await socket.prepare(request)
     sending = asyncio.get_running_loop().create_task(_send_output(socket, command, offsets))
     try:
         async for message in socket:
-            if message.type == WSMsgType.BINARY and command.guest is not None:
-                with contextlib.suppress(GuestLostError):
+            try:
+                box.touch()
+                if message.type == WSMsgType.BINARY and command.guest is not None:
                     await command.guest.write(message.data)
-            elif message.type == WSMsgType.TEXT and command.guest is not None:
-                obey(command, message.data)
+                elif message.type == WSMsgType.TEXT and command.guest is not None:
+                    obey(command, message.data)
+            except (GuestLostError, SandboxGoneError):
+                pass  # the result says so
+            except HadalError as error:  # it sleeps, and cannot be woken now
+                await socket.send_json({"error": error_body(error)})
+                await socket.close()
     finally:
         sending.cancel()
     return socket

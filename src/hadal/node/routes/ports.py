@@ -5,7 +5,7 @@ import errno as errno_module
 
 from aiohttp import WSMsgType, web
 
-from hadal.errors import SandboxFileError
+from hadal.errors import HadalError, SandboxFileError
 from hadal.node.command import Command
 from hadal.node.routes.commands import obey
 from hadal.node.routes.http import box_of, parameters
@@ -31,6 +31,10 @@ async def port(request: web.Request) -> web.WebSocketResponse:
         sending = asyncio.get_running_loop().create_task(_send_port(socket, running))
         try:
             async for message in socket:
+                try:
+                    box.touch()
+                except HadalError:
+                    break  # it is gone, or it sleeps and cannot be woken now
                 if message.type == WSMsgType.BINARY:
                     await running.guest.write(message.data)
                 elif message.type == WSMsgType.TEXT:

@@ -17,6 +17,7 @@ __all__ = [
     "forks",
     "pauses",
     "replays",
+    "sleeps",
     "snapshots",
     "the_log",
     "who_changed_it",
@@ -152,6 +153,22 @@ def pauses(make: MakeBox) -> None:
         ticks = int(box.run("wc -l < /tmp/ticks").stdout) - before
         holds(ticks < 11, f"it went on: {ticks}")
         equal(box.info().state, "running")
+
+
+@check(Capability.PAUSE)
+def sleeps(make: MakeBox) -> None:
+    """A paused box whose memory is given back goes on where it was: what runs in it loses and repeats nothing."""
+    with make() as box:
+        box.files.write("/tmp/f", "kept")
+        counting = box.spawn("n=0; while [ $n -lt 60 ]; do n=$((n+1)); echo $n; sleep 0.02; done")
+        box.run("sleep 0.2")
+        box.pause(reclaim=True)
+        equal(box.info().state, "paused")
+        equal(box.files.read("/tmp/f"), b"kept")
+        equal(box.info().state, "running")
+        box.pause(reclaim=True)
+        box.resume()
+        equal(counting.wait().stdout, "".join(f"{n}\n" for n in range(1, 61)))
 
 
 @check(Capability.DISK)

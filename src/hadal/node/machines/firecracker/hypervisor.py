@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import socket
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from hadal.node.machines.plan import Plan, Start
 from hadal.node.machines.qemu import BOOT, FOLDER, LAYERS
 from hadal.node.machines.snapshots import Snapshot
 from hadal.node.network import LENT_TAP, BoxNetwork
+from hadal.node.sparse import copy_not_zero
 
 __all__ = ["MODULES", "Firecracker", "configuration", "firecracker_program", "restoration"]
 
@@ -150,7 +152,11 @@ class Firecracker:
                     await _make(monitor, requests)
                     await self._networks.fetch_tap(network, namespace)
             if snapshot is not None:
+                start.note()
                 await monitor.go_on()
+            if start.guest is not None:
+                await start.guest.renew(lambda: self.reach(folder))
+                return monitor, start.guest
             return monitor, await _guest_of(folder, _BOOT_S)
 
         call = [start.plan.program, "--api-sock", f"{FOLDER}/{_SOCKET}", "--id", "machine"]
@@ -161,6 +167,23 @@ class Firecracker:
         monitor = await FirecrackerMonitor.connect(folder / _SOCKET)
         await monitor.go_on()  # where a daemon died while it stood still
         return monitor, await _guest_of(folder, _ANSWER_S)
+
+    async def reach(self, folder: Path) -> socket.socket:
+        """As the protocol's."""
+        return await connect_vsock(folder / "vsock", PORT, _ANSWER_S)
+
+    def save_memory(self, folder: Path, target: int, cgroup: Cgroup, init: int) -> None:
+        """As the protocol's."""
+        path = folder / "memory"
+        try:
+            file = open_file(path)
+        except FileNotFoundError as error:
+            raise NodeError(f"Firecracker has written no memory to {path}") from error
+        try:
+            copy_not_zero(file, target)
+        finally:
+            os.close(file)
+            path.unlink(missing_ok=True)
 
     def memory(self, folder: Path, size: int, cgroup: Cgroup, init: int) -> int:
         """As the protocol's."""

@@ -138,8 +138,7 @@ class FirecrackerMonitor:
     @contextlib.asynccontextmanager
     async def parted(self, guest: Guest) -> AsyncGenerator[None]:
         """As other hypervisors' monitors: a snapshot ends all connections to its guest, which then begins anew."""
-        await guest.settle({})  # what it was sending is here
-        guest.interrupt()
+        await guest.part()
         try:
             yield
         finally:
