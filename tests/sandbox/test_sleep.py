@@ -314,3 +314,35 @@ def test_others_have_its_memory_meanwhile(state, tmp_path, kernel):
             await node.close(end_boxes=True)
 
     asyncio.run(main())
+
+
+def test_a_request_while_the_kernel_takes_its_memory_wakes_it_once(state, kernel):
+    """That can take long: its hypervisor is gone already, and it does not sleep yet."""
+    spec = {"backend": "microvm", "image": "machine-lab:1", "memory_mb": 128}
+
+    async def main():
+        node = Node(NodeConfig(state=state, name="test-sleep"))
+        await node.start()
+        try:
+            box = await node.create(CreateRequest(spec=spec, request_id="slow"))
+            take, may_end, woken = box.cgroup.reclaim, threading.Event(), []
+            wake = node.machines.wake
+            box.cgroup.reclaim = lambda: (may_end.wait(), take())
+
+            async def counted(*arguments):
+                woken.append(box.id)
+                return await wake(*arguments)
+
+            node.machines.wake = counted
+            falls = asyncio.create_task(node.sleep.begin(box))
+            while box.cgroup.processes():  # noqa: ASYNC110 - nobody says when they are gone
+                await asyncio.sleep(0.01)
+            command = await box.start(CommandRequest(argv=("true",), request_id="e"))
+            may_end.set()
+            await falls
+            assert (await command.result).exit_code == 0
+            assert woken == [box.id]
+        finally:
+            await node.close(end_boxes=True)
+
+    asyncio.run(main())

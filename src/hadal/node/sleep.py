@@ -138,8 +138,8 @@ class Sleep:
             if sleeps:
                 reach("asleep.written")
                 await self._end_processes(box)
-                nap.sleeps = True
                 await asyncio.to_thread(box.cgroup.reclaim)  # of files that it had opened
+                nap.sleeps = True  # whoever asks something of it from here on wakes it
         except NodeError:
             if self._is_written(box):  # its hypervisor does not end: nobody knows what it does
                 node.begin_end(box.id, GoneCause.CRASHED)

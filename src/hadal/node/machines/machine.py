@@ -45,6 +45,7 @@ _CONSOLE_BYTES = 64 * 1024
 _START_S = 60.0
 _ANSWER_S = 10.0
 _QUIET_S = 0.002
+_END_S = 0.5
 
 
 class _Console(Unread):
@@ -247,14 +248,22 @@ async def start_machine(
         await _listens(folder / listener, console)
         monitor, guest = await begin()
     except NodeError as error:
+        why = f"{error.message}; {await _end_of(console)}its console: {console.last_lines()}"
         jail.close()
-        raise LaunchError(
-            f"the machine does not start: {error.message}; its console: {console.last_lines()}"
-        ) from error
+        raise LaunchError(f"the machine does not start: {why}") from error
     except BaseException:
         jail.close()
         raise
     return Machine(jail, monitor, folder), guest
+
+
+async def _end_of(console: _Console) -> str:
+    """Return how a hypervisor has ended, if it has: then whatever else failed failed for that."""
+    assert console.command is not None
+    with contextlib.suppress(TimeoutError, NodeError):
+        ended = await asyncio.wait_for(asyncio.shield(console.command.ended), _END_S)
+        return f"the hypervisor has ended with status {ended.status}; "
+    return ""
 
 
 def _log_end(ended: "asyncio.Future[Exit]", folder: Path, console: _Console) -> None:
