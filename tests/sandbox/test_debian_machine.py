@@ -275,7 +275,7 @@ def test_what_needs_the_guest_program_is_refused(bare):
     for work in (
         lambda: bare.run("true"),
         lambda: bare.files.read("/etc/hostname"),
-        lambda: bare.changes(),
+        lambda: bare.spawn(["true"]),
     ):
         with pytest.raises(UnsupportedError, match="without a guest program") as caught:
             work()
