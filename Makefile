@@ -91,8 +91,9 @@ test-shapes: $(STAMP)
 		tests/unit/test_mechanisms.py tests/unit/test_training.py tests/unit/test_quant.py \
 		tests/unit/test_selection.py tests/parity/test_mtp.py
 
+# A file has what its tests share made once: a Debian, say.
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and not clients and not browser"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "slow and not clients and not browser"
 
 test-clients: $(CLIENTS)/.ready
 	$(BIN)/python -m pytest -n $(WORKERS) -m clients tests/clients

@@ -306,26 +306,22 @@ def test_a_daemon_that_is_started_anew_finds_it(bare, node):
         Terminal(again).say("echo $((9 * 9))y", b"81y")
 
 
-def test_it_is_gone_when_it_switches_itself_off(disks):
-    with start("disk@bare") as box:
-        terminal = Terminal(box)
-        terminal.await_text(b"login:")
-        terminal.say("root", b"Password:")
-        terminal.say(PASSWORD, b"root@")
-        box.console.type("poweroff -ff\n")
-
-        def gone():
-            try:
-                box.console.read()
-            except SandboxGoneError as error:
-                return error.cause == GoneCause.CRASHED
-            return False
-
-        until(gone)
-
-
 def test_the_console_of_others_is_the_nodes(box):
     with pytest.raises(UnsupportedError, match="the node's"):
         box.console.read()
     with pytest.raises(UnsupportedError, match="the node's"):
         box.console.type("x")
+
+
+def test_it_is_gone_when_it_switches_itself_off(bare):
+    """The last of them: it is not there any more."""
+    bare.console.type("poweroff -ff\n")
+
+    def gone():
+        try:
+            bare.console.read()
+        except SandboxGoneError as error:
+            return error.cause == GoneCause.CRASHED
+        return False
+
+    until(gone)
