@@ -11,13 +11,12 @@ import torch
 
 from hadal.config import LayerKind, ModelConfig
 from hadal.engine.storage_format import StorageFormat
+from hadal.model.tape import MORE_KEYS
 
 __all__ = ["MemoryPlan", "free_bytes", "scratch_bytes", "slot_bytes"]
 
 _QUERY_BLOCK = 64
 """Queries that attention and the indexer work on at a time."""
-_MORE_KEYS = 128
-"""Room of a window for the keys of tokens to come: `LayerCache.next_key`."""
 _KEY_BLOCK = 1024
 """Index keys that are scored at a time."""
 
@@ -61,7 +60,7 @@ def free_bytes(device: torch.device) -> int:
 
 def slot_bytes(config: ModelConfig, stored: StorageFormat, dtype: torch.dtype) -> int:
     """Return the most that one request's windows and tails take."""
-    window = (config.sliding_window - 1 + _MORE_KEYS) * config.head_dim * dtype.itemsize
+    window = (config.sliding_window - 1 + MORE_KEYS) * config.head_dim * dtype.itemsize
     csa = 4 * _csa_rows(config.head_dim) + 4 * _csa_rows(config.index_head_dim)
     hca = 4 * 2 * 127 * config.head_dim
     return (

@@ -18,7 +18,7 @@ from torch import Tensor
 from hadal.errors import InputError
 from hadal.model.compressor import Tail
 from hadal.model.kernels.attention import Pages
-from hadal.model.tape import TailTape, Tape
+from hadal.model.tape import MORE_KEYS, TailTape, Tape
 
 __all__ = [
     "Entries",
@@ -31,8 +31,6 @@ __all__ = [
     "last_rows",
 ]
 
-_MORE_KEYS = 128
-"""Tokens after which the keys of a window are copied, so that their memory does not grow."""
 _FIRST_PAGE = torch.zeros(1, dtype=torch.int64)
 _SERIALS = itertools.count()
 """Unique in the process, so that no cache takes another's snapshot for its own."""
@@ -213,7 +211,7 @@ class LayerCache:
         """
         window, tape = self._window_tape or (None, None)
         if tape is None or window is not self.window or tape.is_full:
-            tape = Tape(self.window, _MORE_KEYS)
+            tape = Tape(self.window, MORE_KEYS)
         own = tape.push()
         self.window = tape.last(self.window_size - 1)
         self._window_tape = self.window, tape

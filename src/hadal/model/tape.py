@@ -8,7 +8,10 @@ from torch import Tensor
 
 from hadal.model.compressor import Tail
 
-__all__ = ["TailTape", "Tape"]
+__all__ = ["MORE_KEYS", "TailTape", "Tape"]
+
+MORE_KEYS = 128
+"""Room of a window for the keys of tokens to come; then it is copied, so that its memory does not grow."""
 
 
 class Tape:
