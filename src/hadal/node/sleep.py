@@ -16,7 +16,7 @@ import time
 from collections.abc import Coroutine
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hadal.errors import (
     GoneCause,
@@ -165,13 +165,18 @@ class Sleep:
             known=sorted(known), has_port=box.guest.has_port,
         )  # fmt: skip
         runtime = record.runtime | {"asleep": asdict(slept)}
+        self._write_down(record, "paused", runtime)
+        return True
+
+    def _write_down(self, record: BoxRecord, state: str, runtime: dict[str, Any]) -> None:
+        """Write down which of the two is true, its process or what was kept; or leave it as it is written."""
+        journal = self._node.journal
         try:
-            self._node.journal.set_box(box.id, state="paused", runtime=runtime)
+            journal.set_box(record.id, state=state, runtime=runtime)
         except JournalError:
             with contextlib.suppress(JournalError):  # if it is written, it is not any more
-                self._node.journal.set_box(box.id, state="running", runtime=record.runtime)
+                journal.set_box(record.id, state="running", runtime=record.runtime)
             raise
-        return True
 
     def _is_written(self, box: Box) -> bool:
         record = self._node.journal.box(box.id)
@@ -263,12 +268,7 @@ class Sleep:
         reach("waking.restored")
         runtime = {key: value for key, value in record.runtime.items() if key != "asleep"}
         runtime |= {"pid": pid, "pid_start": start_time(pid)}
-        try:
-            self._node.journal.set_box(box.id, state="running", runtime=runtime)
-        except JournalError:
-            with contextlib.suppress(JournalError):  # if it is written, it is not any more
-                self._node.journal.set_box(box.id, state="running", runtime=record.runtime)
-            raise
+        self._write_down(record, "running", runtime)
         box.pid, nap.sleeps = pid, False
 
     # --- after a restart of the daemon ---
