@@ -6,6 +6,7 @@ from typing import Any
 from hadal.node.box import Box
 from hadal.node.scratch import Disks
 from hadal.node.wire import Tag, decode_fields
+from hadal.sandbox.specs import Capability
 
 __all__ = ["usage_of"]
 
@@ -19,8 +20,10 @@ async def usage_of(box: Box, disks: Disks) -> dict[str, Any]:
     """
     if box.machine is None:
         used = _count(box, disks)
-    elif box.nap is not None and box.nap.sleeps:  # nobody has to wake for that
-        used = await asyncio.to_thread(_count_asleep, box)
+    elif Capability.COMMANDS not in box.spec.can or (box.nap is not None and box.nap.sleeps):
+        used = await asyncio.to_thread(
+            _count_outside, box
+        )  # nobody is there, or has to wake for that
     else:
         used = await _own_count(box)
     return {"memory_limit_bytes": box.spec.memory_mb << 20, "cpu_s": box.cgroup.cpu_s(), **used}
@@ -35,7 +38,8 @@ def _count(box: Box, disks: Disks) -> dict[str, int]:
     }
 
 
-def _count_asleep(box: Box) -> dict[str, int]:
+def _count_outside(box: Box) -> dict[str, int]:
+    """Count what the host has of a machine: which processes there are in it only its guest knows."""
     disk = (box.folder / "vm/disk").lstat().st_blocks * 512
     return {
         "memory_bytes": box.cgroup.memory_bytes(),
