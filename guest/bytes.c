@@ -41,11 +41,13 @@ void bytes_add(struct bytes *b, const void *data, size_t length)
     b->length += length;
 }
 
+size_t bytes_kept = 64 * 1024;
+
 void bytes_drop(struct bytes *b, size_t length)
 {
     b->length -= length;
     memmove(b->data, b->data + length, b->length);
-    if (b->length == 0 && b->capacity > 64 * 1024)
+    if (b->length == 0 && b->capacity > bytes_kept)
         bytes_free(b); /* a burst does not stay resident */
 }
 

@@ -14,6 +14,7 @@ struct bytes {
 void *allocate(size_t size);
 void bytes_reserve(struct bytes *b, size_t more);
 void bytes_add(struct bytes *b, const void *data, size_t length);
+extern size_t bytes_kept; /* the most that stays allocated when all is dropped */
 void bytes_drop(struct bytes *b, size_t length); /* from the front */
 void bytes_free(struct bytes *b);
 

@@ -24,6 +24,7 @@ def cases():
         for check in all_checks():
             if check.needs <= spec.capabilities:
                 marks = [pytest.mark.slow] if check.slow else []
+                marks += [pytest.mark.long] if check.slow and backend in MACHINES else []
                 marks += [needs_network] if Capability.NETWORK in check.needs else []
                 yield pytest.param(backend, check, id=f"{backend}-{check.name}", marks=marks)
 

@@ -22,7 +22,13 @@ from tests.sandbox.debian_lab import find_mirrors
 from tests.sandbox.machine_image import needs_machines
 from tests.sandbox.network_lab import needs_network
 
-pytestmark = [needs_root, needs_network, pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [
+    needs_root,
+    needs_network,
+    pytest.mark.slow,
+    pytest.mark.long,
+    pytest.mark.timeout(1500),
+]
 
 PACKAGES = (
     "linux-image-amd64,systemd-sysv,udev,kmod,iproute2,procps,python3-minimal"

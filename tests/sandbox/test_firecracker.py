@@ -332,16 +332,14 @@ def test_a_network_by_a_link_that_was_lent(make):
 def conformance():
     for check in all_checks():
         if check.needs <= MicroVMSpec.capabilities:
-            yield pytest.param(check, id=check.name, marks=[needs_network])
+            marks = [needs_network, pytest.mark.long] if check.slow else [needs_network]
+            yield pytest.param(check, id=check.name, marks=marks)
 
 
 @pytest.mark.slow
 @needs_root
 @pytest.mark.parametrize("check", list(conformance()))
 def test_conformance(daemon, check, real):
-    if check.name == "files.two_gigabytes" and not real:
-        pytest.skip("what stands in passes every byte on in Python: five minutes")
-
     def make(*, trajectory=None, **changes):
         spec = MicroVMSpec(**{"image": daemon.image} | changes)
         return Sandbox.create(spec, node=daemon.url, trajectory=trajectory)

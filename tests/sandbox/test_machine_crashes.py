@@ -60,6 +60,7 @@ def test_a_machine_outlives_its_daemon(daemon):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_daemon_that_dies_while_it_copies_a_machine(daemon, state):
     """The machine goes on, the copy is made by the same request, and no part of the first try is left."""
@@ -172,6 +173,7 @@ def test_a_paused_machine_stays_paused_when_its_daemon_dies(daemon):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_daemon_that_dies_while_it_pauses_or_resumes(daemon):
     """At every point: it is paused or it runs, as was said last, and never something between."""

@@ -247,6 +247,7 @@ def passed(text):
     return {c.get("name") for c in cases if all(c.find(kind) is None for kind in bad)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("user", "tests"), [("root", OF_ROOT), ("ada", OF_A_USER)])
 def test_tests_of_python_end_as_in_a_chroot(snapshot, root, user, tests):
     where = f"/tmp/suite-{user}"

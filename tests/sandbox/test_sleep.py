@@ -192,6 +192,7 @@ def test_a_machine_sleeps_on_when_its_daemon_dies(daemon):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_daemon_that_dies_while_a_machine_falls_asleep_or_wakes(daemon):
     """At every point: afterwards it sleeps or it runs, it has lost nothing, and nothing is left of what it was not."""

@@ -139,6 +139,7 @@ def test_a_directory_that_is_deep(make, attack, neighbour, remove, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_hundred_thousand_levels_are_removed(make, attack, neighbour, remove):
     """In a time that grows with their number, and in the box's memory: theirs is nearly all of it."""
     box = make(memory_mb=384, cpus=1, inodes=110_000, disk_mb=1000)
@@ -153,6 +154,7 @@ def test_a_hundred_thousand_levels_are_removed(make, attack, neighbour, remove):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_million_names(make, attack, neighbour, remove):
     box = make(memory_mb=1024, cpus=1, inodes=1_010_000, disk_mb=4000)
     with neighbour():
