@@ -266,6 +266,7 @@ def test_the_next_one_starts_from_what_the_first_has_left(make, daemon):
     assert len(list((daemon.state / "machines/templates").iterdir())) == 1
 
 
+@pytest.mark.slow
 @needs_root
 def test_a_copy_is_made_while_commands_run_and_none_of_their_output_is_lost(make):
     """A snapshot ends the connection to the guest, and the machine that was copied goes on."""

@@ -73,6 +73,7 @@ for n in itertools.count(1):
 """
 
 
+@pytest.mark.slow
 def test_nothing_of_a_machine_is_left_in_memory_and_it_goes_on_where_it_was(daemon, state):
     """Files, commands, a server that listens, its names, and the time."""
     daemon.start()
@@ -114,6 +115,7 @@ def test_requests_at_once_wake_it_once(daemon):
         assert daemon.log().count("box has woken") == before + 1
 
 
+@pytest.mark.slow
 def test_requests_while_it_falls_asleep(daemon):
     """Whenever one comes, it is done, once."""
     daemon.start()
@@ -172,6 +174,7 @@ def test_a_machine_that_nobody_uses_is_paused(daemon):
         assert not sleeps(box)
 
 
+@pytest.mark.slow
 def test_a_machine_sleeps_on_when_its_daemon_dies(daemon):
     """What ran in it goes on when somebody waits for it, and its output is all there."""
     daemon.start()

@@ -32,6 +32,7 @@ def made(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_from_demonstrations_to_a_checkpoint(made):
     asked = (
         "run", made / "shown.jsonl.gz", "--tokenizer", made / "tokenizer.json", "--into", made / "run",
