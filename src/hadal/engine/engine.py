@@ -88,7 +88,12 @@ class Engine:
             num_blocks=num_blocks,
             block_bytes=storage.block_bytes,
             slots=config.max_num_seqs * slot_bytes(model.config, stored, model.dtype),
-            scratch=scratch_bytes(model.config, config.max_num_batched_tokens, self.max_model_len),
+            scratch=scratch_bytes(
+                model.config,
+                config.max_num_batched_tokens,
+                self.max_model_len,
+                model.embed.weight.detach(),
+            ),
             checkpoints=config.checkpoint_bytes if config.prefix_caching else 0,
         )
         self._stepper = Stepper(

@@ -8,9 +8,11 @@ long prompt; here the cache gets what is left after the rest.
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from hadal.config import LayerKind, ModelConfig
 from hadal.engine.storage_format import StorageFormat
+from hadal.model.kernels.native import has_kernel
 from hadal.model.tape import MORE_KEYS
 
 __all__ = ["MemoryPlan", "free_bytes", "scratch_bytes", "slot_bytes"]
@@ -19,6 +21,10 @@ _QUERY_BLOCK = 64
 """Queries that attention and the indexer work on at a time."""
 _KEY_BLOCK = 1024
 """Index keys that are scored at a time."""
+_MOST_SCORES, _MOST_UNPACKED = 4 << 20, 16 << 20
+"""Numbers of native/choose.h and native/attend.h."""
+_LEFT_BETWEEN = 1.3
+"""What the C library holds for tensors over what they are: 0.9 to 1.3, another time by time (dev/LOG.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +81,56 @@ def _csa_rows(width: int) -> int:
     return 2 * (3 * 2 * width + 4 * width)
 
 
-def scratch_bytes(config: ModelConfig, num_tokens: int, context: int) -> int:
+def scratch_bytes(config: ModelConfig, num_tokens: int, context: int, like: Tensor) -> int:
     """Return about what a step of so many tokens takes, with one context of this length.
+
+    Args:
+        config: Of the model.
+        num_tokens: Of a step.
+        context: Tokens of the longest sequence in it.
+        like: Any tensor of the dtype and on the device of the model.
+    """
+    num_tokens = min(num_tokens, context)
+    if has_kernel(like):
+        live = _kernel_tokens(config, num_tokens, context, like.dtype.itemsize)
+        return int(_LEFT_BETWEEN * (live + _kernel_rooms(config, num_tokens, context, like.dtype)))
+    return _module_scratch(config, num_tokens, context)
+
+
+def _kernel_tokens(config: ModelConfig, num_tokens: int, context: int, size: int) -> int:
+    """Return what tensors take at their most: while a CSA layer attends, or makes its entries."""
+    attended = config.num_attention_heads * config.head_dim
+    compressed, index_compressed = 4 * config.head_dim, 4 * config.index_head_dim  # keys and logits
+    streams = (config.hc_mult + 1) * config.hidden_size
+    index = config.index_n_heads * (config.index_head_dim + 1)
+    projected = size * (streams + attended + config.head_dim + index) + 4 * (
+        compressed + index_compressed
+    )
+    rotations = 4 * 2 * config.qk_rope_head_dim + 2 * 8
+    chosen = min(config.index_topk, context // 4) * 9  # a number and a truth each
+    middle = config.o_groups * config.o_lora_rank + config.hidden_size
+    attending = chosen + size * (attended + middle)
+    compressing = 4 * 4 * compressed
+    return num_tokens * (projected + rotations + max(attending, compressing))
+
+
+def _kernel_rooms(config: ModelConfig, num_tokens: int, context: int, dtype: torch.dtype) -> int:
+    """Return what the library keeps for itself, in floats: native/parallel.c."""
+    halves = dtype == torch.bfloat16
+    attended = config.num_attention_heads * config.head_dim
+    experts = config.num_experts_per_tok + 1  # and the shared one
+    a_token = max(attended, config.hidden_size) if halves else config.hidden_size
+    a_token += experts * config.moe_intermediate_size + config.hidden_size + 3 * experts
+    a_token += config.head_dim if halves else 0
+    entries = max(
+        n for n in (context // 4, context // 128) if n * config.head_dim <= _MOST_UNPACKED
+    )
+    scores = min(64 * context // 4, _MOST_SCORES + context // 4)
+    return 4 * (num_tokens * a_token + entries * config.head_dim + scores) * 5 // 4
+
+
+def _module_scratch(config: ModelConfig, num_tokens: int, context: int) -> int:
+    """Return what the modules take.
 
     Wide per-token tensors live for the whole step; attention works on blocks of queries, in float64 on
     a float32 model, over a window, the chosen entries, and all entries of an HCA layer.
