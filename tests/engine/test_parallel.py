@@ -11,7 +11,7 @@ import torch
 from hadal.checkpoint import save
 from hadal.engine import LLM, FinishReason, SamplingParams
 from hadal.errors import ConfigError, EngineError
-from hadal.model import Transformer, randomize
+from hadal.model import Shard, Transformer, randomize
 from tests.configs import CONFIGS, schedule
 from tests.engine.fixtures import model_of, prompts
 
@@ -190,3 +190,27 @@ def test_a_step_that_fails_in_the_first_process_ends_them_all(divided):
     assert llm.engine._team.started[0].poll() is not None
     with pytest.raises(EngineError, match="are gone"):
         llm.generate([[0, 5, 9]], MIXED[0])
+
+
+class Waiting:
+    """What `torch.distributed` returns of an operation in which the other process takes no part."""
+
+    def __init__(self, ends_after):
+        self.waits, self._ends_after = 0, ends_after
+
+    def wait(self, timeout=None):
+        self.waits += 1
+        if self.waits <= self._ends_after:
+            raise RuntimeError("Operation timed out!")
+
+    def is_completed(self):
+        return False
+
+
+def test_a_process_that_gloo_does_not_miss_is_missed(monkeypatch):
+    monkeypatch.setattr("torch.distributed.get_backend", lambda: "gloo")
+    slow = Waiting(ends_after=3)
+    Shard(0, 2, lambda: True).finish(slow)
+    assert slow.waits == 4
+    with pytest.raises(RuntimeError, match="timed out"):
+        Shard(0, 2, lambda: False).finish(Waiting(ends_after=3))

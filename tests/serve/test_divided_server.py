@@ -33,14 +33,30 @@ def alive(pid):
     return state.rpartition(")")[2].split()[0] != "Z"
 
 
+@pytest.fixture
+def start():
+    """Start a server; none outlives the test."""
+    processes = []
+
+    def start(arguments, port):
+        processes.append(started(arguments, port))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
 @pytest.mark.slow
-def test_answers_deaths_and_ends(tmp_path):
+def test_answers_deaths_and_ends(tmp_path, start):
     save_with_tokenizer(tmp_path / "model")
     common = [str(tmp_path / "model"), "--generation", "v4", "--max-model-len", "4096"]
     choices = []
     for size in (1, 2):
         port = free_port()
-        process = started([*common, "--tensor-parallel", str(size)], port)
+        process = start([*common, "--tensor-parallel", str(size)], port)
         url = f"http://127.0.0.1:{port}"
         reply = httpx.post(f"{url}/v1/chat/completions", json=ASK, timeout=120).json()
         choices.append(reply["choices"][0])
@@ -53,15 +69,14 @@ def test_answers_deaths_and_ends(tmp_path):
             assert httpx.get(f"{url}/health").status_code == 503
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) in (0, -signal.SIGTERM)
-        process.stderr.close()
         assert not any(map(alive, workers))
     assert choices[0] == choices[1]
 
 
 @pytest.mark.slow
-def test_kill_9_of_the_first_ends_the_others(tmp_path):
+def test_kill_9_of_the_first_ends_the_others(tmp_path, start):
     save_with_tokenizer(tmp_path / "model")
-    process = started(
+    process = start(
         [str(tmp_path / "model"), "--generation", "v4", "--tensor-parallel", "2"],
         port := free_port(),
     )
@@ -69,6 +84,5 @@ def test_kill_9_of_the_first_ends_the_others(tmp_path):
     [worker] = workers_of(process)
     process.kill()
     process.wait()
-    process.stderr.close()
     subprocess.run(["timeout", "30", "tail", "--pid", str(worker), "-f", "/dev/null"], check=False)
     assert not alive(worker)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,9 @@ def open_engine(
         order |= {"meeting_point": f"file://{folder}/meeting-point", "size": size}
         others = [_start(order | {"rank": rank}) for rank in range(1, size)]
         try:
-            model, team = _take_part(order | {"rank": 0})
+            model, team = _take_part(
+                order | {"rank": 0}, lambda: all(process.poll() is None for process in others)
+            )
             team = replace(team, started=tuple(others))
             return Engine(model, config, token_bytes=token_bytes, team=team)
         except BaseException:
@@ -73,7 +76,7 @@ def open_engine(
 
 def follow(order: dict[str, Any]) -> None:
     """Be one of the other processes of an engine, until the first one ends."""
-    model, team = _take_part(order)
+    model, team = _take_part(order, lambda: True)  # it ends with the first one: worker.py
     # Where blocks are stored is the first process's affair; that they are is part of the plan.
     folder = Path("of the first process") if order["on_disk"] else None
     Engine(model, EngineConfig(**order["config"] | {"disk_path": folder}), team=team).follow()
@@ -93,14 +96,14 @@ def _start(order: dict[str, Any]) -> "subprocess.Popen[bytes]":
     return process
 
 
-def _take_part(order: dict[str, Any]) -> tuple[Transformer, Team]:
+def _take_part(order: dict[str, Any], alive: Callable[[], bool]) -> tuple[Transformer, Team]:
     """Meet the others, and load this process's part of the model."""
     rank, size = order["rank"], order["size"]
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     device = device_of(order["device"], rank, size)
     if device.type == "cpu":  # more threads than cores would spin against each other
         torch.set_num_threads(max(1, torch.get_num_threads() // size))
-    team = join_team(rank, size, order["meeting_point"], device)
+    team = join_team(rank, size, order["meeting_point"], device, alive)
     try:
         model = load(order["path"], dtype=dtype_of(order["dtype"]))
         model.divide(team.shard)

@@ -9,7 +9,8 @@ are JSON and safetensors; nothing is unpickled.
 
 import json
 import subprocess
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ __all__ = ["SOLO", "SharedStore", "Team", "dismiss", "join_team"]
 
 _GRACE_S = 10
 _FOR_EVER = timedelta(days=365)
-"""An idle engine waits for its next request; that a process has died shows at once all the same."""
+"""An idle engine waits for its next request; that a process has died is seen otherwise."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,12 @@ class Team:
             return data
         size = torch.tensor([len(data)])
         try:
-            dist.broadcast(size, 0, group=self.control)
+            self.shard.finish(dist.broadcast(size, 0, group=self.control, async_op=True))
             told = torch.empty(int(size), dtype=torch.uint8)
             if self.leads:
                 told = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else told
             if told.shape[0]:
-                dist.broadcast(told, 0, group=self.control)
+                self.shard.finish(dist.broadcast(told, 0, group=self.control, async_op=True))
         except RuntimeError as err:
             raise EngineError(
                 f"process {self.shard.rank} of {self.shard.size} lost the others: {err}",
@@ -91,13 +92,17 @@ class Team:
         if self.shard.size == 1:
             return value
         found = torch.tensor([value])
-        dist.all_reduce(found, op=dist.ReduceOp.MIN, group=self.control)
+        work = dist.all_reduce(found, op=dist.ReduceOp.MIN, group=self.control, async_op=True)
+        self.shard.finish(work)
         return int(found)
 
     def leave(self) -> None:
         """Part from the others; those that this process started end."""
         if self.shard.size > 1 and dist.is_initialized():
-            dist.destroy_process_group()
+            # It waits for what is under way, which does not end where a process is gone.
+            parting = threading.Thread(target=dist.destroy_process_group, daemon=True)
+            parting.start()
+            parting.join(_GRACE_S)
         dismiss(self.started)
 
 
@@ -117,7 +122,9 @@ SOLO = Team(Shard())
 """The team of an engine in one process."""
 
 
-def join_team(rank: int, size: int, meeting_point: str, device: torch.device) -> Team:
+def join_team(
+    rank: int, size: int, meeting_point: str, device: torch.device, alive: Callable[[], bool]
+) -> Team:
     """Find the other processes; returns when all are there.
 
     Args:
@@ -125,6 +132,7 @@ def join_team(rank: int, size: int, meeting_point: str, device: torch.device) ->
         size: How many there are.
         meeting_point: As `torch.distributed.init_process_group` takes `init_method`.
         device: Where this process computes.
+        alive: Whether the others are, as far as this one can see.
 
     Raises:
         ConfigError: This process is in a team already.
@@ -140,7 +148,7 @@ def join_team(rank: int, size: int, meeting_point: str, device: torch.device) ->
     )
     control = dist.new_group(backend="gloo", timeout=_FOR_EVER)
     assert isinstance(control, dist.ProcessGroup)
-    return Team(Shard(rank, size), control)
+    return Team(Shard(rank, size, alive), control)
 
 
 class SharedStore:

@@ -9,7 +9,9 @@ index keys, and so every cache) and what is small (norms, mHC, gates) is kept by
 Shape letters: T tokens, O outputs, D model dim.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -20,6 +22,8 @@ from hadal.errors import ConfigError
 
 __all__ = ["WHOLE", "Shard", "take_rows"]
 
+_LOOK_EVERY = timedelta(seconds=2)
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -28,10 +32,12 @@ class Shard:
     Attributes:
         rank: Which part, from 0.
         size: How many parts there are; the processes of this job hold them.
+        alive: Whether the others are, as far as this one can see.
     """
 
     rank: int = 0
     size: int = 1
+    alive: Callable[[], bool] = field(default=lambda: True, compare=False)
 
     def part(self, count: int, what: str) -> range:
         """Return which of `count` things this process keeps.
@@ -53,14 +59,30 @@ class Shard:
         if self.size == 1:
             return own
         parts = [torch.empty_like(own) for _ in range(self.size)]
-        dist.all_gather(parts, own.contiguous())
+        self.finish(dist.all_gather(parts, own.contiguous(), async_op=True))
         return torch.cat(parts, dim=-1)
 
     def combine(self, own: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return the sum over processes of a tensor that all but one have zeros in, so it is exact."""
         if self.size > 1:
-            dist.all_reduce(own)
+            self.finish(dist.all_reduce(own, async_op=True))
         return own
+
+    def finish(self, work: dist.Work | None) -> None:
+        """Wait for all processes to have done something together.
+
+        gloo mostly says that a process has died, and sometimes waits for it (dev/LOG.md): so this looks, too.
+
+        Raises:
+            RuntimeError: Another process is gone.
+        """
+        while work is not None:
+            try:
+                work.wait(_LOOK_EVERY) if dist.get_backend() == "gloo" else work.wait()
+                return
+            except RuntimeError:
+                if work.is_completed() or not self.alive():
+                    raise
 
 
 WHOLE = Shard()
