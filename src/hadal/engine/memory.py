@@ -24,7 +24,7 @@ _KEY_BLOCK = 1024
 _MOST_SCORES, _MOST_UNPACKED = 4 << 20, 16 << 20
 """Numbers of native/choose.h and native/attend.h."""
 _LEFT_BETWEEN = 1.3
-"""What the C library holds for tensors over what they are: 0.9 to 1.3, another time by time (dev/LOG.md)."""
+"""What the C library holds for tensors over what they are: 0.9 to 1.5, another in every run (dev/LOG.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
