@@ -120,7 +120,7 @@ INLINE void attend_query(const struct attention *a, long t, long low, long heads
         long some = count - begin < KEYS_AT_ONCE ? count - begin : KEYS_AT_ONCE;
         for (long n = 0; n < some; n++)
             keys[n] = key_of(a, t, first, near, begin + n, unpacked + (copies ? (begin + n) * width : 0));
-        dots(keys, query, width, some, heads, dot, MOST_HEADS);
+        dots((const void *const *)keys, (const void *const *)query, width * (long)sizeof(float), 0, some, heads, dot, MOST_HEADS);
         for (long h = 0; h < heads; h++)
             for (long n = 0; n < some; n++)
                 logits[h * count + begin + n] = dot[n * MOST_HEADS + h] * scale;

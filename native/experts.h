@@ -15,16 +15,16 @@ struct expert {
 };
 
 struct experts {
-    const float *x; /* [T, width], rounded if asked to */
-    void *out;      /* [T, D] */
-    int halves, rounds;
+    const void *x; /* [T, width], rounded if asked to: floats, or exact where the products are */
+    void *out;     /* [T, D] */
+    int halves, rounds, exactly;
     long tokens, outer, hidden, width, hidden_width; /* T, D, F; padded D, padded F */
     float limit;
     struct expert *expert;
     long count;         /* the shared one is the last */
     const long *token;  /* rows of each expert, one after another */
     const float *scale; /* of each of those; 1 for the shared one's */
-    float *inner;       /* [rows, hidden_width] */
+    float *inner;       /* [rows, hidden_width]; made exact where it lies */
     float *total;       /* [T, D] */
     atomic_int failed;
 };
@@ -35,11 +35,6 @@ INLINE float swiglu(float gate, float up, float limit)
     gate = gate > limit ? limit : gate;
     up = up > limit ? limit : up < -limit ? -limit : up;
     return gate * sigmoid(gate) * up;
-}
-
-INLINE float in_dtype(float value, int halves)
-{
-    return halves ? rounded_half(value) : value;
 }
 
 /* out = scale swiglu(gate, up), row by row; for an expert whose matrices are divided among processes. */
@@ -66,46 +61,65 @@ static void hidden_part(void *context, long n)
     long parts = (e->hidden + HIDDEN_AT_ONCE - 1) / HIDDEN_AT_ONCE, begin = n % parts * HIDDEN_AT_ONCE;
     const struct expert *expert = e->expert + n / parts;
     long end = begin + HIDDEN_AT_ONCE < e->hidden ? begin + HIDDEN_AT_ONCE : e->hidden;
-    float *room = room_of(WEIGHTS_ROOM, (size_t)(2 * OUTPUTS_AT_ONCE * e->width) * sizeof *room);
+    long row_bytes = e->width * size_of(e->exactly);
+    char *room = room_of(WEIGHTS_ROOM, (size_t)(2 * OUTPUTS_AT_ONCE * row_bytes));
     if (!room) {
         atomic_store(&e->failed, 1);
         return;
     }
     for (long o = begin; o < end; o += OUTPUTS_AT_ONCE) {
         long some = end - o < OUTPUTS_AT_ONCE ? end - o : OUTPUTS_AT_ONCE;
-        const float *gate[OUTPUTS_AT_ONCE], *up[OUTPUTS_AT_ONCE], *x[ROWS_AT_ONCE];
-        int thin = is_thin(&expert->w1, expert->rows);
+        const void *gate[OUTPUTS_AT_ONCE], *up[OUTPUTS_AT_ONCE], *x[ROWS_AT_ONCE];
+        int thin = is_thin(&expert->w1, expert->rows, e->exactly);
         if (!thin) {
-            unpack_outputs(&expert->w1, o, some, e->width, room, gate);
-            unpack_outputs(&expert->w3, o, some, e->width, room + OUTPUTS_AT_ONCE * e->width, up);
+            unpack_outputs(&expert->w1, e->exactly, o, some, e->width, room, gate);
+            unpack_outputs(&expert->w3, e->exactly, o, some, e->width, room + OUTPUTS_AT_ONCE * row_bytes, up);
         }
         for (long row = 0; row < expert->rows; row += ROWS_AT_ONCE) {
             long rows = expert->rows - row < ROWS_AT_ONCE ? expert->rows - row : ROWS_AT_ONCE, first = expert->first + row;
             float gates[ROWS_AT_ONCE * OUTPUTS_AT_ONCE] = {0}, ups[ROWS_AT_ONCE * OUTPUTS_AT_ONCE] = {0};
             for (long t = 0; t < rows; t++)
-                x[t] = e->x + e->token[first + t] * e->width;
+                x[t] = (const char *)e->x + e->token[first + t] * row_bytes;
             if (thin) {
-                thin_dots(&expert->w1, x, rows, o, some, gates, OUTPUTS_AT_ONCE);
-                thin_dots(&expert->w3, x, rows, o, some, ups, OUTPUTS_AT_ONCE);
+                thin_dots(&expert->w1, e->exactly, x, rows, o, some, gates, OUTPUTS_AT_ONCE);
+                thin_dots(&expert->w3, e->exactly, x, rows, o, some, ups, OUTPUTS_AT_ONCE);
             } else {
-                dots(x, gate, e->width, rows, some, gates, OUTPUTS_AT_ONCE);
-                dots(x, up, e->width, rows, some, ups, OUTPUTS_AT_ONCE);
+                dots(x, gate, row_bytes, e->exactly, rows, some, gates, OUTPUTS_AT_ONCE);
+                dots(x, up, row_bytes, e->exactly, rows, some, ups, OUTPUTS_AT_ONCE);
             }
             round_halves(gates, rows * OUTPUTS_AT_ONCE, e->halves);
             round_halves(ups, rows * OUTPUTS_AT_ONCE, e->halves);
             for (long i = 0; i < rows * OUTPUTS_AT_ONCE; i++) /* those that stand for no output, too: it is one loop of vectors */
                 gates[i] = swiglu(gates[i], ups[i], e->limit);
+            for (long t = 0; t < rows; t++) /* by OUTPUTS_AT_ONCE, for the same reason */
+                for (long i = 0; i < OUTPUTS_AT_ONCE; i++)
+                    gates[t * OUTPUTS_AT_ONCE + i] *= e->scale[first + t];
+            round_halves(gates, rows * OUTPUTS_AT_ONCE, e->halves);
             for (long t = 0; t < rows; t++)
-                for (long i = 0; i < some; i++)
-                    e->inner[(first + t) * e->hidden_width + o + i] = in_dtype(gates[t * OUTPUTS_AT_ONCE + i] * e->scale[first + t], e->halves);
+                memcpy(e->inner + (first + t) * e->hidden_width + o, gates + t * OUTPUTS_AT_ONCE, (size_t)some * sizeof *gates);
         }
     }
 }
 
+/* A row of what w2 multiplies, as it is multiplied. */
 static void rounding_part(void *context, long n)
 {
     struct experts *e = context;
-    round_row(e->inner + n * e->hidden_width, e->hidden, TILE);
+    float *row = e->inner + n * e->hidden_width;
+    if (e->rounds)
+        round_row(row, e->hidden, TILE);
+    for (long i = 0; e->exactly && i < e->hidden_width; i += COLUMNS)
+        pairs_store((exact *)row + i, pairs_of_floats(row + i)); /* never beyond what has been read */
+}
+
+INLINE void add_outputs(const float *sums, long some, float *total)
+{
+    if (some == OUTPUTS_AT_ONCE)
+        for (long i = 0; i < OUTPUTS_AT_ONCE; i++)
+            total[i] += sums[i];
+    else
+        for (long i = 0; i < some; i++)
+            total[i] += sums[i];
 }
 
 /* Some outputs of all experts in order, for all tokens. */
@@ -113,28 +127,29 @@ static void output_part(void *context, long n)
 {
     struct experts *e = context;
     long begin = n * OUTPUTS_AT_ONCE, some = e->outer - begin < OUTPUTS_AT_ONCE ? e->outer - begin : OUTPUTS_AT_ONCE;
-    float *room = room_of(WEIGHTS_ROOM, (size_t)(OUTPUTS_AT_ONCE * e->hidden_width) * sizeof *room);
+    long row_bytes = e->hidden_width * size_of(e->exactly);
+    void *room = room_of(WEIGHTS_ROOM, (size_t)(OUTPUTS_AT_ONCE * row_bytes));
     if (!room) {
         atomic_store(&e->failed, 1);
         return;
     }
     for (const struct expert *expert = e->expert; expert < e->expert + e->count; expert++) {
-        const float *w[OUTPUTS_AT_ONCE], *inner[ROWS_AT_ONCE];
-        int thin = is_thin(&expert->w2, expert->rows);
+        const void *w[OUTPUTS_AT_ONCE], *inner[ROWS_AT_ONCE];
+        int thin = is_thin(&expert->w2, expert->rows, e->exactly);
         if (!thin)
-            unpack_outputs(&expert->w2, begin, some, e->hidden_width, room, w);
+            unpack_outputs(&expert->w2, e->exactly, begin, some, e->hidden_width, room, w);
         for (long row = 0; row < expert->rows; row += ROWS_AT_ONCE) {
             long rows = expert->rows - row < ROWS_AT_ONCE ? expert->rows - row : ROWS_AT_ONCE, first = expert->first + row;
-            float sums[ROWS_AT_ONCE * OUTPUTS_AT_ONCE];
+            float sums[ROWS_AT_ONCE * OUTPUTS_AT_ONCE] = {0};
             for (long t = 0; t < rows; t++)
                 inner[t] = e->inner + (first + t) * e->hidden_width;
             if (thin)
-                thin_dots(&expert->w2, inner, rows, begin, some, sums, OUTPUTS_AT_ONCE);
+                thin_dots(&expert->w2, e->exactly, inner, rows, begin, some, sums, OUTPUTS_AT_ONCE);
             else
-                dots(inner, w, e->hidden_width, rows, some, sums, OUTPUTS_AT_ONCE);
+                dots(inner, w, row_bytes, e->exactly, rows, some, sums, OUTPUTS_AT_ONCE);
+            round_halves(sums, rows * OUTPUTS_AT_ONCE, e->halves);
             for (long t = 0; t < rows; t++)
-                for (long i = 0; i < some; i++)
-                    e->total[e->token[first + t] * e->outer + begin + i] += in_dtype(sums[t * OUTPUTS_AT_ONCE + i], e->halves);
+                add_outputs(sums + t * OUTPUTS_AT_ONCE, some, e->total + e->token[first + t] * e->outer + begin);
         }
     }
     for (long t = 0; t < e->tokens; t++)
@@ -148,7 +163,7 @@ static int run_experts(struct experts *e, int threads)
     for (long n = 0; n < e->count; n++)
         rows += e->expert[n].rows;
     in_parallel(hidden_part, e, e->count * parts, threads);
-    if (e->rounds)
+    if (e->rounds || e->exactly)
         in_parallel(rounding_part, e, rows, threads);
     in_parallel(output_part, e, (e->outer + OUTPUTS_AT_ONCE - 1) / OUTPUTS_AT_ONCE, threads);
     return atomic_load(&e->failed) ? -1 : 0;
@@ -161,14 +176,18 @@ static int experts(const void *x, int halves, long tokens, struct expert *expert
     struct experts e = {.out = out, .halves = halves, .rounds = rounds, .tokens = tokens, .outer = expert->w2.outer, .hidden = expert->w1.outer,
                         .limit = limit, .expert = expert, .count = count};
     e.width = padded(expert->w1.inner), e.hidden_width = padded(e.hidden);
+    e.exactly = 1;
+    for (long n = 0; n < count; n++)
+        e.exactly &= is_exact(&expert[n].w1, halves) && is_exact(&expert[n].w3, halves) && is_exact(&expert[n].w2, halves);
     long rows = tokens * (active + 1);
-    float *inputs = room_of(INPUTS_ROOM, (size_t)(tokens * e.width) * sizeof *inputs), *scale = room_of(SCORES_ROOM, (size_t)rows * sizeof *scale);
+    void *inputs = room_of(INPUTS_ROOM, (size_t)(tokens * e.width * size_of(e.exactly)));
+    float *scale = room_of(SCORES_ROOM, (size_t)rows * sizeof *scale);
     long *token = room_of(ORDER_ROOM, (size_t)rows * sizeof *token), found = 0;
     e.inner = room_of(HIDDEN_ROOM, (size_t)(rows * e.hidden_width) * sizeof *e.inner);
     e.total = room_of(SUMS_ROOM, (size_t)(tokens * e.outer) * sizeof *e.total);
-    if (!inputs || !scale || !token || !e.inner || !e.total)
+    if (!inputs || !scale || !token || !e.inner || !e.total ||
+        take_inputs(x, halves, tokens, expert->w1.inner, rounds, e.exactly, inputs, e.width))
         return -1;
-    take_inputs(x, halves, tokens, expert->w1.inner, rounds, inputs, e.width);
     memset(e.total, 0, (size_t)(tokens * e.outer) * sizeof *e.total);
     long used = 0;
     for (long n = 0; n < count; n++) {

@@ -3,6 +3,7 @@
 #include "choose.h"
 #include "experts.h"
 #include "layer.h"
+#include "mhc.h"
 #include "product.h"
 #include "route.h"
 #include "rows.h"
@@ -10,6 +11,8 @@
 struct level {
     int (*product)(const void *x, int x_halves, long rows, struct matrix m, long groups, int rounds, void *y, int y_halves, int threads);
     int (*vectors)(struct vectors v, int threads);
+    int (*mhc_read)(struct mixture s, int threads);
+    int (*mhc_write)(struct writing s, int threads);
     int (*attend)(struct attention a, int threads);
     int (*choose)(struct choice c, int threads);
     int (*route)(struct routing r, int threads);
@@ -22,4 +25,4 @@ struct level {
                    const float *weights, long active, float limit, int rounds, void *out, int threads);
 };
 
-const struct level LEVEL_TABLE = {product, vectors, attend, choose, route, project, attention_output, feed_forward, swiglu_rows, experts};
+const struct level LEVEL_TABLE = {product, vectors, mhc_read, mhc_write, attend, choose, route, project, attention_output, feed_forward, swiglu_rows, experts};

@@ -2,21 +2,28 @@
 #define LEVEL_TABLE plain_level
 #include "kernels.h"
 
-int mhc_read(const void *streams, int halves, long rows, long m, long width, const float *fn, const float *base, const float *scale, int iterations,
-             float hc_eps, float rms_eps, float *mix, void *out, int level, int threads);
+extern const struct level avx2_level, avx512_level, bf16_level;
 
-int hadal_mhc_write(const void *streams, const void *output, int halves, long rows, long m, long width, const float *mix, void *out, int level,
-                    int threads);
+_Alignas(64) uint16_t scaled_e2m1[256][16], scaled_special_e4m3[256][32];
 
-extern const struct level avx2_level, avx512_level;
+__attribute__((constructor)) static void scale_values(void)
+{
+    for (int scale = 0; scale < 256; scale++) {
+        for (int code = 0; code < 16; code++)
+            scaled_e2m1[scale][code] = narrowed(e2m1[code] * power_of_two((uint8_t)scale));
+        for (int code = 0; code < 8; code++)
+            scaled_special_e4m3[scale][code] = narrowed(e4m3((uint8_t)code) * power_of_two((uint8_t)scale));
+        scaled_special_e4m3[scale][31] = narrowed(NAN);
+    }
+}
 
-/* What this processor can do: the best of plain, AVX2, AVX-512, counted from 0. */
+/* What this processor can do: the best of plain, AVX2, AVX-512, and that with BF16, counted from 0. */
 int hadal_level(void)
 {
 #ifdef __x86_64__
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq"))
-        return 2;
+        return __builtin_cpu_supports("avx512bf16") ? 3 : 2;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
         return 1;
 #endif
@@ -26,7 +33,7 @@ int hadal_level(void)
 static const struct level *at(int level)
 {
 #ifdef __x86_64__
-    return level == 2 ? &avx512_level : level == 1 ? &avx2_level : &plain_level;
+    return level == 3 ? &bf16_level : level == 2 ? &avx512_level : level == 1 ? &avx2_level : &plain_level;
 #else
     (void)level;
     return &plain_level;
@@ -39,9 +46,18 @@ int hadal_mhc_read(const void *streams, int halves, long rows, long m, long widt
 {
     struct vectors v = {.x = out, .out = out, .halves = halves, .tokens = rows, .heads = 1, .width = width, .normed = 1, .eps = rms_eps,
                         .weight = norm};
-    if (mhc_read(streams, halves, rows, m, width, fn, base, scale, iterations, hc_eps, rms_eps, mix, out, level, threads))
+    struct mixture s = {streams, halves, rows, m, width, fn, base, scale, iterations, hc_eps, rms_eps, mix, out, 0};
+    if (at(level)->mhc_read(s, threads))
         return -1;
     return norm ? at(level)->vectors(v, threads) : 0;
+}
+
+/* The new streams [T, M, D]. */
+int hadal_mhc_write(const void *streams, const void *output, int halves, long rows, long m, long width, const float *mix, void *out, int level,
+                    int threads)
+{
+    struct writing s = {streams, output, halves, rows, m, width, mix, out, 0};
+    return at(level)->mhc_write(s, threads);
 }
 
 int hadal_product(const void *x, int x_halves, long rows, const void *codes, const void *scales, int format, long inner, long outer, long groups,

@@ -22,6 +22,8 @@ INLINE float power_of_two(uint8_t stored)
     return bits.f;
 }
 
+extern uint16_t scaled_e2m1[256][16];         /* every value with every scale, as bfloat16 */
+extern uint16_t scaled_special_e4m3[256][32]; /* of E4M3 the denormal ones, and NaN as the last */
 static const float e2m1[16] = {0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
 
 /* By bits, without branches, so that loops of it are vectors. */
@@ -36,13 +38,15 @@ INLINE float e4m3(uint8_t code)
 
 #if defined LEVEL_AVX2 || defined LEVEL_AVX512
 
-/* Thirty-two FP4 codes in order, one to a byte, as the bytes of their doubled values, which are whole. */
+/* The values of E2M1, doubled, which are whole. */
+INLINE __m128i doubled_values(void) { return _mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12); }
+
+/* Thirty-two FP4 codes in order, one to a byte, as the bytes of their doubled values. */
 INLINE __m256i doubled_e2m1(const uint8_t *codes)
 {
     __m128i low = _mm_set1_epi8(15), pairs = _mm_loadu_si128((const __m128i *)codes);
     __m128i even = _mm_and_si128(pairs, low), odd = _mm_and_si128(_mm_srli_epi16(pairs, 4), low);
-    __m128i table = _mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12);
-    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), _mm256_set_m128i(_mm_unpackhi_epi8(even, odd), _mm_unpacklo_epi8(even, odd)));
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(doubled_values()), _mm256_set_m128i(_mm_unpackhi_epi8(even, odd), _mm_unpacklo_epi8(even, odd)));
 }
 
 /* Half of a block of doubled FP4 codes as floats. */
@@ -70,18 +74,22 @@ INLINE void unpack_block(const uint8_t *codes, float scale, float *out)
     v16_store(out + LANES, v16_mul(half, second));
 }
 
-/* Sixteen codes of E4M3 as floats, divided by 2^8: as half floats their exponents are too small by eight. */
-INLINE v16 v16_reduced_e4m3(const uint8_t *codes)
+/* Sixteen codes of E4M3, one to a word, as floats, divided by 2^8: as half floats their exponents are too small by eight. */
+INLINE v16 v16_reduced_words(__m256i wide)
 {
-    __m256i wide = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)codes)), magnitude = _mm256_and_si256(wide, _mm256_set1_epi16(0x7f));
-    __m256i is_nan = _mm256_and_si256(_mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x7f)), _mm256_set1_epi16(0x7e00));
-    __m256i sign = _mm256_slli_epi16(_mm256_xor_si256(wide, magnitude), 8);
-    __m256i halves = _mm256_or_si256(_mm256_or_si256(_mm256_slli_epi16(magnitude, 7), sign), is_nan);
+    __m256i all = _mm256_set1_epi16(0x7f), is_nan = _mm256_cmpeq_epi16(_mm256_and_si256(wide, all), all);
+    __m256i placed = _mm256_slli_epi16(wide, 7), sign = _mm256_and_si256(placed, _mm256_set1_epi16(0x4000)); /* one too low */
+    __m256i halves = _mm256_or_si256(_mm256_add_epi16(placed, sign), _mm256_and_si256(is_nan, _mm256_set1_epi16(0x7e00)));
 #ifdef LEVEL_AVX512
     return _mm512_cvtph_ps(halves);
 #else
     return (v16){_mm256_cvtph_ps(_mm256_castsi256_si128(halves)), _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1))};
 #endif
+}
+
+INLINE v16 v16_reduced_e4m3(const uint8_t *codes)
+{
+    return v16_reduced_words(_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)codes)));
 }
 
 INLINE void unpack_tile(const uint8_t *codes, float scale, long count, float *out)

@@ -15,15 +15,18 @@
 
 struct product {
     struct matrix matrix;
-    const float *x; /* [rows, across]; a group's columns are `width` apart, zeros up to a multiple of LANES */
-    long rows, across, width, groups;
+    const void *x; /* [rows, groups, row_bytes]: floats, or exact where the products are; zeros up to a multiple of COLUMNS */
+    int exactly;
+    long rows, row_bytes, width, groups;
     void *y;     /* [rows, outer] */
     int halves;  /* of y */
     long outputs_at_once, output_parts, row_parts, part;
     atomic_int failed;
 };
 
-INLINE long padded(long columns) { return (columns + LANES - 1) / LANES * LANES; }
+INLINE long padded(long columns) { return (columns + COLUMNS - 1) / COLUMNS * COLUMNS; }
+
+INLINE long size_of(int exactly) { return exactly ? (long)sizeof(exact) : (long)sizeof(float); }
 
 /* Where a row of a matrix is read from. */
 struct reading {
@@ -48,7 +51,7 @@ INLINE v16 factor_of(const struct reading *r, enum format format, long n)
 
 /* Two times LANES columns from i on, or LANES. What is needed a few rows later is fetched: without that one thread reads
  * memory at half of its speed. */
-INLINE void thin_step(const struct reading *r, enum format format, long i, int both, v16 factor, const float *const *x, int rows, v16 *sums)
+INLINE void thin_step(const struct reading *r, enum format format, long i, int both, v16 factor, const void *const *x, int rows, v16 *sums)
 {
     v16 weights[2];
     const char *at = r->codes + i * bits_of(format) / 8;
@@ -61,12 +64,12 @@ INLINE void thin_step(const struct reading *r, enum format format, long i, int b
             weights[n] = v16_mul(weights[n], factor);
 #pragma GCC unroll 4
         for (int t = 0; t < rows; t++)
-            sums[t] = v16_fma(v16_load(x[t] + i + n * LANES), weights[n], sums[t]);
+            sums[t] = v16_fma(v16_load((const float *)x[t] + i + n * LANES), weights[n], sums[t]);
     }
 }
 
 /* Products of one or two rows with outputs `first`, ..., straight from how they are stored. */
-INLINE void thin_tile(const struct matrix *m, enum format format, const float *const *x, int rows, long first, int outputs, float *y, long stride)
+INLINE void thin_tile(const struct matrix *m, enum format format, const void *const *x, int rows, long first, int outputs, float *y, long stride)
 {
     int scaled = format != FLOAT32 && format != BFLOAT16;
     long inner = m->inner, span = !scaled ? inner : format == FP4 ? BLOCK : TILE;
@@ -96,66 +99,166 @@ INLINE void thin_tile(const struct matrix *m, enum format format, const float *c
             y[t * stride + o] = v16_sum(sums[o][t]);
 }
 
-INLINE void thin_format(const struct matrix *m, enum format format, const float *const *x, long rows, long first, long outputs, float *y, long stride)
+/* Columns that have one scale. */
+INLINE long span_of(const struct matrix *m, enum format format) { return format == FP4 ? BLOCK : format == FP8 ? TILE : m->inner; }
+
+/* For the n-th span of columns. */
+INLINE struct scaling scaling_in(const struct reading *r, enum format format, long n)
+{
+    return scaling_of(format, format == BFLOAT16 ? 0 : ((const uint8_t *)r->scales)[n]);
+}
+
+/* Thirty-two columns of an output from i on. */
+INLINE pairs stored_pairs(const struct reading *r, enum format format, long i, const struct scaling *s)
+{
+    const char *at = r->codes + i * bits_of(format) / 8;
+    if (i * bits_of(format) % 512 == 0)
+        __builtin_prefetch(at + 4096);
+    return pairs_of_codes(format, at, s);
+}
+
+/* The same as `thin_tile`, of exact rows. */
+INLINE void exact_tile(const struct matrix *m, enum format format, const void *const *x, int rows, long first, int outputs, float *y, long stride)
+{
+    struct reading from[THIN];
+    struct scaling scaling[THIN];
+    v16 sums[THIN][2];
+    long inner = m->inner, span = span_of(m, format);
+#pragma GCC unroll 4
+    for (int o = 0; o < outputs; o++) {
+        from[o] = reading_of(m, format, first + o);
+        sums[o][0] = sums[o][1] = v16_all(0.0f);
+    }
+    for (long begin = 0, n = 0; begin < inner; begin += span, n++) {
+        long end = begin + span < inner ? begin + span : inner;
+#pragma GCC unroll 4
+        for (int o = 0; o < outputs; o++)
+            scaling[o] = scaling_in(&from[o], format, n);
+        for (long i = begin; i < end; i += COLUMNS)
+#pragma GCC unroll 4
+            for (int o = 0; o < outputs; o++) {
+                pairs weights = stored_pairs(&from[o], format, i, &scaling[o]);
+#pragma GCC unroll 4
+                for (int t = 0; t < rows; t++)
+                    sums[o][t] = pairs_fma(pairs_load((const exact *)x[t] + i), weights, sums[o][t]);
+            }
+    }
+#pragma GCC unroll 4
+    for (int t = 0; t < rows; t++)
+#pragma GCC unroll 4
+        for (int o = 0; o < outputs; o++)
+            y[t * stride + o] = v16_sum(sums[o][t]);
+}
+
+INLINE void one_tile(const struct matrix *m, enum format format, int exactly, const void *const *x, int rows, long first, int outputs, float *y,
+                     long stride)
+{
+    if (exactly)
+        exact_tile(m, format, x, rows, first, outputs, y, stride);
+    else
+        thin_tile(m, format, x, rows, first, outputs, y, stride);
+}
+
+INLINE void thin_format(const struct matrix *m, enum format format, int exactly, const void *const *x, long rows, long first, long outputs, float *y,
+                        long stride)
 {
     for (long o = 0; o < outputs; o += THIN) {
         float *at = y + o;
         if (outputs - o < THIN)
             for (long t = 0; t < rows; t++)
                 for (long n = o; n < outputs; n++)
-                    thin_tile(m, format, x + t, 1, first + n, 1, y + t * stride + n, stride);
-        else if (rows == 1)
-            thin_tile(m, format, x, 1, first + o, THIN, at, stride);
+                    one_tile(m, format, exactly, x + t, 1, first + n, 1, y + t * stride + n, stride);
         else if (rows == 2)
-            thin_tile(m, format, x, 2, first + o, THIN, at, stride);
+            one_tile(m, format, exactly, x, 2, first + o, THIN, at, stride);
         else
             for (long t = 0; t < rows; t++)
-                thin_tile(m, format, x + t, 1, first + o, THIN, at + t * stride, stride);
+                one_tile(m, format, exactly, x + t, 1, first + o, THIN, at + t * stride, stride);
     }
 }
 
 /* What `dots` does after `unpack_outputs`, without unpacking; with the same bits. */
-static void thin_dots(const struct matrix *m, const float *const *x, long rows, long first, long outputs, float *y, long stride)
+static void thin_dots(const struct matrix *m, int exactly, const void *const *x, long rows, long first, long outputs, float *y, long stride)
 {
-    switch (m->format) {
-    case FLOAT32: thin_format(m, FLOAT32, x, rows, first, outputs, y, stride); break;
-    case BFLOAT16: thin_format(m, BFLOAT16, x, rows, first, outputs, y, stride); break;
-    case FP8: thin_format(m, FP8, x, rows, first, outputs, y, stride); break;
-    case FP8_FLOAT_SCALES: thin_format(m, FP8_FLOAT_SCALES, x, rows, first, outputs, y, stride); break;
-    case FP4: thin_format(m, FP4, x, rows, first, outputs, y, stride); break;
+    switch (m->format + (exactly ? 8 : 0)) {
+    case FLOAT32: thin_format(m, FLOAT32, 0, x, rows, first, outputs, y, stride); break;
+    case BFLOAT16: thin_format(m, BFLOAT16, 0, x, rows, first, outputs, y, stride); break;
+    case FP8: thin_format(m, FP8, 0, x, rows, first, outputs, y, stride); break;
+    case FP8_FLOAT_SCALES: thin_format(m, FP8_FLOAT_SCALES, 0, x, rows, first, outputs, y, stride); break;
+    case FP4: thin_format(m, FP4, 0, x, rows, first, outputs, y, stride); break;
+    case BFLOAT16 + 8: thin_format(m, BFLOAT16, 1, x, rows, first, outputs, y, stride); break;
+    case FP8 + 8: thin_format(m, FP8, 1, x, rows, first, outputs, y, stride); break;
+    case FP4 + 8: thin_format(m, FP4, 1, x, rows, first, outputs, y, stride); break;
     }
 }
 
-INLINE int is_thin(const struct matrix *m, long rows) { return rows <= 2 && m->inner % LANES == 0; }
+INLINE int is_thin(const struct matrix *m, long rows, int exactly) { return rows <= 2 && m->inner % (exactly ? COLUMNS : LANES) == 0; }
 
-/* Rows of W as floats, with zeros up to `width`: where they lie, or in `room`. */
-INLINE void unpack_outputs(const struct matrix *m, long first, long count, long width, float *room, const float **w)
+INLINE void unpack_exact(const struct matrix *m, enum format format, long row, exact *out)
 {
-    int as_stored = m->format == FLOAT32 && m->inner == width;
+    struct reading from = reading_of(m, format, row);
+    long span = span_of(m, format);
+    for (long begin = 0, n = 0; begin < m->inner; begin += span, n++) {
+        struct scaling scaling = scaling_in(&from, format, n);
+        long end = begin + span < m->inner ? begin + span : m->inner, i = begin;
+        for (; i + COLUMNS <= end; i += COLUMNS)
+            pairs_store(out + i, stored_pairs(&from, format, i, &scaling));
+        if (i < end) { /* what follows belongs to another row, or to nobody */
+            uint16_t rest[COLUMNS] = {0};
+            memcpy(rest, from.codes + i * bits_of(format) / 8, (size_t)((end - i) * bits_of(format) / 8));
+            pairs_store(out + i, pairs_of_codes(format, rest, &scaling));
+        }
+    }
+}
+
+/* Where a row of W may be read as it lies. */
+INLINE const void *as_stored(const struct matrix *m, int exactly, long row, long width)
+{
+    if (m->inner == width && m->format == FLOAT32)
+        return (const float *)m->codes + row * width;
+#ifdef LEVEL_BF16
+    if (m->inner == width && m->format == BFLOAT16 && exactly)
+        return (const uint16_t *)m->codes + row * width;
+#endif
+    (void)exactly;
+    return NULL;
+}
+
+/* Rows of W for `dots`, with zeros up to `width`: where they lie, or in `room`. */
+static void unpack_outputs(const struct matrix *m, int exactly, long first, long count, long width, void *room, const void **w)
+{
     for (long o = 0; o < count; o++) {
-        w[o] = as_stored ? (const float *)m->codes + (first + o) * m->inner : room + o * width;
-        if (!as_stored) {
-            unpack_row(m, first + o, room + o * width);
-            for (long i = m->inner; i < width; i++)
-                room[o * width + i] = 0.0f;
+        char *own = (char *)room + o * width * size_of(exactly);
+        w[o] = as_stored(m, exactly, first + o, width);
+        if (w[o])
+            continue;
+        w[o] = own;
+        if (!exactly) {
+            unpack_row(m, first + o, (float *)own);
+            memset(own + m->inner * (long)sizeof(float), 0, (size_t)(width - m->inner) * sizeof(float));
+        } else if (m->format == FP4) {
+            unpack_exact(m, FP4, first + o, (exact *)own);
+        } else if (m->format == FP8) {
+            unpack_exact(m, FP8, first + o, (exact *)own);
+        } else {
+            unpack_exact(m, BFLOAT16, first + o, (exact *)own);
         }
     }
 }
 
 /* Some rows of W by some of x: outputs `first` up to `last`, all of one group. */
-INLINE void product_block(const struct product *p, long begin, long rows, long first, long last, float *weights, float *sums)
+INLINE void product_block(const struct product *p, long begin, long rows, long first, long last, void *weights, float *sums)
 {
     const struct matrix *m = &p->matrix;
-    const float *x[ROWS_AT_ONCE], *w[MOST_OUTPUTS];
+    const void *x[ROWS_AT_ONCE], *w[MOST_OUTPUTS];
     long group = first * p->groups / m->outer, outputs = last - first, stride = p->halves ? MOST_OUTPUTS : m->outer;
     float *y = p->halves ? sums : (float *)p->y + begin * m->outer + first;
     for (long t = 0; t < rows; t++)
-        x[t] = p->x + (begin + t) * p->across + group * p->width;
-    if (is_thin(m, rows)) {
-        thin_dots(m, x, rows, first, outputs, y, stride);
+        x[t] = (const char *)p->x + ((begin + t) * p->groups + group) * p->row_bytes;
+    if (is_thin(m, rows, p->exactly)) {
+        thin_dots(m, p->exactly, x, rows, first, outputs, y, stride);
     } else {
-        unpack_outputs(m, first, outputs, p->width, weights, w);
-        dots(x, w, p->width, rows, outputs, y, stride);
+        unpack_outputs(m, p->exactly, first, outputs, p->width, weights, w);
+        dots(x, w, p->row_bytes, p->exactly, rows, outputs, y, stride);
     }
     for (long t = 0; p->halves && t < rows; t++)
         store_row(sums + t * MOST_OUTPUTS, outputs, (uint16_t *)p->y + (begin + t) * m->outer + first, 1);
@@ -168,7 +271,7 @@ static void product_part(void *context, long n)
     long part = n / p->row_parts % p->output_parts, begin = n % p->row_parts * ROWS_AT_ONCE;
     long first = group * size + part * p->part, end = first + p->part < (group + 1) * size ? first + p->part : (group + 1) * size;
     long rows = p->rows - begin < ROWS_AT_ONCE ? p->rows - begin : ROWS_AT_ONCE;
-    float *weights = room_of(WEIGHTS_ROOM, (size_t)(MOST_OUTPUTS * p->width) * sizeof *weights);
+    void *weights = room_of(WEIGHTS_ROOM, (size_t)(MOST_OUTPUTS * p->row_bytes));
     float sums[ROWS_AT_ONCE * MOST_OUTPUTS];
     if (!weights) {
         atomic_store(&p->failed, 1);
@@ -181,7 +284,7 @@ static void product_part(void *context, long n)
 /* Parts that are worth a thread's while, and outputs that share what is loaded of x. */
 static void divide_product(struct product *p, int threads)
 {
-    long size = p->matrix.outer / p->groups, fits = 4096 / p->width / 4 * 4;
+    long size = p->matrix.outer / p->groups, fits = 16384 / p->row_bytes / 4 * 4;
     p->outputs_at_once = fits < 4 ? 4 : fits > MOST_OUTPUTS ? MOST_OUTPUTS : fits;
     p->row_parts = (p->rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
     double work = 2.0 * (double)p->rows * (double)p->width * (double)p->matrix.outer;
@@ -199,27 +302,43 @@ static int run_product(struct product *p, int threads)
     return atomic_load(&p->failed) ? -1 : 0;
 }
 
-/* Rows as floats, with zeros up to a multiple of LANES, rounded to E4M3 if asked to. */
-static void take_inputs(const void *x, int halves, long rows, long inner, int rounds, float *out, long width)
+/* Rows with zeros up to `width` columns, as floats or exact; rounded to E4M3 if asked to. -1 without memory. */
+static int take_inputs(const void *x, int halves, long rows, long inner, int rounds, int exactly, void *out, long width)
 {
+    float *row = exactly ? room_of(ROWS_ROOM, (size_t)width * sizeof *row) : NULL;
+    if (exactly && !row)
+        return -1;
     for (long t = 0; t < rows; t++) {
-        load_row(row_of(x, t, inner, halves), halves, inner, out + t * width);
-        for (long i = inner; i < width; i++)
-            out[t * width + i] = 0.0f;
+        float *floats = exactly ? row : (float *)out + t * width;
+        load_row(row_of(x, t, inner, halves), halves, inner, floats);
+        memset(floats + inner, 0, (size_t)(width - inner) * sizeof *floats);
         if (rounds)
-            round_row(out + t * width, inner, TILE);
+            round_row(floats, inner, TILE);
+        for (long i = 0; exactly && i < width; i += COLUMNS)
+            pairs_store((exact *)out + t * width + i, pairs_of_floats(floats + i));
     }
+    return 0;
+}
+
+/* Whether rows may be multiplied as they lie. */
+INLINE int lie_ready(int halves, int exactly)
+{
+#ifdef LEVEL_BF16
+    return exactly || !halves;
+#else
+    return !exactly && !halves;
+#endif
 }
 
 static int product(const void *x, int x_halves, long rows, struct matrix m, long groups, int rounds, void *y, int y_halves, int threads)
 {
-    long width = padded(m.inner);
-    struct product p = {.matrix = m, .x = x, .rows = rows, .across = groups * width, .width = width, .groups = groups, .y = y, .halves = y_halves};
-    if (x_halves || rounds || width != m.inner) {
-        float *inputs = room_of(INPUTS_ROOM, (size_t)(rows * groups * width) * sizeof *inputs);
-        if (!inputs)
+    struct product p = {.matrix = m, .x = x, .exactly = is_exact(&m, x_halves), .rows = rows, .width = padded(m.inner), .groups = groups, .y = y,
+                        .halves = y_halves};
+    p.row_bytes = p.width * size_of(p.exactly);
+    if (rounds || p.width != m.inner || !lie_ready(x_halves, p.exactly)) {
+        void *inputs = room_of(INPUTS_ROOM, (size_t)(rows * groups * p.row_bytes));
+        if (!inputs || take_inputs(x, x_halves, rows * groups, m.inner, rounds, p.exactly, inputs, p.width))
             return -1;
-        take_inputs(x, x_halves, rows * groups, m.inner, rounds, inputs, width);
         p.x = inputs;
     }
     return run_product(&p, threads);

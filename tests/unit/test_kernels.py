@@ -59,9 +59,10 @@ def test_products_are_those_of_the_matrix(at, form, rows):
 
 
 @pytest.mark.parametrize("at", levels())
-def test_a_row_has_the_same_bits_beside_any_others(at):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_has_the_same_bits_beside_any_others(at, dtype):
     codes, scale, _ = stored(130, 96, "fp4")
-    x = torch.randn(9, 96)
+    x = torch.randn(9, 96).to(dtype)
     whole = products.native_product(x, codes, scale, at=at)
     for first in range(9):
         for last in range(first + 1, 10):
@@ -69,16 +70,41 @@ def test_a_row_has_the_same_bits_beside_any_others(at):
             assert torch.equal(part, whole[first:last])
 
 
-def test_both_vector_forms_have_the_same_bits():
-    if native.library().hadal_level() < 2:
+@pytest.mark.parametrize("at", levels())
+@pytest.mark.parametrize("form", ["fp8", "fp8 float", "fp4", "bfloat16", "float32"])
+@pytest.mark.parametrize("rows", [1, 2, 5, 50])
+def test_products_of_bfloat16_are_rounded_once(at, form, rows):
+    for outer, inner in SIZES:
+        if form == "fp4" and inner % 32:
+            continue
+        codes, scale, weight = stored(outer, inner, form)
+        x = torch.randn(rows, inner).bfloat16()
+        for rounds in (False, True):
+            given = quant.round_trip_activations(x.float()) if rounds else x.float()
+            exact = given.double() @ weight.double().T
+            y = products.native_product(x, codes, scale, rounds=rounds, at=at)
+            assert y.dtype == torch.bfloat16
+            size = given.double().abs() @ weight.double().abs().T
+            assert ((y - exact).abs() <= 1e-6 * size + exact.abs() / 256).all(), (outer, inner)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("form", ["fp8", "fp8 float", "fp4", "bfloat16", "float32"])
+def test_all_vector_forms_have_the_same_bits(form, dtype):
+    """Whether the processor multiplies bfloat16 or not, alone and in tiles."""
+    best = native.library().hadal_level()
+    if best < 2:
         pytest.skip("this processor has no AVX-512")
-    for form in ("fp8", "fp4", "fp8 float"):
-        codes, scale, _ = stored(66, 224, form)
-        x = torch.randn(5, 224)
-        assert torch.equal(
-            products.native_product(x, codes, scale, at=1),
-            products.native_product(x, codes, scale, at=2),
-        )
+    for inner in (224, 200, 96):
+        if form == "fp4" and inner % 32:
+            continue
+        codes, scale, _ = stored(66, inner, form)
+        x = torch.randn(23, inner).to(dtype)
+        for rows in (1, 2, 3, 23):
+            expected = products.native_product(x[:rows], codes, scale, at=1)
+            for at in range(2, best + 1):
+                found = products.native_product(x[:rows], codes, scale, at=at)
+                assert torch.equal(found, expected), (inner, rows, at)
 
 
 def test_threads_change_nothing():
@@ -141,12 +167,17 @@ def test_every_code_is_unpacked_as_it_is_read_elsewhere():
     codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).repeat(1, 1)
     codes = codes[:, ~codes.float().isnan()[0]][:, :240]
     scale = torch.full((1, 2), 130, dtype=torch.uint8).view(torch.float8_e8m0fnu)
+    fp4 = torch.arange(256, dtype=torch.uint8).view(torch.int8)[None, :128]
+    fp4_scale = torch.arange(60, 196, 17, dtype=torch.uint8)[None].view(torch.float8_e8m0fnu)
     for at in range(native.library().hadal_level() + 1):
-        got = torch.cat(
-            [products.native_product(row[None], codes, scale, at=at) for row in torch.eye(240)],
-            dim=1,
-        )
-        assert torch.equal(got, quant.dequantize_fp8(codes, scale))
+        for dtype in (torch.float32, torch.bfloat16):
+            for given, matrix, plain in (
+                (codes, scale, quant.dequantize_fp8(codes, scale)),
+                (fp4, fp4_scale, quant.dequantize_fp4(fp4, fp4_scale)),
+            ):
+                rows = torch.eye(plain.shape[1], dtype=dtype)
+                got = [products.native_product(row[None], given, matrix, at=at) for row in rows]
+                assert torch.equal(torch.cat(got, dim=1), plain.to(dtype))
 
 
 def test_what_is_no_number_stays_none():
@@ -154,8 +185,10 @@ def test_what_is_no_number_stays_none():
     bad = codes.view(torch.uint8).clone()
     bad[3, 5] = 0x7F
     for at in range(native.library().hadal_level() + 1):
-        y = products.native_product(torch.ones(1, 128), bad.view(torch.float8_e4m3fn), scale, at=at)
-        assert y.isnan().tolist() == [[n == 3 for n in range(8)]]
+        for dtype in (torch.float32, torch.bfloat16):
+            ones = torch.ones(1, 128, dtype=dtype)
+            y = products.native_product(ones, bad.view(torch.float8_e4m3fn), scale, at=at)
+            assert y.isnan().tolist() == [[n == 3 for n in range(8)]]
     x = torch.ones(2, 128)
     x[1, 7] = torch.nan
     y = products.native_product(x, codes, scale, rounds=True)
@@ -194,7 +227,7 @@ def test_streams_are_mixed_as_the_module_mixes_them(at, dtype, streams, width):
     torch.testing.assert_close(new, mhc.write(rows, output, expected, in_float32=True), **within)
 
 
-def test_mixtures_have_the_same_bits_in_every_form_and_beside_any_others():
+def test_mixtures_have_the_same_bits_in_every_vector_form_and_beside_any_others():
     rows, output, parameters = site(dtype=torch.bfloat16)
     config = dataclasses.replace(ModelConfig.nano(), hidden_size=72)
     found = []
@@ -204,8 +237,8 @@ def test_mixtures_have_the_same_bits_in_every_form_and_beside_any_others():
         alone = [mixing.mhc_read(rows[n : n + 1], *parameters, config, at=at) for n in range(9)]
         assert torch.equal(torch.cat([x for x, _ in alone]), x)
         assert torch.equal(torch.cat([mix for _, mix in alone]), mix)
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    for other in found[2:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[1], other, strict=True))
 
 
 def test_mixtures_with_gradients_have_no_kernel():

@@ -1,4 +1,4 @@
-"""Hyper-connections on the processor: native/mhc.c."""
+"""Hyper-connections on the processor: native/mhc.h."""
 
 import torch
 from jaxtyping import Float
@@ -8,6 +8,9 @@ from hadal.config import ModelConfig
 from hadal.model.kernels.native import call, has_kernel
 
 __all__ = ["mhc_read", "mhc_write"]
+
+_MOST_STREAMS = 16
+"""Of the kernel."""
 
 
 def mhc_read(
@@ -27,9 +30,9 @@ def mhc_read(
         norm: Weight of an RMS norm of the input, in the dtype of the streams.
         at: Which of `native.LEVELS`. Default: the best.
     """
-    if not has_kernel(streams_TMD, fn_NX, norm):
-        return None
     rows, streams, width = streams_TMD.shape
+    if streams > _MOST_STREAMS or not has_kernel(streams_TMD, fn_NX, norm):
+        return None
     given = streams_TMD.contiguous()
     mix = torch.empty((rows, fn_NX.shape[0]))
     out = given.new_empty((rows, width))

@@ -45,8 +45,6 @@ def native_product(
         return None  # the module says what does not fit
     if not has_kernel(x, weight if scale is None else None):
         return None
-    if form == 1 and x.dtype == torch.bfloat16 and x.shape[0] >= _MANY and _multiplies_halves():
-        return None
     x, weight = x.contiguous(), weight.contiguous()
     scale = None if scale is None else scale.contiguous()
     rows, outer, inner = x.shape[0], weight.shape[0], x.shape[1] // groups
@@ -57,12 +55,3 @@ def native_product(
         form, inner, outer, groups, rounds, y.data_ptr(), halves, at=at,
     )  # fmt: skip
     return y
-
-
-_MANY = 32
-"""Rows of bfloat16 from which on torch is faster, on a processor that multiplies them itself."""
-
-
-def _multiplies_halves() -> bool:
-    asked = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return asked is not None and bool(asked())
