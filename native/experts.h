@@ -7,7 +7,7 @@
 #include "product.h"
 #include "rows.h"
 
-#define HIDDEN_AT_ONCE 64 /* outputs of a part */
+#define HIDDEN_AT_ONCE 64 /* columns of a part, a multiple of MOST_OUTPUTS; outputs, too, where there are many tokens */
 
 struct expert {
     struct matrix w1, w3, w2;
@@ -26,6 +26,7 @@ struct experts {
     const float *scale; /* of each of those; 1 for the shared one's */
     float *inner;       /* [rows, hidden_width]; made exact where it lies */
     float *total;       /* [T, D] */
+    long outputs_at_once;
     atomic_int failed;
 };
 
@@ -52,53 +53,76 @@ static void swiglu_rows(const void *gate, const void *up, int halves, long rows,
         }
 }
 
-#define OUTPUTS_AT_ONCE 8
+#define OUTPUTS_AT_ONCE (MOST_OUTPUTS / 2) /* of the gate, and as many of the linear part */
 
-/* Some hidden columns of one expert, for all its rows. */
+/* gates = scale swiglu(gates, ups), rounded as the modules do; row by row, also for columns that stand for no output, so that
+ * these are loops of vectors. */
+INLINE void activate(const struct experts *e, float *gates, float *ups, long rows, const float *scale)
+{
+    long count = rows * OUTPUTS_AT_ONCE;
+    round_halves(gates, count, e->halves);
+    round_halves(ups, count, e->halves);
+    for (long i = 0; i < count; i++)
+        gates[i] = swiglu(gates[i], ups[i], e->limit);
+    for (long t = 0; t < rows; t++)
+        for (long i = 0; i < OUTPUTS_AT_ONCE; i++)
+            gates[t * OUTPUTS_AT_ONCE + i] *= scale[t];
+    round_halves(gates, count, e->halves);
+}
+
+/* Some hidden columns of one expert, for some of its rows. `w` are those of w1 and w3, or NULL to read them as they are stored. */
+INLINE void hidden_block(struct experts *e, const struct expert *expert, long row, long rows, long o, long some, const void *const *w)
+{
+    const void *x[ROWS_AT_ONCE];
+    long first = expert->first + row, row_bytes = e->width * size_of(e->exactly);
+    float both[ROWS_AT_ONCE * 2 * OUTPUTS_AT_ONCE], gates[ROWS_AT_ONCE * OUTPUTS_AT_ONCE], ups[ROWS_AT_ONCE * OUTPUTS_AT_ONCE];
+    for (long t = 0; t < rows; t++) {
+        x[t] = (const char *)e->x + e->token[first + t] * row_bytes;
+        memset(both + t * 2 * OUTPUTS_AT_ONCE, 0, 2 * OUTPUTS_AT_ONCE * sizeof *both);
+    }
+    if (w) {
+        dots(x, w, row_bytes, e->exactly, rows, OUTPUTS_AT_ONCE + some, both, 2 * OUTPUTS_AT_ONCE);
+    } else {
+        thin_dots(&expert->w1, e->exactly, x, rows, o, some, both, 2 * OUTPUTS_AT_ONCE);
+        thin_dots(&expert->w3, e->exactly, x, rows, o, some, both + OUTPUTS_AT_ONCE, 2 * OUTPUTS_AT_ONCE);
+    }
+    for (long t = 0; t < rows; t++) {
+        memcpy(gates + t * OUTPUTS_AT_ONCE, both + t * 2 * OUTPUTS_AT_ONCE, OUTPUTS_AT_ONCE * sizeof *gates);
+        memcpy(ups + t * OUTPUTS_AT_ONCE, both + (t * 2 + 1) * OUTPUTS_AT_ONCE, OUTPUTS_AT_ONCE * sizeof *ups);
+    }
+    activate(e, gates, ups, rows, e->scale + first);
+    for (long t = 0; t < rows; t++)
+        memcpy(e->inner + (first + t) * e->hidden_width + o, gates + t * OUTPUTS_AT_ONCE, (size_t)some * sizeof *gates);
+}
+
+/* Some rows stay in the second cache while the columns of a part pass. */
 static void hidden_part(void *context, long n)
 {
     struct experts *e = context;
     long parts = (e->hidden + HIDDEN_AT_ONCE - 1) / HIDDEN_AT_ONCE, begin = n % parts * HIDDEN_AT_ONCE;
     const struct expert *expert = e->expert + n / parts;
-    long end = begin + HIDDEN_AT_ONCE < e->hidden ? begin + HIDDEN_AT_ONCE : e->hidden;
-    long row_bytes = e->width * size_of(e->exactly);
-    char *room = room_of(WEIGHTS_ROOM, (size_t)(2 * OUTPUTS_AT_ONCE * row_bytes));
-    if (!room) {
-        atomic_store(&e->failed, 1);
-        return;
-    }
-    for (long o = begin; o < end; o += OUTPUTS_AT_ONCE) {
-        long some = end - o < OUTPUTS_AT_ONCE ? end - o : OUTPUTS_AT_ONCE;
-        const void *gate[OUTPUTS_AT_ONCE], *up[OUTPUTS_AT_ONCE], *x[ROWS_AT_ONCE];
-        int thin = is_thin(&expert->w1, expert->rows, e->exactly);
-        if (!thin) {
-            unpack_outputs(&expert->w1, e->exactly, o, some, e->width, room, gate);
-            unpack_outputs(&expert->w3, e->exactly, o, some, e->width, room + OUTPUTS_AT_ONCE * row_bytes, up);
+    long count = e->hidden - begin < HIDDEN_AT_ONCE ? e->hidden - begin : HIDDEN_AT_ONCE, row_bytes = e->width * size_of(e->exactly);
+    int thin = is_thin(&expert->w1, expert->rows, e->exactly);
+    const void *w[2 * HIDDEN_AT_ONCE];
+    if (!thin) {
+        char *room = room_of(WEIGHTS_ROOM, (size_t)(2 * HIDDEN_AT_ONCE * row_bytes));
+        if (!room) {
+            atomic_store(&e->failed, 1);
+            return;
         }
-        for (long row = 0; row < expert->rows; row += ROWS_AT_ONCE) {
-            long rows = expert->rows - row < ROWS_AT_ONCE ? expert->rows - row : ROWS_AT_ONCE, first = expert->first + row;
-            float gates[ROWS_AT_ONCE * OUTPUTS_AT_ONCE] = {0}, ups[ROWS_AT_ONCE * OUTPUTS_AT_ONCE] = {0};
-            for (long t = 0; t < rows; t++)
-                x[t] = (const char *)e->x + e->token[first + t] * row_bytes;
-            if (thin) {
-                thin_dots(&expert->w1, e->exactly, x, rows, o, some, gates, OUTPUTS_AT_ONCE);
-                thin_dots(&expert->w3, e->exactly, x, rows, o, some, ups, OUTPUTS_AT_ONCE);
-            } else {
-                dots(x, gate, row_bytes, e->exactly, rows, some, gates, OUTPUTS_AT_ONCE);
-                dots(x, up, row_bytes, e->exactly, rows, some, ups, OUTPUTS_AT_ONCE);
-            }
-            round_halves(gates, rows * OUTPUTS_AT_ONCE, e->halves);
-            round_halves(ups, rows * OUTPUTS_AT_ONCE, e->halves);
-            for (long i = 0; i < rows * OUTPUTS_AT_ONCE; i++) /* those that stand for no output, too: it is one loop of vectors */
-                gates[i] = swiglu(gates[i], ups[i], e->limit);
-            for (long t = 0; t < rows; t++) /* by OUTPUTS_AT_ONCE, for the same reason */
-                for (long i = 0; i < OUTPUTS_AT_ONCE; i++)
-                    gates[t * OUTPUTS_AT_ONCE + i] *= e->scale[first + t];
-            round_halves(gates, rows * OUTPUTS_AT_ONCE, e->halves);
-            for (long t = 0; t < rows; t++)
-                memcpy(e->inner + (first + t) * e->hidden_width + o, gates + t * OUTPUTS_AT_ONCE, (size_t)some * sizeof *gates);
+        for (long o = 0; o < count; o += OUTPUTS_AT_ONCE) {
+            long some = count - o < OUTPUTS_AT_ONCE ? count - o : OUTPUTS_AT_ONCE;
+            unpack_outputs(&expert->w1, e->exactly, begin + o, some, e->width, room + 2 * o * row_bytes, w + 2 * o);
+            unpack_outputs(&expert->w3, e->exactly, begin + o, some, e->width, room + (2 * o + OUTPUTS_AT_ONCE) * row_bytes,
+                           w + 2 * o + OUTPUTS_AT_ONCE);
+            for (long i = some; i < OUTPUTS_AT_ONCE; i++)
+                w[2 * o + i] = w[2 * o]; /* of no output: what comes of it is not kept */
         }
     }
+    for (long row = 0; row < expert->rows; row += ROWS_AT_ONCE)
+        for (long o = 0; o < count; o += OUTPUTS_AT_ONCE)
+            hidden_block(e, expert, row, expert->rows - row < ROWS_AT_ONCE ? expert->rows - row : ROWS_AT_ONCE, begin + o,
+                         count - o < OUTPUTS_AT_ONCE ? count - o : OUTPUTS_AT_ONCE, thin ? NULL : w + 2 * o);
 }
 
 /* A row of what w2 multiplies, as it is multiplied. */
@@ -112,48 +136,59 @@ static void rounding_part(void *context, long n)
         pairs_store((exact *)row + i, pairs_of_floats(row + i)); /* never beyond what has been read */
 }
 
-INLINE void add_outputs(const float *sums, long some, float *total)
+/* total += sums of some outputs, rounded as the modules do. */
+INLINE void add_outputs(const struct experts *e, const long *token, long rows, float *sums, long begin, long some)
 {
-    if (some == OUTPUTS_AT_ONCE)
-        for (long i = 0; i < OUTPUTS_AT_ONCE; i++)
-            total[i] += sums[i];
+    round_halves(sums, rows * MOST_OUTPUTS, e->halves);
+    for (long t = 0; t < rows; t++) {
+        const float *own = sums + t * MOST_OUTPUTS;
+        float *total = e->total + token[t] * e->outer + begin;
+        if (some == MOST_OUTPUTS) /* a vector */
+            for (long i = 0; i < MOST_OUTPUTS; i++)
+                total[i] += own[i];
+        else
+            for (long i = 0; i < some; i++)
+                total[i] += own[i];
+    }
+}
+
+/* Some rows of one expert by some outputs, `w`, or NULL to read them as they are stored. */
+INLINE void output_block(struct experts *e, const struct expert *expert, long row, long begin, long some, const void *const *w)
+{
+    const void *inner[ROWS_AT_ONCE];
+    long rows = expert->rows - row < ROWS_AT_ONCE ? expert->rows - row : ROWS_AT_ONCE, first = expert->first + row;
+    float sums[ROWS_AT_ONCE * MOST_OUTPUTS];
+    memset(sums, 0, (size_t)(rows * MOST_OUTPUTS) * sizeof *sums);
+    for (long t = 0; t < rows; t++)
+        inner[t] = e->inner + (first + t) * e->hidden_width;
+    if (w)
+        dots(inner, w, e->hidden_width * size_of(e->exactly), e->exactly, rows, some, sums, MOST_OUTPUTS);
     else
-        for (long i = 0; i < some; i++)
-            total[i] += sums[i];
+        thin_dots(&expert->w2, e->exactly, inner, rows, begin, some, sums, MOST_OUTPUTS);
+    add_outputs(e, e->token + first, rows, sums, begin, some);
 }
 
 /* Some outputs of all experts in order, for all tokens. */
 static void output_part(void *context, long n)
 {
     struct experts *e = context;
-    long begin = n * OUTPUTS_AT_ONCE, some = e->outer - begin < OUTPUTS_AT_ONCE ? e->outer - begin : OUTPUTS_AT_ONCE;
-    long row_bytes = e->hidden_width * size_of(e->exactly);
-    void *room = room_of(WEIGHTS_ROOM, (size_t)(OUTPUTS_AT_ONCE * row_bytes));
+    long begin = n * e->outputs_at_once, count = e->outer - begin < e->outputs_at_once ? e->outer - begin : e->outputs_at_once;
+    char *room = room_of(WEIGHTS_ROOM, (size_t)(e->outputs_at_once * e->hidden_width * size_of(e->exactly)));
     if (!room) {
         atomic_store(&e->failed, 1);
         return;
     }
     for (const struct expert *expert = e->expert; expert < e->expert + e->count; expert++) {
-        const void *w[OUTPUTS_AT_ONCE], *inner[ROWS_AT_ONCE];
+        const void *w[HIDDEN_AT_ONCE];
         int thin = is_thin(&expert->w2, expert->rows, e->exactly);
         if (!thin)
-            unpack_outputs(&expert->w2, e->exactly, begin, some, e->hidden_width, room, w);
-        for (long row = 0; row < expert->rows; row += ROWS_AT_ONCE) {
-            long rows = expert->rows - row < ROWS_AT_ONCE ? expert->rows - row : ROWS_AT_ONCE, first = expert->first + row;
-            float sums[ROWS_AT_ONCE * OUTPUTS_AT_ONCE] = {0};
-            for (long t = 0; t < rows; t++)
-                inner[t] = e->inner + (first + t) * e->hidden_width;
-            if (thin)
-                thin_dots(&expert->w2, e->exactly, inner, rows, begin, some, sums, OUTPUTS_AT_ONCE);
-            else
-                dots(inner, w, row_bytes, e->exactly, rows, some, sums, OUTPUTS_AT_ONCE);
-            round_halves(sums, rows * OUTPUTS_AT_ONCE, e->halves);
-            for (long t = 0; t < rows; t++)
-                add_outputs(sums + t * OUTPUTS_AT_ONCE, some, e->total + e->token[first + t] * e->outer + begin);
-        }
+            unpack_outputs(&expert->w2, e->exactly, begin, count, e->hidden_width, room, w);
+        for (long row = 0; row < expert->rows; row += ROWS_AT_ONCE)
+            for (long o = 0; o < count; o += MOST_OUTPUTS)
+                output_block(e, expert, row, begin + o, count - o < MOST_OUTPUTS ? count - o : MOST_OUTPUTS, thin ? NULL : w + o);
     }
     for (long t = 0; t < e->tokens; t++)
-        store_row(e->total + t * e->outer + begin, some, (char *)e->out + (t * e->outer + begin) * (e->halves ? 2 : 4), e->halves);
+        store_row(e->total + t * e->outer + begin, count, (char *)e->out + (t * e->outer + begin) * (e->halves ? 2 : 4), e->halves);
 }
 
 /* Runs experts whose rows and memory are set. */
@@ -165,7 +200,8 @@ static int run_experts(struct experts *e, int threads)
     in_parallel(hidden_part, e, e->count * parts, threads);
     if (e->rounds || e->exactly)
         in_parallel(rounding_part, e, rows, threads);
-    in_parallel(output_part, e, (e->outer + OUTPUTS_AT_ONCE - 1) / OUTPUTS_AT_ONCE, threads);
+    e->outputs_at_once = e->tokens < HIDDEN_AT_ONCE ? MOST_OUTPUTS : HIDDEN_AT_ONCE;
+    in_parallel(output_part, e, (e->outer + e->outputs_at_once - 1) / e->outputs_at_once, threads);
     return atomic_load(&e->failed) ? -1 : 0;
 }
 

@@ -11,6 +11,11 @@
 
 #define ROWS_AT_ONCE 48 /* of x: a multiple of every ROWS; with 512 columns a fifth of the second cache */
 #define MOST_OUTPUTS 16
+#ifdef LEVEL_AVX512
+#define NEAR_BYTES 32768 /* of W for many rows of x: it stays in the first cache, where rows of x pass */
+#else
+#define NEAR_BYTES 16384
+#endif
 #define THIN 4 /* outputs of a tile of one or two rows */
 
 struct product {
@@ -284,7 +289,7 @@ static void product_part(void *context, long n)
 /* Parts that are worth a thread's while, and outputs that share what is loaded of x. */
 static void divide_product(struct product *p, int threads)
 {
-    long size = p->matrix.outer / p->groups, fits = 16384 / p->row_bytes / 4 * 4;
+    long size = p->matrix.outer / p->groups, fits = NEAR_BYTES / p->row_bytes / 4 * 4;
     p->outputs_at_once = fits < 4 ? 4 : fits > MOST_OUTPUTS ? MOST_OUTPUTS : fits;
     p->row_parts = (p->rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
     double work = 2.0 * (double)p->rows * (double)p->width * (double)p->matrix.outer;
