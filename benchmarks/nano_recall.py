@@ -49,7 +49,7 @@ def main() -> None:
         for name, model in models.items():
             began = time.monotonic()
             found = sum(
-                calls_with(reply(model, encoding, ids), encoding, value)
+                calls_with(encoding.decode(reply_ids(model, encoding, ids)), encoding, value)
                 for ids, _, value in prompts
             )
             row[name] = {
@@ -95,8 +95,8 @@ def calls_with(text: str, encoding: Encoding, value: str) -> bool:
 
 
 @torch.inference_mode()
-def reply(model: Transformer, encoding: Encoding, ids: list[int]) -> str:
-    """Return the most probable reply."""
+def reply_ids(model: Transformer, encoding: Encoding, ids: list[int]) -> list[int]:
+    """Return the most probable reply, without what ends it."""
     cache = model.new_cache()
     end = encoding.tokenizer.control_id(EOS)
     logits = model(torch.tensor(ids), [len(ids)], [cache])
@@ -107,7 +107,7 @@ def reply(model: Transformer, encoding: Encoding, ids: list[int]) -> str:
             break
         said.append(token)
         logits = model(torch.tensor([token]), [1], [cache])
-    return encoding.decode(said)
+    return said
 
 
 if __name__ == "__main__":
