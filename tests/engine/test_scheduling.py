@@ -1,11 +1,14 @@
 """Who runs when: fairness, budgets, blocks that add up, memory that was planned."""
 
+import copy
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hadal.engine import LLM, Engine, EngineConfig, SamplingParams
+from hadal.engine import LLM, Engine, EngineConfig, FinishReason, SamplingParams
 from hadal.engine.block_pool import BLOCK_TOKENS, BlockPool, chain_keys
 from hadal.errors import CapacityError, ConfigError
 from tests.engine.fixtures import model_of, prompts
@@ -52,6 +55,20 @@ def test_the_same_run_again_takes_the_same_steps():
         return steps
 
     assert run() == run()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_no_token_is_chosen_from_logits_that_are_no_numbers(value):
+    model = copy.deepcopy(model_of())
+    with torch.no_grad():
+        model.head.weight[77] = value
+    engine = Engine(model, EngineConfig(max_model_len=1000))
+    engine.add(prompts(1, 50, 50)[0], SamplingParams(max_tokens=5))
+    [update] = engine.step()
+    assert not update.token_ids
+    assert update.completion is not None
+    assert update.completion.finish_reason is FinishReason.ERROR
+    assert "logits are not finite" in str(update.completion.error)
 
 
 @settings(max_examples=60, deadline=None)
