@@ -249,6 +249,18 @@ def test_mixtures_with_gradients_have_no_kernel():
     assert mixing.mhc_read(rows.detach().double(), fn.detach(), base, scale, config) is None
 
 
+def test_more_streams_than_the_kernel_takes_have_none():
+    for streams in (mixing.MOST_STREAMS, mixing.MOST_STREAMS + 1):
+        config = dataclasses.replace(ModelConfig.nano(), hc_mult=streams, hidden_size=16)
+        rows, _, parameters = site(streams, 16)
+        expected = mhc.mixture(rows, *parameters, config)
+        found = mixing.mhc_read(rows, *parameters, config)
+        assert (found is None) == (streams > mixing.MOST_STREAMS)
+        if found is not None:
+            comb = found[1][:, 2 * streams :]
+            torch.testing.assert_close(comb, expected.comb_TMM.flatten(1), rtol=1e-4, atol=1e-5)
+
+
 def test_what_has_no_kernel():
     codes, scale, _ = stored(8, 128, "fp8")
     for x in (torch.randn(2, 128, dtype=torch.float64), torch.randn(1, 2, 128)):

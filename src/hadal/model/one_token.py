@@ -20,6 +20,7 @@ from hadal.model.kernels.blocks import (
     float_bits,
     seen_entries,
 )
+from hadal.model.kernels.mixing import MOST_STREAMS
 from hadal.model.kernels.native import LANES, has_kernel
 from hadal.model.kernels.plans import Numbers, addresses, tables_of
 from hadal.model.sharding import WHOLE
@@ -131,7 +132,10 @@ def _tables(
     """Return what the library reads of the block; None where it does not do all of it."""
     if max(batch.lengths) > 1 or any(batch.rewindable) or not has_kernel(streams_TMD):
         return None
-    if block.attn.shard is not WHOLE or not block.mhc_float32 or block.attn.config.head_dim % LANES:
+    config = block.attn.config
+    if block.attn.shard is not WHOLE or not block.mhc_float32:
+        return None
+    if config.head_dim % LANES or config.hc_mult > MOST_STREAMS:
         return None
     if not all(_is_paged(store) for c in caches for store in (c.entries, c.index_keys)):
         return None

@@ -7,9 +7,9 @@ from torch import Tensor
 from hadal.config import ModelConfig
 from hadal.model.kernels.native import call, has_kernel
 
-__all__ = ["mhc_read", "mhc_write"]
+__all__ = ["MOST_STREAMS", "mhc_read", "mhc_write"]
 
-_MOST_STREAMS = 16
+MOST_STREAMS = 16
 """Of the kernel."""
 
 
@@ -31,7 +31,7 @@ def mhc_read(
         at: Which of `native.LEVELS`. Default: the best.
     """
     rows, streams, width = streams_TMD.shape
-    if streams > _MOST_STREAMS or not has_kernel(streams_TMD, fn_NX, norm):
+    if streams > MOST_STREAMS or not has_kernel(streams_TMD, fn_NX, norm):
         return None
     given = streams_TMD.contiguous()
     mix = torch.empty((rows, fn_NX.shape[0]))
