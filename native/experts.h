@@ -71,9 +71,10 @@ INLINE void activate(const struct experts *e, float *gates, float *ups, long row
 }
 
 /* Some hidden columns of one expert, for some of its rows. `w` are those of w1 and w3, or NULL to read them as they are stored. */
-INLINE void hidden_block(struct experts *e, const struct expert *expert, long row, long rows, long o, long some, const void *const *w)
+INLINE void hidden_block(struct experts *e, const struct expert *expert, long row, long o, long some, const void *const *w)
 {
     const void *x[ROWS_AT_ONCE];
+    long rows = expert->rows - row < ROWS_AT_ONCE ? expert->rows - row : ROWS_AT_ONCE;
     long first = expert->first + row, row_bytes = e->width * size_of(e->exactly);
     float both[ROWS_AT_ONCE * 2 * OUTPUTS_AT_ONCE], gates[ROWS_AT_ONCE * OUTPUTS_AT_ONCE], ups[ROWS_AT_ONCE * OUTPUTS_AT_ONCE];
     for (long t = 0; t < rows; t++) {
@@ -121,8 +122,7 @@ static void hidden_part(void *context, long n)
     }
     for (long row = 0; row < expert->rows; row += ROWS_AT_ONCE)
         for (long o = 0; o < count; o += OUTPUTS_AT_ONCE)
-            hidden_block(e, expert, row, expert->rows - row < ROWS_AT_ONCE ? expert->rows - row : ROWS_AT_ONCE, begin + o,
-                         count - o < OUTPUTS_AT_ONCE ? count - o : OUTPUTS_AT_ONCE, thin ? NULL : w + 2 * o);
+            hidden_block(e, expert, row, begin + o, count - o < OUTPUTS_AT_ONCE ? count - o : OUTPUTS_AT_ONCE, thin ? NULL : w + 2 * o);
 }
 
 /* A row of what w2 multiplies, as it is multiplied. */

@@ -184,15 +184,21 @@ INLINE void thin_format(const struct matrix *m, enum format format, int exactly,
 /* What `dots` does after `unpack_outputs`, without unpacking; with the same bits. */
 static void thin_dots(const struct matrix *m, int exactly, const void *const *x, long rows, long first, long outputs, float *y, long stride)
 {
-    switch (m->format + (exactly ? 8 : 0)) {
+    if (exactly) {
+        if (m->format == BFLOAT16)
+            thin_format(m, BFLOAT16, 1, x, rows, first, outputs, y, stride);
+        else if (m->format == FP8)
+            thin_format(m, FP8, 1, x, rows, first, outputs, y, stride);
+        else
+            thin_format(m, FP4, 1, x, rows, first, outputs, y, stride);
+        return;
+    }
+    switch (m->format) {
     case FLOAT32: thin_format(m, FLOAT32, 0, x, rows, first, outputs, y, stride); break;
     case BFLOAT16: thin_format(m, BFLOAT16, 0, x, rows, first, outputs, y, stride); break;
     case FP8: thin_format(m, FP8, 0, x, rows, first, outputs, y, stride); break;
     case FP8_FLOAT_SCALES: thin_format(m, FP8_FLOAT_SCALES, 0, x, rows, first, outputs, y, stride); break;
     case FP4: thin_format(m, FP4, 0, x, rows, first, outputs, y, stride); break;
-    case BFLOAT16 + 8: thin_format(m, BFLOAT16, 1, x, rows, first, outputs, y, stride); break;
-    case FP8 + 8: thin_format(m, FP8, 1, x, rows, first, outputs, y, stride); break;
-    case FP4 + 8: thin_format(m, FP4, 1, x, rows, first, outputs, y, stride); break;
     }
 }
 

@@ -1,8 +1,8 @@
 /* Sixteen floats at the level that a file is compiled for, and what is done with them.
  *
- * A sum over columns is sixteen partial sums, of the columns i, i+16, i+32, ..., added in pairs at the end, at every
- * level; so AVX2 and AVX-512 have the same bits. Only `v16_fma` fuses a multiplication with an addition (on a processor
- * that can); all else is compiled so that the compiler fuses none. */
+ * A sum over columns is sixteen partial sums, of the columns i, i+16, i+32, ... (pairs.h has another order), added in pairs
+ * at the end, at every level; so AVX2 and AVX-512 have the same bits. Only `v16_fma` and `pairs_fma` fuse a multiplication
+ * with an addition (on a processor that can); all else is compiled so that the compiler fuses none. */
 #ifndef HADAL_SIMD_H
 #define HADAL_SIMD_H
 

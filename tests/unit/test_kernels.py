@@ -180,6 +180,18 @@ def test_every_code_is_unpacked_as_it_is_read_elsewhere():
                 assert torch.equal(torch.cat(got, dim=1), plain.to(dtype))
 
 
+@pytest.mark.parametrize("at", levels())
+@pytest.mark.parametrize("exponent", [7, 8, 245, 246])
+def test_scales_at_the_ends_of_what_bfloat16_holds(at, exponent):
+    """Codes that stay normal numbers with them, up to 448 x 2^119; tables and exponents by bits do for some only."""
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)[None]
+    codes = codes[:, codes[0].float().abs() >= 2.0**-6]
+    scale = torch.full((1, 2), exponent, dtype=torch.uint8).view(torch.float8_e8m0fnu)
+    rows = torch.eye(codes.shape[1], dtype=torch.bfloat16)
+    got = [products.native_product(row[None], codes, scale, at=at) for row in rows]
+    assert torch.equal(torch.cat(got, dim=1), quant.dequantize_fp8(codes, scale).bfloat16())
+
+
 def test_what_is_no_number_stays_none():
     codes, scale, _ = stored(8, 128, "fp8")
     bad = codes.view(torch.uint8).clone()
