@@ -159,4 +159,13 @@ int hadal_experts(const void *x, int halves, long tokens, const int64_t *matrice
     return at(level)->experts(x, halves, tokens, expert, count, ids, routes, weights, active, limit, rounds, out, threads);
 }
 
-#include "block.h"
+/* Windows of tokens to entries [C, width]; `before` are the rows of the window before them, or NULL where windows do not overlap. */
+int hadal_pool(const float *kv, const float *gate, const float *before_kv, const float *before_gate, long rate, long width, long count, float *out,
+               int level, int threads)
+{
+    struct pooling p = {kv, gate, before_kv, before_gate, before_kv ? 2 * width : width, width, rate, width, count, out};
+    at(level)->pool(p, threads);
+    return 0;
+}
+
+#include "decode.h"

@@ -22,6 +22,13 @@ INLINE float power_of_two(uint8_t stored)
     return bits.f;
 }
 
+/* What is stored for a power of two. */
+INLINE uint8_t power_byte(float scale)
+{
+    union { float f; uint32_t u; } bits = {scale};
+    return (uint8_t)(bits.u >> 23);
+}
+
 extern uint16_t scaled_e2m1[256][16];         /* every value with every scale, as bfloat16 */
 extern uint16_t scaled_special_e4m3[256][32]; /* of E4M3 the denormal ones, and NaN as the last */
 static const float e2m1[16] = {0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
@@ -181,27 +188,81 @@ INLINE float to_e4m3(float value)
     return fabsf(value) < 0x1p-6f ? small : bits.f;
 }
 
-/* Round a block to E4M3 and back, with the smallest power of two as its scale that reaches (spec/model.md 3.2). */
-INLINE void round_block(float *x, long count)
+/* The smallest power of two that `most` is at most `largest` times of (spec/model.md 3.2). */
+INLINE float power_reaching(float most, float largest)
+{
+    int exponent;
+    float mantissa = frexpf(most / largest, &exponent);
+    if (mantissa == 0.5f)
+        exponent--;
+    return ldexpf(1.0f, exponent < -127 ? -127 : exponent > 127 ? 127 : exponent);
+}
+
+INLINE float e4m3_scale(const float *x, long count)
 {
     float most = 1e-4f;
     for (long i = 0; i < count; i++)
         most = !(fabsf(x[i]) <= most) ? fabsf(x[i]) : most; /* and a NaN stays one */
-    int exponent;
-    float mantissa = frexpf(most / 448.0f, &exponent);
-    if (mantissa == 0.5f)
-        exponent--;
-    float scale = ldexpf(1.0f, exponent < -127 ? -127 : exponent > 127 ? 127 : exponent), inverse = 1.0f / scale;
-    for (long i = 0; i < count; i++) {
-        float scaled = x[i] * inverse;
-        x[i] = scale * to_e4m3(scaled > 448.0f ? 448.0f : scaled < -448.0f ? -448.0f : scaled);
-    }
+    return power_reaching(most, 448.0f);
+}
+
+/* A number divided by its block's scale, as E4M3 has it. */
+INLINE float e4m3_value(float scaled) { return to_e4m3(scaled > 448.0f ? 448.0f : scaled < -448.0f ? -448.0f : scaled); }
+
+/* Of a number that E4M3 has. */
+INLINE uint8_t e4m3_code(float value)
+{
+    union { float f; uint32_t u; } bits = {fabsf(value)};
+    uint32_t code = bits.f < 0x1p-6f ? (uint32_t)(bits.f * 0x1p9f) : bits.f <= 448.0f ? (bits.u - (120u << 23)) >> 20 : 0x7f;
+    return (uint8_t)(code | (signbit(value) ? 0x80u : 0u));
+}
+
+/* Round a block to E4M3 and back. */
+INLINE void round_block(float *x, long count)
+{
+    float scale = e4m3_scale(x, count), inverse = 1.0f / scale;
+    for (long i = 0; i < count; i++)
+        x[i] = scale * e4m3_value(x[i] * inverse);
 }
 
 INLINE void round_row(float *x, long count, long block)
 {
     for (long begin = 0; begin < count; begin += block)
         round_block(x + begin, count - begin < block ? count - begin : block);
+}
+
+/* The scale of a block of FP4. */
+INLINE float e2m1_scale(const float *x)
+{
+    float most = 6.0f * 0x1p-126f;
+    for (long i = 0; i < BLOCK; i++)
+        most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
+    return power_reaching(most, 6.0f);
+}
+
+/* A number divided by its block's scale, as E2M1 has it; ties go to the even code. */
+INLINE float e2m1_value(float scaled)
+{
+    float size = fabsf(scaled) > 6.0f ? 6.0f : fabsf(scaled), step = size < 2.0f ? 0.5f : size < 4.0f ? 1.0f : 2.0f;
+    return copysignf((size / step + 12582912.0f - 12582912.0f) * step, scaled);
+}
+
+/* Of a number that E2M1 has. */
+INLINE uint8_t e2m1_code(float value)
+{
+    float size = fabsf(value);
+    int code = (int)(size < 2.0f ? 2.0f * size : size < 4.0f ? size + 2.0f : size / 2.0f + 4.0f);
+    return (uint8_t)(code | (signbit(value) ? 8 : 0));
+}
+
+/* Round a row to FP4 and back. */
+INLINE void round_to_e2m1(float *x, long width)
+{
+    for (long begin = 0; begin < width; begin += BLOCK) {
+        float scale = e2m1_scale(x + begin), inverse = 1.0f / scale;
+        for (long i = begin; i < begin + BLOCK; i++)
+            x[i] = scale * e2m1_value(x[i] * inverse);
+    }
 }
 
 #endif

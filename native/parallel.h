@@ -8,7 +8,7 @@
 void in_parallel(void (*work)(void *context, long n), void *context, long count, int threads);
 
 /* Memory of this thread that stays, for what lasts no longer than a call. NULL where there is none. */
-enum room { INPUTS_ROOM, WEIGHTS_ROOM, HIDDEN_ROOM, SUMS_ROOM, KEYS_ROOM, SCORES_ROOM, ROWS_ROOM, ORDER_ROOM, ROUTES_ROOM, STEP_ROOM, ROOMS };
+enum room { INPUTS_ROOM, WEIGHTS_ROOM, HIDDEN_ROOM, SUMS_ROOM, KEYS_ROOM, SCORES_ROOM, ROWS_ROOM, ORDER_ROOM, ROUTES_ROOM, STEP_ROOM, STEP_ROWS_ROOM, ROOMS };
 void *room_of(enum room which, size_t bytes);
 
 #endif

@@ -42,4 +42,33 @@ INLINE const float *row_in(const struct store *s, long row, float *room)
     return room;
 }
 
+/* Keep a row, which has the roundings of its format already (src/hadal/model/quant/entries.py). */
+INLINE void put_row(const struct store *s, long row, const float *x)
+{
+    uint8_t *at = (uint8_t *)stored_row(s, row);
+    long plain = s->width - s->rotated;
+    if (s->packing == AS_FLOATS || s->packing == AS_HALVES) {
+        store_row(x, s->width, at, s->packing == AS_HALVES);
+        return;
+    }
+    memset(at, 0, (size_t)s->row_bytes);
+    if (s->packing == AS_INDEX) {
+        for (long n = 0; n < s->width / BLOCK; n++) {
+            float scale = e2m1_scale(x + n * BLOCK), inverse = 1.0f / scale;
+            at[s->width / 2 + n] = power_byte(scale);
+            for (long i = n * BLOCK; i < (n + 1) * BLOCK; i++)
+                at[i / 2] |= (uint8_t)(e2m1_code(e2m1_value(x[i] * inverse)) << (i & 1 ? 4 : 0));
+        }
+        return;
+    }
+    for (long begin = 0; begin < plain; begin += KV_BLOCK) {
+        long end = begin + KV_BLOCK < plain ? begin + KV_BLOCK : plain;
+        float scale = e4m3_scale(x + begin, end - begin), inverse = 1.0f / scale;
+        at[plain + 2 * s->rotated + begin / KV_BLOCK] = power_byte(scale);
+        for (long i = begin; i < end; i++)
+            at[i] = e4m3_code(e4m3_value(x[i] * inverse));
+    }
+    store_row(x + plain, s->rotated, at + plain, 1);
+}
+
 #endif

@@ -9,7 +9,9 @@ import torch
 from hadal.checkpoint import load
 from hadal.errors import ConfigError
 from hadal.model import ModelConfig, Precision, Trace, kernels, mhc, quant
+from hadal.model.compressor import Tail, pool_windows
 from hadal.model.kernels import mixing, native, products
+from hadal.model.kernels.pooling import native_pool
 from hadal.nano import nano_checkpoint
 
 needs_library = pytest.mark.skipif(
@@ -315,3 +317,20 @@ def test_a_trained_network_says_the_same():
     found = model(ids, [400], trace=trace.replay())
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-4)
     assert not torch.equal(found, expected)  # or no kernel was used
+
+
+@pytest.mark.parametrize("at", levels())
+@pytest.mark.parametrize(("rate", "overlap"), [(4, True), (128, False)])
+def test_windows_are_pooled_as_the_modules_do(at, rate, overlap):
+    width, count = 96, 5
+    columns = 2 * width if overlap else width
+    kv, gate = torch.randn(count * rate, columns), 5 * torch.randn(count * rate, columns)
+    tail = Tail.fresh(rate, width, overlap=overlap, device=torch.device("cpu"))
+    with kernels.without_kernels():
+        expected = pool_windows(kv, gate, tail)
+    before = (tail.previous_kv, tail.previous_gate) if overlap else None
+    found = native_pool(kv, gate, before, rate, at=at)
+    torch.testing.assert_close(found, expected, rtol=2e-6, atol=2e-6)
+    middle = slice(2 * rate, 3 * rate)
+    own = [t[rate : 2 * rate, :width].contiguous() for t in (kv, gate)] if overlap else None
+    assert torch.equal(native_pool(kv[middle], gate[middle], own, rate, at=at), found[2:3])

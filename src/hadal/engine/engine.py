@@ -34,7 +34,8 @@ class Engine:
     """A model that serves.
 
     Args:
-        model: The network, in evaluation.
+        model: The network, in evaluation. From the first step on its modules and parameters have to stay those
+            that they are: what is cached was computed with them.
         config: How to serve.
         token_bytes: Exact bytes of a token id, for stop texts.
         team: Processes that hold the other parts of the model, if it was divided.

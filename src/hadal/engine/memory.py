@@ -12,8 +12,8 @@ from torch import Tensor
 
 from hadal.config import LayerKind, ModelConfig
 from hadal.engine.storage_format import StorageFormat
+from hadal.model.kernels.decode import SPAN_TOKENS
 from hadal.model.kernels.native import has_kernel
-from hadal.model.tape import MORE_KEYS
 
 __all__ = ["MemoryPlan", "free_bytes", "scratch_bytes", "slot_bytes"]
 
@@ -65,20 +65,23 @@ def free_bytes(device: torch.device) -> int:
 
 
 def slot_bytes(config: ModelConfig, stored: StorageFormat, dtype: torch.dtype) -> int:
-    """Return the most that one request's windows and tails take."""
-    window = (config.sliding_window - 1 + MORE_KEYS) * config.head_dim * dtype.itemsize
+    """Return the most that one request's windows and tails take, with the tape of its single tokens."""
+    seen = config.sliding_window - 1
+    window = (2 * seen + SPAN_TOKENS) * config.head_dim * dtype.itemsize
     csa = 4 * _csa_rows(config.head_dim) + 4 * _csa_rows(config.index_head_dim)
-    hca = 4 * 2 * 127 * config.head_dim
+    hca = 4 * 2 * (127 + 128) * config.head_dim
+    rotations = 4 * 4 * SPAN_TOKENS * config.qk_rope_head_dim // 2
     return (
         (config.num_hidden_layers + config.num_nextn_predict_layers) * window
         + config.count(LayerKind.CSA) * csa
         + config.count(LayerKind.HCA) * hca
+        + rotations
     )
 
 
 def _csa_rows(width: int) -> int:
-    """Return the floats of a CSA tail: 3 tokens of twice the width, and half of the 4 before."""
-    return 2 * (3 * 2 * width + 4 * width)
+    """Return the floats of a CSA tail: 3 tokens of twice the width, half of the 4 before, and a ring of 8."""
+    return 2 * (3 * 2 * width + 4 * width + 8 * 2 * width)
 
 
 def scratch_bytes(config: ModelConfig, num_tokens: int, context: int, like: Tensor) -> int:

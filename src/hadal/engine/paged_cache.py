@@ -69,6 +69,7 @@ class PagedEntries:
         self._per_block = pages.shape[1]
         plain = codec.packing == "plain"  # float32 or bfloat16: see `storage_format`
         self._packing = str(codec.dtype).removeprefix("torch.") if plain else codec.packing
+        self._seen: Pages | None = None
 
     def __len__(self) -> int:
         return self._count
@@ -109,7 +110,19 @@ class PagedEntries:
 
     def pages(self) -> Pages:
         """Return where the rows lie."""
-        return Pages(self._pages, self._blocks.table, self._packing)
+        table = self._blocks.table
+        if self._seen is None or self._seen.table is not table:
+            self._seen = Pages(self._pages, table, self._packing)
+        return self._seen
+
+    def with_room(self, count: int, width: int, dtype: torch.dtype) -> Pages | None:
+        """Return where the rows lie: the engine has reserved blocks for more. None where those are sealed."""
+        is_own = self._count >= self._blocks.num_sealed * self._per_block
+        return self.pages() if is_own else None
+
+    def extend_to(self, count: int) -> None:
+        """Count rows that have been written in place."""
+        self._count = count
 
     def _places(self, index: Tensor) -> tuple[Tensor, Tensor]:
         return self._blocks.table[index // self._per_block], index % self._per_block

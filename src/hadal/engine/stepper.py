@@ -6,6 +6,7 @@ and checkpoints kept only after that, so nothing shared ever contains a rejected
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -20,6 +21,7 @@ from hadal.engine.team import SOLO, Team
 from hadal.engine.threads import few_threads
 from hadal.errors import EngineError
 from hadal.model import SequenceCache, Slot, Trace, Transformer
+from hadal.model.kernels.plans import unchanged
 
 __all__ = ["Outcome", "Stepper", "TokenBytes"]
 
@@ -94,13 +96,16 @@ class Stepper:
         self._max_model_len = max_model_len
         self._token_bytes = token_bytes
         self._team = team
+        self._has_run = False
 
     def run(self, plan: StepPlan) -> list[Outcome]:
         """Run a plan's work. Requests are changed: tokens, state, and whether they are finished."""
         sizes = [
             (w.num_tokens + len(w.drafts), w.request.num_computed + w.num_tokens) for w in plan.work
         ]
-        with torch.inference_mode(), few_threads(self._model.config, sizes):
+        known = unchanged() if self._has_run else nullcontext()
+        with torch.inference_mode(), few_threads(self._model.config, sizes), known:
+            self._has_run = True
             outcomes = self._forward(plan.work)
             self._choose(outcomes)
             for outcome in outcomes:
@@ -264,8 +269,7 @@ class Stepper:
         for point in self._due(request, outcome.start, end):
             outcome.slots[point] = sequence.main.slots(point)
         sequence.main.rewind(end)
-        for layer in sequence.main.layers:
-            layer.step = None
+        sequence.main.forget_call()
         outcome.streams = outcome.streams[: outcome.kept]
         self._cache.seal(sequence, request.ids)
 
@@ -313,8 +317,7 @@ class Stepper:
             checkpoint = Checkpoint(point, main, draft, streams)
             self._cache.keep(sequence, checkpoint, request.prompt_tokens)
         if sequence.draft is not None:
-            for layer in sequence.draft.layers:
-                layer.step = None
+            sequence.draft.forget_call()
 
     def _propose(self, requests: list[Request]) -> None:
         """Let the MTP block say what comes next, from its own streams after the first token."""

@@ -13,7 +13,6 @@ from hadal.model.kernels.mixing import mhc_read, mhc_write
 from hadal.model.linear import Formats
 from hadal.model.moe import MoE
 from hadal.model.norm import RMSNorm
-from hadal.model.one_token import one_token_each
 from hadal.model.trace import Trace
 from hadal.model.training_mhc import training_read, training_write
 
@@ -71,10 +70,6 @@ class Block(nn.Module):
         trace: Trace | None,
     ) -> Float[Tensor, "T M D"]:
         """Return the streams after this block; token ids route the hash layers."""
-        if trace is None:
-            found = one_token_each(self, streams_TMD, ids_T, batch, caches)
-            if found is not None:
-                return found
         fast = trace is not None and trace.fast
         x_TD, mix = self._read("attn", streams_TMD, self.attn_norm, fast=fast)
         y_TD = self.attn(x_TD, batch, caches, trace)

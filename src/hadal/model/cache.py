@@ -7,7 +7,7 @@ and restoring it is exact (spec T8). Entries are kept by an `EntryStore`: here o
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from hadal.errors import InputError
 from hadal.model.compressor import Tail
 from hadal.model.kernels.attention import Pages
-from hadal.model.tape import MORE_KEYS, TailTape, Tape
+from hadal.model.tape import SequenceTape
 
 __all__ = [
     "Entries",
@@ -63,7 +63,21 @@ class EntryStore(Protocol):
         ...
 
     def pages(self) -> Pages | None:
-        """Return where the rows lie; None if in no form that kernels read."""
+        """Return where the rows lie, the same object while they lie there; None if in no form that kernels read."""
+        ...
+
+    def with_room(self, count: int, width: int, dtype: torch.dtype) -> Pages | None:
+        """Return `pages`, where the next rows may be written as well; None where they may not.
+
+        Args:
+            count: Of the rows that are written.
+            width: Theirs.
+            dtype: Of what `append` would be given.
+        """
+        ...
+
+    def extend_to(self, count: int) -> None:
+        """Count rows that have been written in place."""
         ...
 
 
@@ -77,6 +91,7 @@ class Entries:
     def __init__(self) -> None:
         self._buffer: Tensor | None = None
         self._count = 0
+        self._seen: tuple[Tensor, Pages] | None = None
 
     def __len__(self) -> int:
         return self._count
@@ -116,7 +131,21 @@ class Entries:
         packing = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
         if self._buffer is None or self._buffer.dtype not in packing:
             return None
-        return Pages(self._buffer.unsqueeze(0), _FIRST_PAGE, packing[self._buffer.dtype])
+        if self._seen is None or self._seen[0] is not self._buffer:
+            page = self._buffer.unsqueeze(0)
+            self._seen = self._buffer, Pages(page, _FIRST_PAGE, packing[page.dtype])
+        return self._seen[1]
+
+    def with_room(self, count: int, width: int, dtype: torch.dtype) -> Pages | None:
+        """Return where the rows lie, with room for more."""
+        if self._buffer is None:
+            self._buffer = torch.empty(0, width, dtype=dtype)
+        self._reserve(self._count + count)
+        return self.pages()
+
+    def extend_to(self, count: int) -> None:
+        """Count rows that have been written in place."""
+        self._count = count
 
     def _reserve(self, count: int) -> None:
         assert self._buffer is not None
@@ -183,9 +212,6 @@ class LayerCache:
     index_keys: EntryStore = field(default_factory=Entries)
     step: Step | None = None
     """Of the last call, if `SequenceCache.rewindable`."""
-    _window_tape: tuple[Tensor, Tape] | None = None
-    """Of the window that it is given with; where the cache has another one it is void."""
-    _tail_tapes: dict[str, TailTape] = field(default_factory=dict[str, TailTape])
 
     @property
     def slot(self) -> Slot:
@@ -202,28 +228,6 @@ class LayerCache:
         window_PK = torch.cat((self.window, rows))
         self.window = last_rows(window_PK, self.window_size - 1)
         return window_PK
-
-    def next_key(self) -> tuple[int, int, int]:
-        """Take up the key of one token, which the caller writes.
-
-        Returns:
-            Its address, that of the first key that it sees, and how many keys it sees before its own.
-        """
-        window, tape = self._window_tape or (None, None)
-        if tape is None or window is not self.window or tape.is_full:
-            tape = Tape(self.window, MORE_KEYS)
-        own = tape.push()
-        self.window = tape.last(self.window_size - 1)
-        self._window_tape = self.window, tape
-        seen = min(tape.count, self.window_size)
-        return own, tape.address(seen), seen - 1
-
-    def next_of_tail(self, name: str) -> TailTape:
-        """Return what takes up one more token of `tail` or `index_tail`."""
-        tape = self._tail_tapes.get(name)
-        if tape is None or tape.tail is not getattr(self, name) or tape.full_row() is not None:
-            tape = self._tail_tapes[name] = TailTape(getattr(self, name))
-        return tape
 
     def slot_after(self, kept: int) -> Slot:
         """Return the slot as it was after this many tokens of the last call."""
@@ -258,17 +262,45 @@ class SequenceCache:
     """State of one sequence in all layers of a stack (the main one, or one MTP block).
 
     Attributes:
-        layers: State of each layer.
+        kept: State of each layer, as it was when somebody last asked for `layers`.
         num_tokens: Tokens seen so far.
         rewindable: Keep what `rewind` needs of each call; costs memory in proportion to the call.
         call_start: Where the last call began.
+        tape: Where the library writes what single tokens leave behind; None before the first of them.
     """
 
-    layers: list[LayerCache]
+    kept: list[LayerCache]
     num_tokens: int = 0
     rewindable: bool = False
     call_start: int = 0
+    tape: SequenceTape | None = None
     _live: list[int] = field(default_factory=list[int])
+
+    @property
+    def layers(self) -> list[LayerCache]:
+        """Return the state of each layer."""
+        if self.tape is not None and not self.tape.settled:
+            self.tape.settle(self.kept)
+            self.forget_call()
+        return self.kept
+
+    def __getstate__(self) -> Mapping[str, object]:
+        """Return what a copy is made of: it makes a tape of its own."""
+        return self.__dict__ | {"kept": self.layers, "tape": None}
+
+    def is_taken_by(self, block: object) -> bool:
+        """Return whether its last token has gone through the run of blocks that begins with this one, in one call."""
+        return self.tape is not None and not self.tape.settled and self.tape.owner is block
+
+    def advance(self, count: int) -> None:
+        """Count the tokens of a call that has succeeded."""
+        self.call_start = self.num_tokens
+        self.num_tokens += count
+
+    def forget_call(self) -> None:
+        """Let go of what `rewind` would need."""
+        for layer in self.kept:
+            layer.step = None
 
     def snapshot(self) -> Snapshot:
         """Remember the present point. Costs no copy of any tensor."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hadal.config import LayerKind, ModelConfig
 from hadal.model.elementwise import softmax
 from hadal.model.kernels.plans import Numbers, addresses
+from hadal.model.kernels.pooling import native_pool
 from hadal.model.linear import Formats, Linear, Role
 from hadal.model.norm import RMSNorm
 from hadal.model.rope import rotate, rotation
@@ -85,6 +86,10 @@ def pool_windows(
     rate = tail.rate
     kv, gate = torch.cat((tail.kv, kv)), torch.cat((tail.gate, gate))
     full = kv.shape[0] // rate * rate
+    before = (tail.previous_kv, tail.previous_gate) if tail.overlap else None
+    found = native_pool(kv[:full], gate[:full], before, rate)
+    if found is not None:
+        return found
     kv_CWK, gate_CWK = kv[:full].unflatten(0, (-1, rate)), gate[:full].unflatten(0, (-1, rate))
     if not tail.overlap:
         return (softmax(gate_CWK, dim=1) * kv_CWK).sum(dim=1)

@@ -19,6 +19,7 @@ from hadal.model import mhc
 from hadal.model.batch import RaggedBatch
 from hadal.model.block import Block
 from hadal.model.cache import SequenceCache
+from hadal.model.decode import one_token_each
 from hadal.model.initialize import initialize
 from hadal.model.linear import Formats, Linear, Role
 from hadal.model.norm import RMSNorm
@@ -268,6 +269,8 @@ class Transformer(nn.Module):
                 f"{len({id(c) for c in state})} differ"
             )
         for cache in state:
+            if cache.is_taken_by(blocks[0]):
+                continue
             fits = len(cache.layers) == len(blocks) and all(
                 block.attn.takes(layer, self.dtype)
                 for block, layer in zip(blocks, cache.layers, strict=True)
@@ -299,6 +302,12 @@ def _run(
     trace: Trace | None,
 ) -> Tensor:
     """Run blocks in order; after a failure the caches are as they were before."""
+    if trace is None:
+        found = one_token_each(blocks, streams_TMD, ids_T, batch, state)
+        if found is not None:
+            for cache in state:
+                cache.advance(1)
+            return found
     before = [c.snapshot() for c in state]
     try:
         for idx, block in enumerate(blocks):
@@ -309,6 +318,5 @@ def _run(
         raise
     for cache, snapshot, length in zip(state, before, batch.lengths, strict=True):
         cache.discard(snapshot)
-        cache.call_start = cache.num_tokens
-        cache.num_tokens += length
+        cache.advance(length)
     return streams_TMD

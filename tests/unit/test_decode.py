@@ -1,16 +1,18 @@
-"""Steps of one token a sequence, whose layers are two calls of the library each: to the last bit what the modules do."""
+"""Steps of one token a sequence, all of whose layers are one call of the library: to the last bit what the modules do."""
 
 import copy
+import ctypes
 import dataclasses
 
 import pytest
 import torch
 
 from hadal.model import ModelConfig, Precision, Transformer, randomize
-from hadal.model import block as block_module
+from hadal.model import transformer as transformer_module
+from hadal.model.compressor import Tail
+from hadal.model.decode import one_token_each
 from hadal.model.kernels import native, without_kernels
-from hadal.model.one_token import one_token_each
-from hadal.model.tape import Tape
+from hadal.model.tape import Ring
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="installed without a C compiler")
 
@@ -45,7 +47,7 @@ def exact():
 
 @pytest.fixture
 def used(monkeypatch):
-    """How many layers were two calls, and how many were not."""
+    """How many calls of the model were one of the library, and how many were not."""
     counts = {True: 0, False: 0}
 
     def counted(*arguments):
@@ -53,8 +55,13 @@ def used(monkeypatch):
         counts[found is not None] += 1
         return found
 
-    monkeypatch.setattr(block_module, "one_token_each", counted)
+    monkeypatch.setattr(transformer_module, "one_token_each", counted)
     return counts
+
+
+def memory(address, count):
+    """So many floats where they lie."""
+    return (ctypes.c_float * count).from_address(address)
 
 
 def tokens(count, seed=0):
@@ -78,8 +85,8 @@ def begun(model):
 def test_bits_are_those_of_the_modules(model, monkeypatch, used):
     ids = tokens(280, seed=1).view(140, 2)
     found = decoded(model, ids, begun(model), 140)  # past a window of 128
-    assert used[True] == 140 * len(model.blocks)
-    monkeypatch.setattr(block_module, "one_token_each", lambda *_: None)
+    assert used[True] == 140
+    monkeypatch.setattr(transformer_module, "one_token_each", lambda *_: None)
     expected = decoded(model, ids, begun(model), 140)
     assert torch.equal(found[0], expected[0])
     assert all(map(torch.equal, found[1], expected[1]))
@@ -96,7 +103,7 @@ def test_what_is_not_one_token_is_left_to_the_modules(exact, used):
     with torch.enable_grad():
         exact(tokens(2), [1, 1])
     assert used[True] == 0
-    assert used[False] == 4 * len(exact.blocks)
+    assert used[False] == 4
 
 
 def test_snapshots_and_slots_stay_as_they_were(exact):
@@ -137,30 +144,39 @@ def test_a_call_that_fails_changes_nothing(exact, monkeypatch, steps):
     ids = tokens(30, seed=4).view(30, 1)
     (cache, _) = begun(exact)
     decoded(exact, ids, [cache], steps)
-    call, left = native.call, [5]
+    call = native.call
 
     def failing(name, *arguments, **options):
-        left[0] -= name.startswith("hadal_block")
-        if left[0] < 0:
-            raise MemoryError(name)
-        return call(name, *arguments, **options)
+        call(name, *arguments, **options)  # what has been written by then is not counted
+        raise MemoryError(name)
 
-    monkeypatch.setattr("hadal.model.kernels.blocks.call", failing)
-    with pytest.raises(MemoryError):
-        exact(ids[20], [1], [cache])
-    left[0] = 1 << 30
+    with monkeypatch.context() as patch:
+        patch.setattr("hadal.model.kernels.decode.call", failing)
+        with pytest.raises(MemoryError):
+            exact(ids[20], [1], [cache])
     found, _ = decoded(exact, ids[steps:], [cache], 8)
     (fresh, _) = begun(exact)
     assert torch.equal(found, decoded(exact, ids, [fresh], steps + 8)[0][steps:])
 
 
-def test_a_tape_is_written_behind_what_it_has():
-    tape = Tape(torch.arange(6.0).view(3, 2), room=2)
-    window = tape.last(2)
-    assert tape.push() == tape.address(1) == window.data_ptr() + 2 * 8
-    tape.last(1).fill_(7.0)
-    assert window.tolist() == [[2, 3], [4, 5]]
-    assert tape.last(9).tolist() == [[0, 1], [2, 3], [4, 5], [7, 7]]
-    assert not tape.is_full
-    tape.push()
-    assert tape.is_full
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_ring_holds_the_unfinished_window_and_the_one_before(overlap):
+    rate, width = 4, 3
+    rows = torch.randn(20, 2 * width if overlap else width)
+    tail = Tail.fresh(rate, width, overlap=overlap, device=torch.device("cpu"))
+    tail = tail.advance(rows[:6], -rows[:6])
+    ring = Ring(tail, 6)
+    keys, logits = (
+        torch.frombuffer(
+            memory(address, (2 if overlap else 1) * rate * rows.shape[1]), dtype=torch.float32
+        )
+        for address in ring.addresses()
+    )
+    for position in range(6, 20):
+        expected = tail.advance(rows[6:position], -rows[6:position])
+        found = ring.tail_at(position)
+        for name in ("kv", "gate", "previous_kv", "previous_gate"):
+            assert torch.equal(getattr(found, name), getattr(expected, name)), (position, name)
+        slot = position % (2 * rate if overlap else rate) * rows.shape[1]
+        keys[slot : slot + rows.shape[1]] = rows[position]
+        logits[slot : slot + rows.shape[1]] = -rows[position]
