@@ -278,14 +278,6 @@ static void set_network_options(void)
     write_text("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
 }
 
-/* Where memory is short, a kernel may read the pages of running programs again and again instead of ending one: with
- * generations of pages it ends one where those of the last second do not fit. Kernels without them go on as they did. */
-static void set_memory_options(void)
-{
-    write_text("/sys/kernel/mm/lru_gen/enabled", "y");
-    write_text("/sys/kernel/mm/lru_gen/min_ttl_ms", "1000");
-}
-
 static _Noreturn void serve_machine(int line, bool listens, uint64_t lease_s)
 {
     clearenv();
@@ -316,7 +308,6 @@ void boot_machine(void)
     make_group(GROUPS, getenv("hadal_pids"));
     loopback_up();
     set_network_options();
-    set_memory_options();
     struct rlimit core = {1, 1}, files = {1024, 1 << 20};
     setrlimit(RLIMIT_CORE, &core);
     setrlimit(RLIMIT_NOFILE, &files);

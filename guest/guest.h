@@ -12,7 +12,7 @@
 #define KEPT_MAX 2 /* descriptors, numbers 4 and 5 of a command */
 
 /* What epoll tells us about: the first member of everything that is registered. */
-enum source_kind { S_LISTEN, S_CONNECTION, S_SIGNALS, S_STREAM, S_INPUT, S_REPORT };
+enum source_kind { S_LISTEN, S_CONNECTION, S_SIGNALS, S_STREAM, S_INPUT, S_REPORT, S_PRESSURE };
 struct source {
     enum source_kind kind;
     int fd;          /* -1: closed */
@@ -60,7 +60,8 @@ struct connection {
 struct guest {
     int epoll, oom_score;
     int priority; /* of commands: ours is higher */
-    struct source listening, signals;
+    struct source listening, signals, pressure;
+    uint64_t pressure_kills;
     struct connection connection;
     struct command *commands; /* newest first */
     uint64_t last_id;
@@ -99,8 +100,12 @@ _Noreturn void join_machine(void); /* as a service of its system */
 bool read_line(const char *path, char *line, size_t size); /* the first one, without its end; false if there is none */
 bool find_link(char *name); /* of IFNAMSIZ; false if there is none */
 int show_usage(void); /* an applet */
-uint64_t count_oom_kills(void); /* that this kernel has ever made */
+uint64_t count_oom_kills(void); /* that this kernel has ever made, or we for it */
 const char *settle_machine(const uint8_t *payload, size_t length); /* NULL, or what went wrong: see errno */
+
+/* pressure.c: of a machine's memory */
+void watch_pressure(void);
+void relieve_pressure(void);
 
 /* command.c */
 void start_command(uint64_t id, const uint8_t *payload, size_t length);

@@ -340,6 +340,7 @@ static void handle_event(struct source *source)
     case S_STREAM: read_stream((struct stream *)source); break;
     case S_INPUT: write_input(source->command); break;
     case S_REPORT: take_report(source->command); break;
+    case S_PRESSURE: relieve_pressure(); break;
     }
 }
 
@@ -395,6 +396,8 @@ void serve(int oom_score, int priority, uint64_t lease_ns)
     watch(&guest.listening, EPOLLIN);
     watch(&guest.connection.source, EPOLLIN | EPOLLET);
     watch(&guest.signals, EPOLLIN);
+    if (guest.machine && getpid() == 1) /* else it is for the system whose service this is */
+        watch_pressure();
     for (;;) {
         struct epoll_event events[64];
         int count = epoll_wait(guest.epoll, events, 64, next_deadline_ms());

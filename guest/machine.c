@@ -66,11 +66,9 @@ uint64_t count_oom_kills(void)
     ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
     if (fd >= 0)
         close(fd);
-    if (n <= 0)
-        return 0;
-    text[n] = 0;
+    text[n > 0 ? n : 0] = 0;
     const char *at = strstr(text, "\noom_kill ");
-    return at ? strtoull(at + 10, NULL, 10) : 0;
+    return guest.pressure_kills + (at ? strtoull(at + 10, NULL, 10) : 0);
 }
 
 int show_usage(void)
