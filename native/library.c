@@ -5,12 +5,13 @@
 extern const struct level avx2_level, avx512_level, bf16_level;
 
 _Alignas(64) uint16_t scaled_e2m1[256][16], scaled_special_e4m3[256][32];
+_Alignas(64) float scaled_e2m1_floats[256][16];
 
 __attribute__((constructor)) static void scale_values(void)
 {
     for (int scale = 0; scale < 256; scale++) {
         for (int code = 0; code < 16; code++)
-            scaled_e2m1[scale][code] = narrowed(e2m1[code] * power_of_two((uint8_t)scale));
+            scaled_e2m1[scale][code] = narrowed(scaled_e2m1_floats[scale][code] = e2m1[code] * power_of_two((uint8_t)scale));
         for (int code = 0; code < 8; code++)
             scaled_special_e4m3[scale][code] = narrowed(e4m3((uint8_t)code) * power_of_two((uint8_t)scale));
         scaled_special_e4m3[scale][31] = narrowed(NAN);

@@ -29,7 +29,8 @@ INLINE uint8_t power_byte(float scale)
     return (uint8_t)(bits.u >> 23);
 }
 
-extern uint16_t scaled_e2m1[256][16];         /* every value with every scale, as bfloat16 */
+extern uint16_t scaled_e2m1[256][16];         /* every value with every scale, as bfloat16, and */
+extern float scaled_e2m1_floats[256][16];     /* as floats */
 extern uint16_t scaled_special_e4m3[256][32]; /* of E4M3 the denormal ones, and NaN as the last */
 static const float e2m1[16] = {0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
 

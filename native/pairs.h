@@ -77,7 +77,11 @@ INLINE struct scaling scaling_of(enum format format, uint8_t scale)
 {
     struct scaling s = {_mm512_setzero_si512(), _mm512_setzero_si512(), 0.0f};
     if (format == FP4) {
+#ifdef LEVEL_BF16
         s.values = _mm512_broadcast_i64x4(_mm256_load_si256((const __m256i *)scaled_e2m1[scale]));
+#else
+        s.values = _mm512_load_si512(scaled_e2m1_floats[scale]);
+#endif
     } else if (format == FP8) {
         s.values = _mm512_load_si512(scaled_special_e4m3[scale]);
         s.bias = _mm512_set1_epi16((short)((scale - 7) * 128));
@@ -90,7 +94,12 @@ INLINE struct scaling scaling_of(enum format format, uint8_t scale)
 INLINE pairs pairs_of_fp4(const uint8_t *codes, const struct scaling *s)
 {
     __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)codes));
-    return pairs_of_bits(_mm512_permutexvar_epi16(_mm512_or_si512(wide, _mm512_slli_epi32(wide, 12)), s->values));
+#ifdef LEVEL_BF16
+    return _mm512_permutexvar_epi16(_mm512_or_si512(wide, _mm512_slli_epi32(wide, 12)), s->values);
+#else
+    __m512 values = _mm512_castsi512_ps(s->values);
+    return pairs_of(_mm512_permutexvar_ps(_mm512_srli_epi32(wide, 4), values), _mm512_permutexvar_ps(wide, values));
+#endif
 }
 
 /* Bits of normal numbers are moved into place; denormal ones and NaN, the rest, are looked up by their last bits. */
