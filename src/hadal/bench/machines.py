@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from hadal.bench.memory_in_use import available_bytes
+from hadal.bench.memory_in_use import settled_bytes
 from hadal.bench.report import Report, Spread
 from hadal.bench.small_root import make_small_root
 from hadal.node.guest_program import guest_program
@@ -161,14 +161,14 @@ async def _in_a_machine(report: Report, rounds: int, kind: _Kind, prefix: str) -
 
 async def _weights(report: Report, live: list[int]) -> None:
     boxes: list[AsyncSandbox] = []
-    before = available_bytes()
+    before = await asyncio.to_thread(settled_bytes)
     try:
         for count in sorted(live):
             while len(boxes) < count:
                 boxes.append(await AsyncSandbox.create(_spec(MicroVMSpec)))
                 await boxes[-1].run(["true"])
-            await asyncio.sleep(1)
-            each = (before - available_bytes()) / len(boxes) / _MIB
+            after = await asyncio.to_thread(settled_bytes)
+            each = (before - after) / len(boxes) / _MIB
             report.figures[f"{count:,} machines: MiB of host memory for each"] = each
     finally:
         await asyncio.gather(*(box.kill() for box in boxes))

@@ -4,10 +4,12 @@ import statistics
 import time
 from pathlib import Path
 
-__all__ = ["available_bytes"]
+__all__ = ["settled_bytes"]
+
+_STILL_BYTES, _PATIENCE_S = 1 << 20, 20.0
 
 
-def available_bytes() -> int:
+def _available_bytes() -> int:
     """Return the memory that the host could still give: the median of five looks."""
     values: list[int] = []
     for _ in range(5):
@@ -17,3 +19,15 @@ def available_bytes() -> int:
         )
         time.sleep(0.05)
     return round(statistics.median(values) * 1024)
+
+
+def settled_bytes() -> int:
+    """Return it when it has not changed by more than 1 MiB for a second: what has ended is given back after a while."""
+    end, last = time.monotonic() + _PATIENCE_S, _available_bytes()
+    while time.monotonic() < end:
+        time.sleep(1)
+        now = _available_bytes()
+        if abs(now - last) <= _STILL_BYTES:
+            return now
+        last = now
+    return last

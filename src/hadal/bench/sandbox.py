@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from hadal.bench.memory_in_use import available_bytes
+from hadal.bench.memory_in_use import settled_bytes
 from hadal.bench.report import Report, Spread
 from hadal.sandbox import AsyncSandbox, ContainerSpec, FunctionSpec
 
@@ -289,7 +289,7 @@ async def _coming_back(report: Report, commands: int) -> None:
 async def _many(report: Report, count: int) -> None:
     """Make so many boxes, and then count how fast more come and go beside them."""
     boxes: list[AsyncSandbox] = []
-    available = available_bytes()
+    before = await asyncio.to_thread(settled_bytes)
 
     async def make(number: int) -> None:
         for _ in range(number):
@@ -300,9 +300,9 @@ async def _many(report: Report, count: int) -> None:
         start = time.perf_counter()
         await asyncio.gather(*(make(count // 4) for _ in range(4)))
         rate = len(boxes) / (time.perf_counter() - start)
-        await asyncio.sleep(1)
+        after = await asyncio.to_thread(settled_bytes)
         report.figures[f"{count:,} boxes: MiB of host memory for each"] = (
-            (available - available_bytes()) / len(boxes) / _MIB
+            (before - after) / len(boxes) / _MIB
         )
         report.figures[f"{count:,} boxes: creations/s up to them"] = rate
         more = min(400, count)
