@@ -2,6 +2,8 @@
  * tapes of its sequence say, and what is full becomes an entry.
  *
  * Tables are of 64-bit numbers, which src/hadal/model/kernels/decode.py writes. */
+#include <time.h>
+
 enum layer_number {
     ATTN_FN, ATTN_BASE, ATTN_SCALE, ATTN_NORM, FFN_FN, FFN_BASE, FFN_SCALE, FFN_NORM, SINK, ENTRY_NORM, INDEX_NORM, /* addresses */
     STREAMS, WIDTH, HEADS, HEAD_DIM, LATENT, GROUPS, MIDDLE, KIND, COMPRESSED, INDEX_HEADS, INDEX_DIM, INDEX_COMPRESSED, EXPERTS, ACTIVE, TOP_K,
@@ -15,6 +17,8 @@ enum tape_number { KEYS, BEFORE, TAIL_KV, TAIL_GATE, INDEX_KV, INDEX_GATE, ENTRI
  * one's row on, cosines and sines of the tokens after a multiple of SPAN_TOKENS, of layers without and with compression. */
 enum sequence_number { TAPES, FIRST, POSITION, COS, SIN, FAR_COS, FAR_SIN, SEQUENCE };
 #define SPAN_TOKENS 128
+/* What time goes to, as hadal.model.kernels.decode.PARTS. */
+enum part { PROJECTING, REMEMBERING, CHOOSING, ATTENDING, JOINING, FEEDING };
 
 struct run {
     const int64_t *const *tables; /* of a layer four: its numbers, and its matrices before the softmax, behind it, and of the experts */
@@ -23,7 +27,25 @@ struct run {
     long count;
     int64_t *positions;
     float *cos[2], *sin[2]; /* [T, R / 2], without and with compression */
+    double *spent, since;   /* seconds, of each part; or NULL */
 };
+
+static double seconds_now(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* What has passed since the last time was for this part. */
+static void count_time(struct run *r, enum part part)
+{
+    if (!r->spent)
+        return;
+    double now = seconds_now();
+    r->spent[part] += now - r->since;
+    r->since = now;
+}
 
 INLINE float float_in(const int64_t *table, int which)
 {
@@ -167,7 +189,7 @@ static int remember(const struct run *r, const int64_t *layer, long which, const
 }
 
 /* One sequence's token: what it attends to of its entries, and what comes of it. */
-static int attend_alone(const struct run *r, const int64_t *layer, long which, const struct made *d, long n)
+static int attend_alone(struct run *r, const int64_t *layer, long which, const struct made *d, long n)
 {
     const int64_t *sequence = sequence_of(r, n), *tape = tape_of(r, n, which);
     long size = r->halves ? 2 : 4, all = layer[HEADS] * layer[HEAD_DIM], rows = tape[BEFORE] + sequence[POSITION] - sequence[FIRST] + 1;
@@ -182,40 +204,50 @@ static int attend_alone(const struct run *r, const int64_t *layer, long which, c
                            .in_halves = (int)layer[IN_HALVES], .index = d->chosen};
         if (at(r->level)->choose(c, r->threads))
             return -1;
+        count_time(r, CHOOSING);
     }
     struct attention a = {.q = (const char *)d->q + n * all * size, .out = d->o + n * all * size, .halves = r->halves, .tokens = 1,
                           .heads = layer[HEADS], .width = layer[HEAD_DIM], .near = (const char *)tape[KEYS] + (rows - near) * layer[HEAD_DIM] * size,
                           .before = near - 1, .window = layer[WINDOW], .far = visible ? &far : NULL, .visible = &visible,
                           .chosen = chooses ? d->chosen : NULL, .most = chooses ? top_k : 0, .sink = address_in(layer, SINK)};
-    return at(r->level)->attend(a, r->threads);
+    int failed = at(r->level)->attend(a, r->threads);
+    count_time(r, ATTENDING);
+    return failed;
 }
 
-static int attention_part_of(const struct run *r, long which, const void *streams, const struct made *d)
+static int attention_part_of(struct run *r, long which, const void *streams, const struct made *d)
 {
     const int64_t *const *tables = r->tables + 4 * which, *layer = tables[0];
     if (read_site(r, layer, ATTN_FN, streams, d->mix, d->x) ||
         at(r->level)->project(tokens_of(r, layer, d->x), tables[1], layer[HEADS], layer[INDEX_HEADS], float_in(layer, INDEX_SCALE), (int)layer[KEPT],
-                              (int)layer[KIND], d->latent, d->q, d->key, d->kv, d->gate, d->index_q, d->index_weight, d->index_kv, d->index_gate) ||
-        (layer[KIND] == 2 && at(r->level)->index_rows(d->index_q, r->halves, r->count * layer[INDEX_HEADS], layer[INDEX_DIM], float_in(layer, TURN),
+                              (int)layer[KIND], d->latent, d->q, d->key, d->kv, d->gate, d->index_q, d->index_weight, d->index_kv, d->index_gate))
+        return -1;
+    count_time(r, PROJECTING);
+    if ((layer[KIND] == 2 && at(r->level)->index_rows(d->index_q, r->halves, r->count * layer[INDEX_HEADS], layer[INDEX_DIM], float_in(layer, TURN),
                                                       (int)layer[INDEX_FP4])) ||
         remember(r, layer, which, d))
         return -1;
+    count_time(r, REMEMBERING);
     for (long n = 0; n < r->count; n++)
         if (attend_alone(r, layer, which, d, n))
             return -1;
-    if (at(r->level)->attention_output(tokens_of(r, layer, d->o), tables[2], layer[HEADS], layer[GROUPS], d->middle, d->y))
+    if (at(r->level)->attention_output(tokens_of(r, layer, d->o), tables[2], layer[HEADS], layer[GROUPS], d->middle, d->y) ||
+        write_site(r, layer, streams, d->y, d->mix, d->between))
         return -1;
-    return write_site(r, layer, streams, d->y, d->mix, d->between);
+    count_time(r, JOINING);
+    return 0;
 }
 
-static int feed_forward_part_of(const struct run *r, long which, const struct made *d, void *out)
+static int feed_forward_part_of(struct run *r, long which, const struct made *d, void *out)
 {
     const int64_t *const *tables = r->tables + 4 * which, *layer = tables[0];
     if (read_site(r, layer, FFN_FN, d->between, d->mix, d->x) ||
         at(r->level)->feed_forward(tokens_of(r, layer, d->x), tables[3], r->ids, layer[EXPERTS], layer[ACTIVE], float_in(layer, FACTOR),
-                                   float_in(layer, LIMIT), d->y))
+                                   float_in(layer, LIMIT), d->y) ||
+        write_site(r, layer, d->between, d->y, d->mix, out))
         return -1;
-    return write_site(r, layer, d->between, d->y, d->mix, out);
+    count_time(r, FEEDING);
+    return 0;
 }
 
 /* Positions and rotations of the tokens, one after another. */
@@ -234,11 +266,12 @@ static void gather(struct run *r, long pairs, char **room)
     }
 }
 
-/* The streams behind all layers, [T, M, D] as those before them. */
+/* The streams behind all layers, [T, M, D] as those before them. To `spent` is added what parts took; or NULL. */
 int hadal_decode(const void *streams, int halves, long count, const int64_t *ids, const int64_t *const *tables, long layers, const int64_t *sequences,
-                 void *out, int level, int threads)
+                 void *out, double *spent, int level, int threads)
 {
-    struct run r = {.tables = tables, .ids = ids, .sequences = sequences, .halves = halves, .level = level, .threads = threads, .count = count};
+    struct run r = {.tables = tables, .ids = ids, .sequences = sequences, .halves = halves, .level = level, .threads = threads, .count = count,
+                    .spent = spent, .since = spent ? seconds_now() : 0.0};
     long pairs = tables[0][ROTATED] / 2, row = tables[0][STREAMS] * tables[0][WIDTH];
     size_t most = 0;
     for (long n = 0; n < layers; n++)

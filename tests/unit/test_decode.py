@@ -3,6 +3,7 @@
 import copy
 import ctypes
 import dataclasses
+import time
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hadal.model import transformer as transformer_module
 from hadal.model.compressor import Tail
 from hadal.model.decode import one_token_each
 from hadal.model.kernels import native, without_kernels
+from hadal.model.kernels.decode import PARTS, timed_parts
 from hadal.model.tape import Ring
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="installed without a C compiler")
@@ -180,3 +182,19 @@ def test_a_ring_holds_the_unfinished_window_and_the_one_before(overlap):
         slot = position % (2 * rate if overlap else rate) * rows.shape[1]
         keys[slot : slot + rows.shape[1]] = rows[position]
         logits[slot : slot + rows.shape[1]] = -rows[position]
+
+
+def test_what_parts_take_is_counted_where_somebody_asks(exact):
+    (cache, _) = begun(exact)
+    ids = tokens(6, seed=6).view(6, 1)
+    begin = time.perf_counter()
+    with timed_parts() as spent:
+        decoded(exact, ids, [cache], 3)
+    whole = time.perf_counter() - begin
+    found = dict(zip(PARTS, spent, strict=True))
+    assert found.pop("index") >= 0  # of entries that are all seen there is no choice
+    assert all(seconds > 0 for seconds in found.values())
+    assert sum(spent) < whole
+    before = list(spent)
+    decoded(exact, ids[3:], [cache], 3)
+    assert list(spent) == before

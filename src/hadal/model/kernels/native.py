@@ -37,7 +37,7 @@ _FUNCTIONS = {
     "hadal_attention_output": [_P, _I, _I, _L, _P, _P, _L, _P, _L, _L, _P, _P, _I, _I],
     "hadal_feed_forward": [_P, _I, _I, _L, _P, _P, _L, _L, _F, _F, _P, _I, _I],
     "hadal_pool": [_P, _P, _P, _P, _L, _L, _L, _P, _I, _I],
-    "hadal_decode": [_P, _I, _L, _P, _P, _L, _P, _P, _I, _I],
+    "hadal_decode": [_P, _I, _L, _P, _P, _L, _P, _P, _P, _I, _I],
     "hadal_swiglu": [_P, _P, _I, _L, _L, _F, _P, _P, _I, _I],
     "hadal_mhc_read": [_P, _I, _L, _L, _L, _P, _P, _P, _I, _F, _F, _P, _P, _P, _I, _I],
     "hadal_mhc_write": [_P, _P, _I, _L, _L, _L, _P, _P, _I, _I],
