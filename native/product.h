@@ -181,12 +181,103 @@ INLINE void thin_format(const struct matrix *m, enum format format, int exactly,
     }
 }
 
+#if defined LEVEL_AVX512 && !defined LEVEL_BF16
+#define HAS_FP8_TILE
+/* FP8 with less to do for a code: as the bits of a float a normal one is too small by 2^120, and what it is multiplied with is
+ * made larger by that and by the scale, once for all outputs. Only where that is a float, and exact. Denormal codes would be
+ * denormal floats, for which a multiplication takes a hundred times as long: they, and NaN, go the other way. */
+INLINE int fits_fp8_tile(const struct matrix *m, long first, float most)
+{
+    const uint8_t *scales = (const uint8_t *)m->scales + first / TILE * ((m->inner + TILE - 1) / TILE);
+    int fits = first / TILE == (first + THIN - 1) / TILE && m->inner % (2 * COLUMNS) == 0;
+    for (long n = 0; n < (m->inner + TILE - 1) / TILE; n++)
+        fits &= scales[n] > 27 && scales[n] < 227 && most * power_of_two(scales[n]) < 0x1p7f;
+    return fits;
+}
+
+/* Thirty-two codes as floats, times 2^-120. */
+INLINE pairs small_fp8(const char *codes)
+{
+    __m512i placed = _mm512_slli_epi16(_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)codes)), 4), bits = _mm512_set1_epi32((int)0x87f00000);
+    return pairs_of(_mm512_castsi512_ps(_mm512_and_si512(placed, bits)),
+                    _mm512_castsi512_ps(_mm512_and_si512(_mm512_slli_epi32(placed, 16), bits)));
+}
+
+/* Whether some of sixty-four codes are no normal numbers. */
+INLINE int has_special(const char *codes)
+{
+    __m512i size = _mm512_and_si512(_mm512_loadu_si512(codes), _mm512_set1_epi8(0x7f));
+    return _mm512_cmpge_epu8_mask(_mm512_sub_epi8(size, _mm512_set1_epi8(8)), _mm512_set1_epi8(0x7f - 8)) != 0;
+}
+
+INLINE void fp8_tile(const struct matrix *m, const float *x, long first, float *y)
+{
+    const char *codes = (const char *)m->codes + first * m->inner;
+    const uint8_t *scales = (const uint8_t *)m->scales + first / TILE * ((m->inner + TILE - 1) / TILE);
+    v16 sums[THIN];
+    for (int o = 0; o < THIN; o++)
+        sums[o] = v16_all(0.0f);
+    for (long i = 0; i < m->inner; i += 2 * COLUMNS) {
+        v16 factor = v16_all(0x1p60f * (0x1p60f * power_of_two(scales[i / TILE])));
+        pairs plain[2] = {pairs_load(x + i), pairs_load(x + i + COLUMNS)}, large[2];
+#pragma GCC unroll 2
+        for (int n = 0; n < 2; n++)
+            large[n] = (pairs){v16_mul(plain[n].odd, factor), v16_mul(plain[n].even, factor)};
+#pragma GCC unroll 4
+        for (int o = 0; o < THIN; o++) {
+            const char *at = codes + o * m->inner + i;
+            __builtin_prefetch(at + 4096);
+            if (__builtin_expect(has_special(at), 0)) {
+                struct scaling scaling = scaling_of(FP8, scales[i / TILE]);
+                for (int n = 0; n < 2; n++)
+                    sums[o] = pairs_fma(plain[n], pairs_of_codes(FP8, at + n * COLUMNS, &scaling), sums[o]);
+            } else {
+#pragma GCC unroll 2
+                for (int n = 0; n < 2; n++)
+                    sums[o] = pairs_fma(large[n], small_fp8(at + n * COLUMNS), sums[o]);
+            }
+        }
+    }
+    for (int o = 0; o < THIN; o++)
+        y[o] = v16_sum(sums[o]);
+}
+
+/* By their bits, where a NaN is larger than all else. `count` is a multiple of LANES. */
+INLINE float largest_of(const float *x, long count)
+{
+    __m512i most = _mm512_setzero_si512(), size = _mm512_set1_epi32(0x7fffffff);
+    for (long i = 0; i < count; i += LANES)
+        most = _mm512_max_epu32(most, _mm512_and_si512(_mm512_loadu_si512(x + i), size));
+    union { uint32_t u; float f; } bits = {_mm512_reduce_max_epu32(most)};
+    return bits.f;
+}
+
+/* Some rows by outputs `first` up to `outputs` more, a multiple of THIN, that are of one tile each. */
+INLINE void thin_fp8(const struct matrix *m, const void *const *x, long rows, long first, long outputs, float *y, long stride)
+{
+    for (long t = 0; t < rows; t++) {
+        float most = largest_of(x[t], m->inner);
+        for (long o = 0; o < outputs; o += THIN) {
+            float *at = y + t * stride + o;
+            if (fits_fp8_tile(m, first + o, most))
+                fp8_tile(m, x[t], first + o, at);
+            else
+                exact_tile(m, FP8, x + t, 1, first + o, THIN, at, stride);
+        }
+    }
+}
+#endif
+
 /* What `dots` does after `unpack_outputs`, without unpacking; with the same bits. */
 static void thin_dots(const struct matrix *m, int exactly, const void *const *x, long rows, long first, long outputs, float *y, long stride)
 {
     if (exactly) {
         if (m->format == BFLOAT16)
             thin_format(m, BFLOAT16, 1, x, rows, first, outputs, y, stride);
+#ifdef HAS_FP8_TILE
+        else if (m->format == FP8 && outputs % THIN == 0)
+            thin_fp8(m, x, rows, first, outputs, y, stride);
+#endif
         else if (m->format == FP8)
             thin_format(m, FP8, 1, x, rows, first, outputs, y, stride);
         else

@@ -194,6 +194,27 @@ def test_scales_at_the_ends_of_what_bfloat16_holds(at, exponent):
     assert torch.equal(torch.cat(got, dim=1), quant.dequantize_fp8(codes, scale).bfloat16())
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-30, 1e30, float("inf")])
+def test_one_row_by_any_codes_of_fp8_is_the_same_in_every_vector_form(size):
+    """Normal numbers, denormal ones and NaN, scales from the least to the largest, and inputs that fit and do not."""
+    draw = torch.Generator().manual_seed(2)
+    codes = torch.randint(0, 256, (512, 256), generator=draw, dtype=torch.uint8)
+    codes[:384][codes[:384] & 0x7F == 0x7F] = 0x05  # NaN in the last tile only
+    codes[:128][codes[:128] & 0x7F < 8] = 0x31
+    scale = torch.tensor([[127, 120], [10, 250], [127, 28], [127, 0]], dtype=torch.uint8)
+    x = torch.randn(2, 256, generator=draw).to(torch.bfloat16)
+    x[0, 3] *= size
+    given = codes.view(torch.float8_e4m3fn), scale.view(torch.float8_e8m0fnu)
+    best = native.library().hadal_level()
+    found = [products.native_product(x[:1], *given, rounds=False, at=n) for n in range(1, best + 1)]
+    beside = products.native_product(x.repeat(3, 1), *given, rounds=False)
+    for y in found:
+        assert torch.equal(y.isnan(), found[0].isnan())
+        assert torch.equal(y.nan_to_num(), found[0].nan_to_num())
+        assert torch.equal(y.nan_to_num(), beside[:1].nan_to_num())
+    assert found[0][0, 384:].isnan().any()
+
+
 def test_what_is_no_number_stays_none():
     codes, scale, _ = stored(8, 128, "fp8")
     bad = codes.view(torch.uint8).clone()
