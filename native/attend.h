@@ -43,12 +43,27 @@ INLINE const float *key_of(const struct attention *a, long t, long first, long n
     return a->far_floats ? a->far_floats + row * a->width : row_in(a->far, row, room);
 }
 
+/* Of some numbers and `least`. */
+INLINE float largest(const float *x, long count, float least)
+{
+    float lanes[LANES];
+    long n = 0;
+    for (int i = 0; i < LANES; i++)
+        lanes[i] = least;
+    for (; n + LANES <= count; n += LANES)
+        for (int i = 0; i < LANES; i++)
+            lanes[i] = x[n + i] > lanes[i] ? x[n + i] : lanes[i];
+    for (; n < count; n++)
+        lanes[0] = x[n] > lanes[0] ? x[n] : lanes[0];
+    for (int i = 0; i < LANES; i++)
+        least = lanes[i] > least ? lanes[i] : least;
+    return least;
+}
+
 /* Logits to probabilities without the sink's. */
 INLINE void softmax_with_sink(float *logits, long count, float sink)
 {
-    float most = sink, lanes[LANES] = {0};
-    for (long n = 0; n < count; n++)
-        most = logits[n] > most ? logits[n] : most;
+    float most = largest(logits, count, sink), lanes[LANES] = {0};
     for (long n = 0; n < count; n++)
         logits[n] = exponential(logits[n] - most);
     long n = 0;

@@ -92,8 +92,13 @@ INLINE void hidden_block(struct experts *e, const struct expert *expert, long ro
         memcpy(ups + t * OUTPUTS_AT_ONCE, both + (t * 2 + 1) * OUTPUTS_AT_ONCE, OUTPUTS_AT_ONCE * sizeof *ups);
     }
     activate(e, gates, ups, rows, e->scale + first);
-    for (long t = 0; t < rows; t++)
-        memcpy(e->inner + (first + t) * e->hidden_width + o, gates + t * OUTPUTS_AT_ONCE, (size_t)some * sizeof *gates);
+    for (long t = 0; t < rows; t++) {
+        float *inner = e->inner + (first + t) * e->hidden_width + o;
+        if (some == OUTPUTS_AT_ONCE) /* a vector */
+            memcpy(inner, gates + t * OUTPUTS_AT_ONCE, OUTPUTS_AT_ONCE * sizeof *gates);
+        else
+            memcpy(inner, gates + t * OUTPUTS_AT_ONCE, (size_t)some * sizeof *gates);
+    }
 }
 
 /* Some rows stay in the second cache while the columns of a part pass. */

@@ -43,12 +43,6 @@ INLINE void rotate_row(float *x, const float *cos, const float *sin, long pairs,
     }
 }
 
-INLINE void round_halves(float *x, long count, int halves)
-{
-    for (long i = 0; halves && i < count; i++)
-        x[i] = rounded_half(x[i]);
-}
-
 INLINE void norm_row(float *x, long width, const void *weight, int halves, float eps)
 {
     float factor = 1.0f / sqrtf(squares_of(x, width) / (float)width + eps);

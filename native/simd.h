@@ -102,6 +102,47 @@ INLINE uint16_t narrowed(float value)
     return value != value ? 0x7fc0 : rounded;
 }
 
+#if defined LEVEL_AVX512
+/* The bits of bfloat16 above sixteen others, of which nothing is said. */
+INLINE __m512i half_bits(v16 v)
+{
+    __m512i bits = _mm512_castps_si512(v), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    return _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc00000));
+}
+INLINE v16 v16_rounded_halves(v16 v) { return _mm512_castsi512_ps(_mm512_and_si512(half_bits(v), _mm512_set1_epi32((int)0xffff0000))); }
+INLINE void v16_store_halves(uint16_t *p, v16 v) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(half_bits(v), 16))); }
+#elif defined LEVEL_AVX2
+INLINE __m256i half_bits(__m256 v)
+{
+    __m256i bits = _mm256_castps_si256(v), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+    return _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc00000), _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)));
+}
+INLINE v16 v16_rounded_halves(v16 v)
+{
+    __m256i mask = _mm256_set1_epi32((int)0xffff0000);
+    return (v16){_mm256_castsi256_ps(_mm256_and_si256(half_bits(v.low), mask)), _mm256_castsi256_ps(_mm256_and_si256(half_bits(v.high), mask))};
+}
+INLINE void v16_store_halves(uint16_t *p, v16 v)
+{
+    __m256i both = _mm256_packus_epi32(_mm256_srli_epi32(half_bits(v.low), 16), _mm256_srli_epi32(half_bits(v.high), 16));
+    _mm256_storeu_si256((__m256i *)p, _mm256_permute4x64_epi64(both, 0xd8));
+}
+#else
+INLINE v16 v16_rounded_halves(v16 v)
+{
+    for (int i = 0; i < LANES; i++)
+        v.lane[i] = widened(narrowed(v.lane[i]));
+    return v;
+}
+INLINE void v16_store_halves(uint16_t *p, v16 v)
+{
+    for (int i = 0; i < LANES; i++)
+        p[i] = narrowed(v.lane[i]);
+}
+#endif
+
 /* As bfloat16 holds it. */
 INLINE float rounded_half(float value) { return widened(narrowed(value)); }
 
@@ -117,11 +158,24 @@ INLINE void load_row(const void *from, int halves, long count, float *to)
 
 INLINE void store_row(const float *from, long count, void *to, int halves)
 {
-    if (!halves)
+    if (!halves) {
         memcpy(to, from, (size_t)count * sizeof *from);
-    else
-        for (long i = 0; i < count; i++)
-            ((uint16_t *)to)[i] = narrowed(from[i]);
+        return;
+    }
+    long i = 0;
+    for (; i + LANES <= count; i += LANES)
+        v16_store_halves((uint16_t *)to + i, v16_load(from + i));
+    for (; i < count; i++)
+        ((uint16_t *)to)[i] = narrowed(from[i]);
+}
+
+INLINE void round_halves(float *x, long count, int halves)
+{
+    long i = 0;
+    for (; halves && i + LANES <= count; i += LANES)
+        v16_store(x + i, v16_rounded_halves(v16_load(x + i)));
+    for (; halves && i < count; i++)
+        x[i] = rounded_half(x[i]);
 }
 
 INLINE const void *row_of(const void *tensor, long row, long width, int halves)
