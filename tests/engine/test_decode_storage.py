@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from hadal.engine import Engine, EngineConfig, SamplingParams
+from hadal.engine.paged_cache import PagedEntries, SequenceBlocks
+from hadal.engine.storage_format import Codec
 from hadal.model import ModelConfig, Precision, Transformer, randomize
 from hadal.model import transformer as transformer_module
 from hadal.model.decode import one_token_each
@@ -60,3 +62,16 @@ def test_blocks_hold_what_the_modules_write(monkeypatch, dtype, precision, cache
     assert found[0] == expected[0]
     assert all(bool(pages.any()) for pages in expected[1])
     assert all(map(torch.equal, found[1], expected[1]))
+
+
+@pytest.mark.parametrize(
+    ("sealed", "count", "has"), [(0, 0, True), (1, 31, False), (1, 32, True), (0, 64, False)]
+)
+def test_rows_are_written_to_blocks_of_the_sequence_only(sealed, count, has):
+    """Neither to one that is shared, nor to one that nobody has reserved."""
+    blocks = SequenceBlocks(torch.device("cpu"), [3, 1], num_sealed=sealed)
+    codec = Codec(width=16, dtype=torch.float32, packing="plain", row=16, rope=0)
+    store = PagedEntries(torch.zeros(4, 32, 16), codec, blocks, torch.float32, count)
+    found = store.with_room(32, 16, torch.float32)
+    assert (found is not None) == has
+    assert found is None or found is store.pages()

@@ -116,8 +116,9 @@ class PagedEntries:
         return self._seen
 
     def with_room(self, count: int, width: int, dtype: torch.dtype) -> Pages | None:
-        """Return where the rows lie: the engine has reserved blocks for more. None where those are sealed."""
-        is_own = self._count >= self._blocks.num_sealed * self._per_block
+        """Return where the rows lie: the next ones are of a block, which the engine has reserved. None where it is sealed."""
+        block = self._count // self._per_block
+        is_own = self._blocks.num_sealed <= block < len(self._blocks.ids)
         return self.pages() if is_own else None
 
     def extend_to(self, count: int) -> None:
