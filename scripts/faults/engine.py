@@ -64,6 +64,13 @@ ENGINE = (
         (*_REUSE, *_DISK),
     ),
     Mutant(
+        "entries of single tokens written to blocks that are shared",
+        "engine/paged_cache.py",
+        "is_own = self._blocks.num_sealed <= block < len(self._blocks.ids)",
+        "is_own = block < len(self._blocks.ids)",
+        ("tests/engine/test_decode_storage.py",),
+    ),
+    Mutant(
         "blocks of a cancelled request kept",
         "engine/scheduler.py",
         "            self.running.remove(request)\n            self._release(request)\n\n    def plan",

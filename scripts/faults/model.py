@@ -175,4 +175,11 @@ MODEL = (
         "return self.wkv(x), self.wgate(x) + self.ape[positions_T % self.rate]",
         "return self.wkv(x), self.wgate(x) + self.ape[(positions_T - positions_T[0]) % self.rate]",
     ),
+    Mutant(
+        "a ring that takes a window for the one before it",
+        "model/tape.py",
+        "before = (begin + self._rate) % self._rows",
+        "before = begin",
+        ("tests/unit/test_decode.py",),
+    ),
 )

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from hadal.bench.memory_in_use import settled_bytes
+from hadal.bench.memory_in_use import proportional_bytes
 from hadal.bench.report import Report, Spread
 from hadal.bench.small_root import make_small_root
 from hadal.node.guest_program import guest_program
@@ -59,13 +59,14 @@ async def _measure(rounds: int, live: list[int], home: Path) -> Report:
     await _starts(report, rounds, MicroVMSpec, "")
     _sizes(report, home)
     await _in_a_machine(report, rounds, MicroVMSpec, "")
-    await _weights(report, live)
+    await _weights(report, live, home)
     await _starts(report, rounds, VMSpec, "vm: ")
     await _in_a_machine(report, rounds, VMSpec, "vm: ")
     report.notes.append(
         "boot: of a new kind of machine, until its first command has ended; with its template made and"
         " digested. Start: the same from the template, with an identity of its own. Each command has a"
-        " record in the journal before and after it. Lines with vm are of whole machines, the others of microVMs."
+        " record in the journal before and after it. Memory is that of the hypervisors, with what they share divided"
+        " among them. Lines with vm are of whole machines, the others of microVMs."
     )
     return report
 
@@ -159,16 +160,23 @@ async def _in_a_machine(report: Report, rounds: int, kind: _Kind, prefix: str) -
             report.figures[prefix + name] = Spread.of(values)
 
 
-async def _weights(report: Report, live: list[int]) -> None:
+def _daemon(home: Path) -> int:
+    """Return the process that serves the node of a folder."""
+    return int(Path(home, "node", "lock").read_text(encoding="ascii"))
+
+
+async def _weights(report: Report, live: list[int], home: Path) -> None:
     boxes: list[AsyncSandbox] = []
-    before = await asyncio.to_thread(settled_bytes)
+    daemon = _daemon(home)
     try:
         for count in sorted(live):
             while len(boxes) < count:
                 boxes.append(await AsyncSandbox.create(_spec(MicroVMSpec)))
                 await boxes[-1].run(["true"])
-            after = await asyncio.to_thread(settled_bytes)
-            each = (before - after) / len(boxes) / _MIB
-            report.figures[f"{count:,} machines: MiB of host memory for each"] = each
+            await asyncio.sleep(1)
+            whole = proportional_bytes(daemon, "qemu-system")
+            report.figures[f"{count:,} machines: MiB of host memory for each"] = (
+                whole / len(boxes) / _MIB
+            )
     finally:
         await asyncio.gather(*(box.kill() for box in boxes))
