@@ -6,7 +6,7 @@ layers is read off the tape when somebody asks.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from hadal.model.rope import Rotation
 __all__ = ["LayerState", "Ring", "SequenceTape"]
 
 
+@runtime_checkable
 class Counted(Protocol):
     """Rows of which the library writes more."""
 
@@ -31,6 +32,7 @@ class Counted(Protocol):
         ...
 
 
+@runtime_checkable
 class LayerState(Protocol):
     """Of a layer, what a tape begins with and what is read off it: `cache.LayerCache`."""
 
