@@ -11,7 +11,7 @@ enum layer_number {
     EPS, HC_EPS, INDEX_SCALE, FACTOR, LIMIT, TURN /* bits of a float */
 };
 /* Of one layer of a sequence: its window's keys, `BEFORE` of which were there before the first token of the tape; rings of what
- * the compressors made of its last tokens, the next window's length times two of them if windows overlap; entries and index keys. */
+ * the compressors made of its last tokens, a window of them, or two where windows overlap; entries and index keys. */
 enum tape_number { KEYS, BEFORE, TAIL_KV, TAIL_GATE, INDEX_KV, INDEX_GATE, ENTRIES, INDEX_KEYS = ENTRIES + 5, TAPE = INDEX_KEYS + 5 };
 /* Of a sequence: the numbers of its layers, the positions of the tape's first token and of the new one, and, from the first
  * one's row on, cosines and sines of the tokens after a multiple of SPAN_TOKENS, of layers without and with compression. */

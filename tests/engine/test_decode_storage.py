@@ -75,3 +75,21 @@ def test_rows_are_written_to_blocks_of_the_sequence_only(sealed, count, has):
     found = store.with_room(32, 16, torch.float32)
     assert (found is not None) == has
     assert found is None or found is store.pages()
+
+
+def test_an_engine_takes_a_model_as_it_is_then():
+    """Also where a pass of single tokens, before, has left tables of other parameters."""
+    models = [Transformer(CONFIG, precision=Precision.exact()) for _ in range(2)]
+    for seed, model in enumerate(models):
+        randomize(model, seed=seed)
+    first, second = models
+    with torch.no_grad():
+        cache = first.new_cache()
+        for ids in (torch.arange(2, 140), torch.tensor([5])):
+            first(ids, [len(ids)], [cache])
+    for name, parameter in second.named_parameters():
+        owner, _, own = name.rpartition(".")
+        setattr(first.get_submodule(owner), own, torch.nn.Parameter(parameter.detach().clone()))
+    for name, buffer in second.named_buffers():
+        first.get_buffer(name).copy_(buffer)
+    assert generated(first, "fp32")[0] == generated(second, "fp32")[0]

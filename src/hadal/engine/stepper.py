@@ -6,7 +6,6 @@ and checkpoints kept only after that, so nothing shared ever contains a rejected
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -21,7 +20,7 @@ from hadal.engine.team import SOLO, Team
 from hadal.engine.threads import few_threads
 from hadal.errors import EngineError
 from hadal.model import SequenceCache, Slot, Trace, Transformer
-from hadal.model.kernels.plans import unchanged
+from hadal.model.kernels.plans import forget_tables, unchanged
 
 __all__ = ["Outcome", "Stepper", "TokenBytes"]
 
@@ -103,9 +102,10 @@ class Stepper:
         sizes = [
             (w.num_tokens + len(w.drafts), w.request.num_computed + w.num_tokens) for w in plan.work
         ]
-        known = unchanged() if self._has_run else nullcontext()
-        with torch.inference_mode(), few_threads(self._model.config, sizes), known:
+        if not self._has_run:
+            forget_tables(self._model)
             self._has_run = True
+        with torch.inference_mode(), few_threads(self._model.config, sizes), unchanged():
             outcomes = self._forward(plan.work)
             self._choose(outcomes)
             for outcome in outcomes:

@@ -6,6 +6,7 @@ torch do between: a token takes dozens of small steps in every layer, and each c
 
 from collections.abc import Sequence
 from itertools import chain
+from operator import is_
 from typing import TYPE_CHECKING
 
 import torch
@@ -110,14 +111,10 @@ def _tables(blocks: Sequence["Block"]) -> Tensor | None:
             return None
         found += own
     known = blocks[0].__dict__.get("_kernel_run")
-    if known is None or len(known[0]) != len(found) or not all(map(_same, known[0], found)):
+    if known is None or len(known[0]) != len(found) or not all(map(is_, known[0], found)):
         places = torch.tensor([t.data_ptr() for t in found], dtype=torch.int64)
         known = blocks[0].__dict__["_kernel_run"] = found, places.view(-1, _TABLES)
     return known[1]
-
-
-def _same(one: object, other: object) -> bool:
-    return one is other
 
 
 def _described(block: "Block") -> list[Numbers | None]:

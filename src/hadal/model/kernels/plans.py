@@ -17,7 +17,7 @@ from hadal.model.kernels.native import library
 from hadal.model.kernels.products import format_of
 from hadal.model.kernels.switch import is_on
 
-__all__ = ["Numbers", "addresses", "matrix", "tables_of", "unchanged"]
+__all__ = ["Numbers", "addresses", "forget_tables", "matrix", "tables_of", "unchanged"]
 
 _UNCHANGED: ContextVar[bool] = ContextVar("hadal_plans_unchanged", default=False)
 
@@ -93,6 +93,12 @@ def tables_of(
         if not plan.holds():  # hooks
             return None
     return plan.tables
+
+
+def forget_tables(module: nn.Module) -> None:
+    """Let go of the tables of a module and of its parts, which may be of what it was once."""
+    for part in module.modules():
+        part.__dict__.pop("_kernel_plan", None)
 
 
 @contextlib.contextmanager
