@@ -252,19 +252,15 @@ INLINE float largest_of(const float *x, long count)
     return bits.f;
 }
 
-/* Some rows by outputs `first` up to `outputs` more, a multiple of THIN, that are of one tile each. */
-INLINE void thin_fp8(const struct matrix *m, const void *const *x, long rows, long first, long outputs, float *y, long stride)
+/* One row by outputs from `first` on, a multiple of THIN. Two share what is unpacked, which takes less time than this does twice. */
+INLINE void thin_fp8(const struct matrix *m, const void *const *x, long first, long outputs, float *y, long stride)
 {
-    for (long t = 0; t < rows; t++) {
-        float most = largest_of(x[t], m->inner);
-        for (long o = 0; o < outputs; o += THIN) {
-            float *at = y + t * stride + o;
-            if (fits_fp8_tile(m, first + o, most))
-                fp8_tile(m, x[t], first + o, at);
-            else
-                exact_tile(m, FP8, x + t, 1, first + o, THIN, at, stride);
-        }
-    }
+    float most = largest_of(*x, m->inner);
+    for (long o = 0; o < outputs; o += THIN)
+        if (fits_fp8_tile(m, first + o, most))
+            fp8_tile(m, *x, first + o, y + o);
+        else
+            exact_tile(m, FP8, x, 1, first + o, THIN, y + o, stride);
 }
 #endif
 
@@ -275,8 +271,8 @@ static void thin_dots(const struct matrix *m, int exactly, const void *const *x,
         if (m->format == BFLOAT16)
             thin_format(m, BFLOAT16, 1, x, rows, first, outputs, y, stride);
 #ifdef HAS_FP8_TILE
-        else if (m->format == FP8 && outputs % THIN == 0)
-            thin_fp8(m, x, rows, first, outputs, y, stride);
+        else if (m->format == FP8 && rows == 1 && outputs % THIN == 0)
+            thin_fp8(m, x, first, outputs, y, stride);
 #endif
         else if (m->format == FP8)
             thin_format(m, FP8, 1, x, rows, first, outputs, y, stride);
