@@ -60,8 +60,9 @@ INLINE float largest(const float *x, long count, float least)
     return least;
 }
 
-/* Logits to probabilities without the sink's. */
-INLINE void softmax_with_sink(float *logits, long count, float sink)
+/* Logits to what probabilities are in proportion to. Returns their sum and the sink's, which the weighed keys are divided by: they
+ * are fewer. */
+INLINE float softmax_with_sink(float *logits, long count, float sink)
 {
     float most = largest(logits, count, sink), lanes[LANES] = {0};
     for (long n = 0; n < count; n++)
@@ -72,9 +73,7 @@ INLINE void softmax_with_sink(float *logits, long count, float sink)
             lanes[i] += logits[n + i];
     for (int i = 0; n + i < count; i++)
         lanes[i] += logits[n + i];
-    float whole = v16_sum(v16_load(lanes)) + exponential(sink - most);
-    for (n = 0; n < count; n++)
-        logits[n] /= whole;
+    return v16_sum(v16_load(lanes)) + exponential(sink - most);
 }
 
 /* sums[h] += p[h][n] keys[n] for some heads and LANES * parts of their columns. */
@@ -130,18 +129,17 @@ INLINE void attend_query(const struct attention *a, long t, long low, long heads
     memset(sums, 0, (size_t)(heads * width) * sizeof *sums);
     for (long h = 0; h < heads; h++)
         query[h] = q + h * width;
-    float scale = 1.0f / sqrtf((float)width), dot[KEYS_AT_ONCE * MOST_HEADS];
+    float scale = 1.0f / sqrtf((float)width), whole[MOST_HEADS];
     for (long begin = 0; begin < count; begin += KEYS_AT_ONCE) {
         long some = count - begin < KEYS_AT_ONCE ? count - begin : KEYS_AT_ONCE;
         for (long n = 0; n < some; n++)
             keys[n] = key_of(a, t, first, near, begin + n, unpacked + (copies ? (begin + n) * width : 0));
-        dots((const void *const *)keys, (const void *const *)query, width * (long)sizeof(float), 0, some, heads, dot, MOST_HEADS);
-        for (long h = 0; h < heads; h++)
-            for (long n = 0; n < some; n++)
-                logits[h * count + begin + n] = dot[n * MOST_HEADS + h] * scale;
+        dots((const void *const *)query, (const void *const *)keys, width * (long)sizeof(float), 0, heads, some, logits + begin, count);
     }
+    for (long n = 0; n < heads * count; n++)
+        logits[n] *= scale;
     for (long h = 0; h < heads; h++)
-        softmax_with_sink(logits + h * count, count, a->sink[low + h]);
+        whole[h] = softmax_with_sink(logits + h * count, count, a->sink[low + h]);
     for (long begin = 0; begin < count; begin += KEYS_AT_ONCE) {
         long some = count - begin < KEYS_AT_ONCE ? count - begin : KEYS_AT_ONCE;
         for (long n = 0; n < some; n++) {
@@ -150,6 +148,9 @@ INLINE void attend_query(const struct attention *a, long t, long low, long heads
         }
         weigh_all(keys, some, logits + begin, count, heads, width, sums);
     }
+    for (long h = 0; h < heads; h++)
+        for (long i = 0; i < width; i++)
+            sums[h * width + i] /= whole[h];
     store_row(sums, heads * width, (void *)row_of(a->out, t * a->heads + low, width, a->halves), a->halves);
 }
 

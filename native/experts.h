@@ -7,7 +7,7 @@
 #include "product.h"
 #include "rows.h"
 
-#define HIDDEN_AT_ONCE 64 /* columns of a part, a multiple of MOST_OUTPUTS; outputs, too, where there are many tokens */
+#define HIDDEN_AT_ONCE 64 /* columns of a part; outputs, too, where there are many tokens */
 
 struct expert {
     struct matrix w1, w3, w2;
@@ -53,51 +53,46 @@ static void swiglu_rows(const void *gate, const void *up, int halves, long rows,
         }
 }
 
-#define OUTPUTS_AT_ONCE (MOST_OUTPUTS / 2) /* of the gate, and as many of the linear part */
-
 /* gates = scale swiglu(gates, ups), rounded as the modules do; row by row, also for columns that stand for no output, so that
  * these are loops of vectors. */
 INLINE void activate(const struct experts *e, float *gates, float *ups, long rows, const float *scale)
 {
-    long count = rows * OUTPUTS_AT_ONCE;
+    long count = rows * MOST_OUTPUTS;
     round_halves(gates, count, e->halves);
     round_halves(ups, count, e->halves);
     for (long i = 0; i < count; i++)
         gates[i] = swiglu(gates[i], ups[i], e->limit);
     for (long t = 0; t < rows; t++)
-        for (long i = 0; i < OUTPUTS_AT_ONCE; i++)
-            gates[t * OUTPUTS_AT_ONCE + i] *= scale[t];
+        for (long i = 0; i < MOST_OUTPUTS; i++)
+            gates[t * MOST_OUTPUTS + i] *= scale[t];
     round_halves(gates, count, e->halves);
 }
 
-/* Some hidden columns of one expert, for some of its rows. `w` are those of w1 and w3, or NULL to read them as they are stored. */
-INLINE void hidden_block(struct experts *e, const struct expert *expert, long row, long o, long some, const void *const *w)
+/* Some hidden columns of one expert, for the rows `x` of it. `gate` and `up` are outputs of w1 and w3, or NULL to read them as they
+ * are stored. */
+INLINE void hidden_block(struct experts *e, const struct expert *expert, const void *const *x, long row, long rows, long o, long some,
+                         const void *const *gate, const void *const *up)
 {
-    const void *x[ROWS_AT_ONCE];
-    long rows = expert->rows - row < ROWS_AT_ONCE ? expert->rows - row : ROWS_AT_ONCE;
     long first = expert->first + row, row_bytes = e->width * size_of(e->exactly);
-    float both[ROWS_AT_ONCE * 2 * OUTPUTS_AT_ONCE], gates[ROWS_AT_ONCE * OUTPUTS_AT_ONCE], ups[ROWS_AT_ONCE * OUTPUTS_AT_ONCE];
-    for (long t = 0; t < rows; t++) {
-        x[t] = (const char *)e->x + e->token[first + t] * row_bytes;
-        memset(both + t * 2 * OUTPUTS_AT_ONCE, 0, 2 * OUTPUTS_AT_ONCE * sizeof *both);
+    float gates[ROWS_AT_ONCE * MOST_OUTPUTS], ups[ROWS_AT_ONCE * MOST_OUTPUTS];
+    if (some < MOST_OUTPUTS) {
+        memset(gates, 0, (size_t)(rows * MOST_OUTPUTS) * sizeof *gates);
+        memset(ups, 0, (size_t)(rows * MOST_OUTPUTS) * sizeof *ups);
     }
-    if (w) {
-        dots(x, w, row_bytes, e->exactly, rows, OUTPUTS_AT_ONCE + some, both, 2 * OUTPUTS_AT_ONCE);
+    if (gate) {
+        dots(x, gate, row_bytes, e->exactly, rows, some, gates, MOST_OUTPUTS);
+        dots(x, up, row_bytes, e->exactly, rows, some, ups, MOST_OUTPUTS);
     } else {
-        thin_dots(&expert->w1, e->exactly, x, rows, o, some, both, 2 * OUTPUTS_AT_ONCE);
-        thin_dots(&expert->w3, e->exactly, x, rows, o, some, both + OUTPUTS_AT_ONCE, 2 * OUTPUTS_AT_ONCE);
-    }
-    for (long t = 0; t < rows; t++) {
-        memcpy(gates + t * OUTPUTS_AT_ONCE, both + t * 2 * OUTPUTS_AT_ONCE, OUTPUTS_AT_ONCE * sizeof *gates);
-        memcpy(ups + t * OUTPUTS_AT_ONCE, both + (t * 2 + 1) * OUTPUTS_AT_ONCE, OUTPUTS_AT_ONCE * sizeof *ups);
+        thin_dots(&expert->w1, e->exactly, x, rows, o, some, gates, MOST_OUTPUTS);
+        thin_dots(&expert->w3, e->exactly, x, rows, o, some, ups, MOST_OUTPUTS);
     }
     activate(e, gates, ups, rows, e->scale + first);
     for (long t = 0; t < rows; t++) {
         float *inner = e->inner + (first + t) * e->hidden_width + o;
-        if (some == OUTPUTS_AT_ONCE) /* a vector */
-            memcpy(inner, gates + t * OUTPUTS_AT_ONCE, OUTPUTS_AT_ONCE * sizeof *gates);
+        if (some == MOST_OUTPUTS)
+            v16_store(inner, v16_load(gates + t * MOST_OUTPUTS));
         else
-            memcpy(inner, gates + t * OUTPUTS_AT_ONCE, (size_t)some * sizeof *gates);
+            memcpy(inner, gates + t * MOST_OUTPUTS, (size_t)some * sizeof *gates);
     }
 }
 
@@ -109,25 +104,23 @@ static void hidden_part(void *context, long n)
     const struct expert *expert = e->expert + n / parts;
     long count = e->hidden - begin < HIDDEN_AT_ONCE ? e->hidden - begin : HIDDEN_AT_ONCE, row_bytes = e->width * size_of(e->exactly);
     int thin = is_thin(&expert->w1, expert->rows, e->exactly);
-    const void *w[2 * HIDDEN_AT_ONCE];
+    const void *gate[HIDDEN_AT_ONCE], *up[HIDDEN_AT_ONCE], *x[ROWS_AT_ONCE];
     if (!thin) {
         char *room = room_of(WEIGHTS_ROOM, (size_t)(2 * HIDDEN_AT_ONCE * row_bytes));
         if (!room) {
             atomic_store(&e->failed, 1);
             return;
         }
-        for (long o = 0; o < count; o += OUTPUTS_AT_ONCE) {
-            long some = count - o < OUTPUTS_AT_ONCE ? count - o : OUTPUTS_AT_ONCE;
-            unpack_outputs(&expert->w1, e->exactly, begin + o, some, e->width, room + 2 * o * row_bytes, w + 2 * o);
-            unpack_outputs(&expert->w3, e->exactly, begin + o, some, e->width, room + (2 * o + OUTPUTS_AT_ONCE) * row_bytes,
-                           w + 2 * o + OUTPUTS_AT_ONCE);
-            for (long i = some; i < OUTPUTS_AT_ONCE; i++)
-                w[2 * o + i] = w[2 * o]; /* of no output: what comes of it is not kept */
-        }
+        unpack_outputs(&expert->w1, e->exactly, begin, count, e->width, room, gate);
+        unpack_outputs(&expert->w3, e->exactly, begin, count, e->width, room + HIDDEN_AT_ONCE * row_bytes, up);
     }
-    for (long row = 0; row < expert->rows; row += ROWS_AT_ONCE)
-        for (long o = 0; o < count; o += OUTPUTS_AT_ONCE)
-            hidden_block(e, expert, row, begin + o, count - o < OUTPUTS_AT_ONCE ? count - o : OUTPUTS_AT_ONCE, thin ? NULL : w + 2 * o);
+    for (long row = 0; row < expert->rows; row += ROWS_AT_ONCE) {
+        long rows = expert->rows - row < ROWS_AT_ONCE ? expert->rows - row : ROWS_AT_ONCE;
+        for (long t = 0; t < rows; t++)
+            x[t] = (const char *)e->x + e->token[expert->first + row + t] * row_bytes;
+        for (long o = 0; o < count; o += MOST_OUTPUTS)
+            hidden_block(e, expert, x, row, rows, begin + o, count - o < MOST_OUTPUTS ? count - o : MOST_OUTPUTS, thin ? NULL : gate + o, up + o);
+    }
 }
 
 /* A row of what w2 multiplies, as it is multiplied. */
@@ -148,9 +141,8 @@ INLINE void add_outputs(const struct experts *e, const long *token, long rows, f
     for (long t = 0; t < rows; t++) {
         const float *own = sums + t * MOST_OUTPUTS;
         float *total = e->total + token[t] * e->outer + begin;
-        if (some == MOST_OUTPUTS) /* a vector */
-            for (long i = 0; i < MOST_OUTPUTS; i++)
-                total[i] += own[i];
+        if (some == MOST_OUTPUTS)
+            v16_store(total, v16_add(v16_load(total), v16_load(own)));
         else
             for (long i = 0; i < some; i++)
                 total[i] += own[i];
@@ -163,7 +155,8 @@ INLINE void output_block(struct experts *e, const struct expert *expert, long ro
     const void *inner[ROWS_AT_ONCE];
     long rows = expert->rows - row < ROWS_AT_ONCE ? expert->rows - row : ROWS_AT_ONCE, first = expert->first + row;
     float sums[ROWS_AT_ONCE * MOST_OUTPUTS];
-    memset(sums, 0, (size_t)(rows * MOST_OUTPUTS) * sizeof *sums);
+    if (some < MOST_OUTPUTS)
+        memset(sums, 0, (size_t)(rows * MOST_OUTPUTS) * sizeof *sums);
     for (long t = 0; t < rows; t++)
         inner[t] = e->inner + (first + t) * e->hidden_width;
     if (w)
@@ -227,7 +220,7 @@ static int experts(const void *x, int halves, long tokens, struct expert *expert
     e.inner = room_of(HIDDEN_ROOM, (size_t)(rows * e.hidden_width) * sizeof *e.inner);
     e.total = room_of(SUMS_ROOM, (size_t)(tokens * e.outer) * sizeof *e.total);
     if (!inputs || !scale || !token || !e.inner || !e.total ||
-        take_inputs(x, halves, tokens, expert->w1.inner, rounds, e.exactly, inputs, e.width))
+        take_inputs(x, halves, tokens, expert->w1.inner, rounds, e.exactly, inputs, e.width, threads))
         return -1;
     memset(e.total, 0, (size_t)(tokens * e.outer) * sizeof *e.total);
     long used = 0;

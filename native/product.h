@@ -10,7 +10,8 @@
 #include <stdatomic.h>
 
 #define ROWS_AT_ONCE 48 /* of x: a multiple of every ROWS; with 512 columns a fifth of the second cache */
-#define MOST_OUTPUTS 16
+#define ROWS_OF_PART (4 * ROWS_AT_ONCE) /* for which outputs are unpacked once */
+#define MOST_OUTPUTS LANES /* of a block */
 #ifdef LEVEL_AVX512
 #define NEAR_BYTES 32768 /* of W for many rows of x: it stays in the first cache, where rows of x pass */
 #else
@@ -25,7 +26,7 @@ struct product {
     long rows, row_bytes, width, groups;
     void *y;     /* [rows, outer] */
     int halves;  /* of y */
-    long outputs_at_once, output_parts, row_parts, part;
+    long outputs_at_once, output_parts, row_parts, rows_of_part, part;
     atomic_int failed;
 };
 
@@ -343,40 +344,50 @@ static void unpack_outputs(const struct matrix *m, int exactly, long first, long
     }
 }
 
-/* Some rows of W by some of x: outputs `first` up to `last`, all of one group. */
-INLINE void product_block(const struct product *p, long begin, long rows, long first, long last, void *weights, float *sums)
+/* Some rows of x by outputs `first` and the next, all of one group: `w`, or NULL to read them as they are stored. */
+INLINE void product_block(const struct product *p, const void *const *x, long begin, long rows, long first, long outputs, const void *const *w)
 {
     const struct matrix *m = &p->matrix;
-    const void *x[ROWS_AT_ONCE], *w[MOST_OUTPUTS];
-    long group = first * p->groups / m->outer, outputs = last - first, stride = p->halves ? MOST_OUTPUTS : m->outer;
-    float *y = p->halves ? sums : (float *)p->y + begin * m->outer + first;
-    for (long t = 0; t < rows; t++)
-        x[t] = (const char *)p->x + ((begin + t) * p->groups + group) * p->row_bytes;
-    if (is_thin(m, rows, p->exactly)) {
-        thin_dots(m, p->exactly, x, rows, first, outputs, y, stride);
-    } else {
-        unpack_outputs(m, p->exactly, first, outputs, p->width, weights, w);
+    float sums[ROWS_AT_ONCE * MOST_OUTPUTS], *y = p->halves ? sums : (float *)p->y + begin * m->outer + first;
+    long stride = p->halves ? MOST_OUTPUTS : m->outer;
+    if (w)
         dots(x, w, p->row_bytes, p->exactly, rows, outputs, y, stride);
-    }
+    else
+        thin_dots(m, p->exactly, x, rows, first, outputs, y, stride);
     for (long t = 0; p->halves && t < rows; t++)
         store_row(sums + t * MOST_OUTPUTS, outputs, (uint16_t *)p->y + (begin + t) * m->outer + first, 1);
+}
+
+/* Some outputs, `first` up to `last`, for rows `begin` up to `end`. */
+INLINE void product_outputs(const struct product *p, long begin, long end, long first, long last, void *weights)
+{
+    const void *x[ROWS_AT_ONCE], *w[MOST_OUTPUTS];
+    int thin = is_thin(&p->matrix, end - begin, p->exactly);
+    long group = first * p->groups / p->matrix.outer;
+    if (!thin)
+        unpack_outputs(&p->matrix, p->exactly, first, last - first, p->width, weights, w);
+    for (; begin < end; begin += ROWS_AT_ONCE) {
+        long rows = end - begin < ROWS_AT_ONCE ? end - begin : ROWS_AT_ONCE;
+        for (long t = 0; t < rows; t++)
+            x[t] = (const char *)p->x + ((begin + t) * p->groups + group) * p->row_bytes;
+        product_block(p, x, begin, rows, first, last - first, thin ? NULL : w);
+    }
 }
 
 static void product_part(void *context, long n)
 {
     struct product *p = context;
     long size = p->matrix.outer / p->groups, group = n / p->row_parts / p->output_parts;
-    long part = n / p->row_parts % p->output_parts, begin = n % p->row_parts * ROWS_AT_ONCE;
+    long part = n / p->row_parts % p->output_parts, begin = n % p->row_parts * p->rows_of_part;
     long first = group * size + part * p->part, end = first + p->part < (group + 1) * size ? first + p->part : (group + 1) * size;
-    long rows = p->rows - begin < ROWS_AT_ONCE ? p->rows - begin : ROWS_AT_ONCE;
+    long last_row = begin + p->rows_of_part < p->rows ? begin + p->rows_of_part : p->rows;
     void *weights = room_of(WEIGHTS_ROOM, (size_t)(MOST_OUTPUTS * p->row_bytes));
-    float sums[ROWS_AT_ONCE * MOST_OUTPUTS];
     if (!weights) {
         atomic_store(&p->failed, 1);
         return;
     }
     for (; first < end; first += p->outputs_at_once)
-        product_block(p, begin, rows, first, end - first < p->outputs_at_once ? end : first + p->outputs_at_once, weights, sums);
+        product_outputs(p, begin, last_row, first, end - first < p->outputs_at_once ? end : first + p->outputs_at_once, weights);
 }
 
 /* Parts that are worth a thread's while, and outputs that share what is loaded of x. */
@@ -384,7 +395,8 @@ static void divide_product(struct product *p, int threads)
 {
     long size = p->matrix.outer / p->groups, fits = NEAR_BYTES / p->row_bytes / 4 * 4;
     p->outputs_at_once = fits < 4 ? 4 : fits > MOST_OUTPUTS ? MOST_OUTPUTS : fits;
-    p->row_parts = (p->rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
+    p->rows_of_part = p->rows < 2 * threads * ROWS_OF_PART ? ROWS_AT_ONCE : ROWS_OF_PART;
+    p->row_parts = (p->rows + p->rows_of_part - 1) / p->rows_of_part;
     double work = 2.0 * (double)p->rows * (double)p->width * (double)p->matrix.outer;
     long wanted = threads == 1 || work < 2e5 ? 1 : 4 * threads / p->row_parts;
     long parts = wanted < p->groups ? 1 : wanted / p->groups;
@@ -400,22 +412,40 @@ static int run_product(struct product *p, int threads)
     return atomic_load(&p->failed) ? -1 : 0;
 }
 
-/* Rows with zeros up to `width` columns, as floats or exact; rounded to E4M3 if asked to. -1 without memory. */
-static int take_inputs(const void *x, int halves, long rows, long inner, int rounds, int exactly, void *out, long width)
+struct inputs {
+    const void *x;
+    long rows, inner, width;
+    int halves, rounds, exactly;
+    void *out;
+    atomic_int failed;
+};
+
+static void input_part(void *context, long n)
 {
-    float *row = exactly ? room_of(ROWS_ROOM, (size_t)width * sizeof *row) : NULL;
-    if (exactly && !row)
-        return -1;
-    for (long t = 0; t < rows; t++) {
-        float *floats = exactly ? row : (float *)out + t * width;
-        load_row(row_of(x, t, inner, halves), halves, inner, floats);
-        memset(floats + inner, 0, (size_t)(width - inner) * sizeof *floats);
-        if (rounds)
-            round_row(floats, inner, TILE);
-        for (long i = 0; exactly && i < width; i += COLUMNS)
-            pairs_store((exact *)out + t * width + i, pairs_of_floats(floats + i));
+    struct inputs *in = context;
+    long begin = n * ROWS_AT_ONCE, end = begin + ROWS_AT_ONCE < in->rows ? begin + ROWS_AT_ONCE : in->rows;
+    float *row = room_of(ROWS_ROOM, (size_t)in->width * sizeof *row);
+    if (!row) {
+        atomic_store(&in->failed, 1);
+        return;
     }
-    return 0;
+    for (long t = begin; t < end; t++) {
+        float *floats = in->exactly ? row : (float *)in->out + t * in->width;
+        load_row(row_of(in->x, t, in->inner, in->halves), in->halves, in->inner, floats);
+        memset(floats + in->inner, 0, (size_t)(in->width - in->inner) * sizeof *floats);
+        if (in->rounds)
+            round_row(floats, in->inner, TILE);
+        for (long i = 0; in->exactly && i < in->width; i += COLUMNS)
+            pairs_store((exact *)in->out + t * in->width + i, pairs_of_floats(floats + i));
+    }
+}
+
+/* Rows with zeros up to `width` columns, as floats or exact; rounded to E4M3 if asked to. -1 without memory. */
+static int take_inputs(const void *x, int halves, long rows, long inner, int rounds, int exactly, void *out, long width, int threads)
+{
+    struct inputs in = {.x = x, .rows = rows, .inner = inner, .width = width, .halves = halves, .rounds = rounds, .exactly = exactly, .out = out};
+    in_parallel(input_part, &in, (rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE, threads);
+    return atomic_load(&in.failed) ? -1 : 0;
 }
 
 /* Whether rows may be multiplied as they lie. */
@@ -435,7 +465,7 @@ static int product(const void *x, int x_halves, long rows, struct matrix m, long
     p.row_bytes = p.width * size_of(p.exactly);
     if (rounds || p.width != m.inner || !lie_ready(x_halves, p.exactly)) {
         void *inputs = room_of(INPUTS_ROOM, (size_t)(rows * groups * p.row_bytes));
-        if (!inputs || take_inputs(x, x_halves, rows * groups, m.inner, rounds, p.exactly, inputs, p.width))
+        if (!inputs || take_inputs(x, x_halves, rows * groups, m.inner, rounds, p.exactly, inputs, p.width, threads))
             return -1;
         p.x = inputs;
     }

@@ -24,6 +24,7 @@ INLINE void v16_store(float *p, v16 v) { _mm512_storeu_ps(p, v); }
 INLINE v16 v16_all(float x) { return _mm512_set1_ps(x); }
 INLINE v16 v16_fma(v16 a, v16 b, v16 c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE v16 v16_mul(v16 a, v16 b) { return _mm512_mul_ps(a, b); }
+INLINE v16 v16_add(v16 a, v16 b) { return _mm512_add_ps(a, b); }
 INLINE v16 v16_halves(const uint16_t *p)
 {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
@@ -47,6 +48,7 @@ INLINE void v16_store(float *p, v16 v) { _mm256_storeu_ps(p, v.low), _mm256_stor
 INLINE v16 v16_all(float x) { return (v16){_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 INLINE v16 v16_fma(v16 a, v16 b, v16 c) { return (v16){_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)}; }
 INLINE v16 v16_mul(v16 a, v16 b) { return (v16){_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
+INLINE v16 v16_add(v16 a, v16 b) { return (v16){_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
 INLINE __m256 eight_halves(const uint16_t *p)
 {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
@@ -69,6 +71,7 @@ INLINE v16 v16_load(const float *p) { v16 v; memcpy(&v, p, sizeof v); return v; 
 INLINE void v16_store(float *p, v16 v) { memcpy(p, &v, sizeof v); }
 INLINE v16 v16_all(float x) { v16 v; for (int i = 0; i < LANES; i++) v.lane[i] = x; return v; }
 INLINE v16 v16_mul(v16 a, v16 b) { for (int i = 0; i < LANES; i++) a.lane[i] *= b.lane[i]; return a; }
+INLINE v16 v16_add(v16 a, v16 b) { for (int i = 0; i < LANES; i++) a.lane[i] += b.lane[i]; return a; }
 INLINE v16 v16_halves(const uint16_t *p)
 {
     v16 v;

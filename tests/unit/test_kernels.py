@@ -73,6 +73,18 @@ def test_a_row_has_the_same_bits_beside_any_others(at, dtype):
 
 
 @pytest.mark.parametrize("at", levels())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [767, 769, 960])
+def test_rows_that_share_what_is_unpacked_have_the_bits_of_few(at, dtype, rows):
+    """From 768 on for two threads, parts of 192, the last of them with one row or all of them full."""
+    codes, scale, _ = stored(48, 96, "fp8")
+    x = torch.randn(rows, 96).to(dtype)
+    whole = products.native_product(x, codes, scale, at=at)
+    parts = [products.native_product(part, codes, scale, at=at) for part in x.split(17)]
+    assert torch.equal(whole, torch.cat(parts))
+
+
+@pytest.mark.parametrize("at", levels())
 @pytest.mark.parametrize("form", ["fp8", "fp8 float", "fp4", "bfloat16", "float32"])
 @pytest.mark.parametrize("rows", [1, 2, 5, 50])
 def test_products_of_bfloat16_are_rounded_once(at, form, rows):
