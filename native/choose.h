@@ -87,13 +87,52 @@ INLINE void score_span(const struct choice *c, long n, const float *across, floa
     round_halves(scores, SPAN, c->in_halves);
 }
 
-#if defined LEVEL_AVX2 || defined LEVEL_AVX512
+INLINE float number_of(const void *row, int halves, long i) { return halves ? widened(((const uint16_t *)row)[i]) : ((const float *)row)[i]; }
+
+#if defined LEVEL_AVX512
+#define TURNED 16
+INLINE __m512d doubles(v16 v) { return _mm512_castps_pd(v); }
+
+/* Sixteen columns of sixteen rows. */
+INLINE void turn_square(const void *const *rows, int halves, long i, float *out)
+{
+    v16 r[16], s[16];
+#pragma GCC unroll 16
+    for (int n = 0; n < 16; n++)
+        r[n] = halves ? v16_halves((const uint16_t *)rows[n] + i) : v16_load((const float *)rows[n] + i);
+#pragma GCC unroll 8
+    for (int n = 0; n < 16; n += 2) {
+        s[n] = _mm512_unpacklo_ps(r[n], r[n + 1]);
+        s[n + 1] = _mm512_unpackhi_ps(r[n], r[n + 1]);
+    }
+#pragma GCC unroll 8
+    for (int n = 0; n < 16; n += 2) {
+        int from = n / 4 * 4 + n % 4 / 2; /* of four rows, the columns n % 4 and n % 4 + 1 of every four */
+        r[n] = _mm512_castpd_ps(_mm512_unpacklo_pd(doubles(s[from]), doubles(s[from + 2])));
+        r[n + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(doubles(s[from]), doubles(s[from + 2])));
+    }
+#pragma GCC unroll 4
+    for (int n = 0; n < 4; n++) {
+        v16 even[2], odd[2];
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; half++) {
+            even[half] = _mm512_shuffle_f32x4(r[8 * half + n], r[8 * half + 4 + n], 0x88);
+            odd[half] = _mm512_shuffle_f32x4(r[8 * half + n], r[8 * half + 4 + n], 0xdd);
+        }
+        v16_store(out + (i + n) * SPAN, _mm512_shuffle_f32x4(even[0], even[1], 0x88));
+        v16_store(out + (i + n + 4) * SPAN, _mm512_shuffle_f32x4(odd[0], odd[1], 0x88));
+        v16_store(out + (i + n + 8) * SPAN, _mm512_shuffle_f32x4(even[0], even[1], 0xdd));
+        v16_store(out + (i + n + 12) * SPAN, _mm512_shuffle_f32x4(odd[0], odd[1], 0xdd));
+    }
+}
+#elif defined LEVEL_AVX2
+#define TURNED 8
 /* Eight columns of eight rows. */
-INLINE void turn_eight(const float *const *rows, long i, float *out)
+INLINE void turn_square(const void *const *rows, int halves, long i, float *out)
 {
     __m256 r[8], s[8], t[8];
     for (int n = 0; n < 8; n++)
-        r[n] = _mm256_loadu_ps(rows[n] + i);
+        r[n] = halves ? eight_halves((const uint16_t *)rows[n] + i) : _mm256_loadu_ps((const float *)rows[n] + i);
     for (int n = 0; n < 8; n += 2) {
         s[n] = _mm256_unpacklo_ps(r[n], r[n + 1]);
         s[n + 1] = _mm256_unpackhi_ps(r[n], r[n + 1]);
@@ -111,17 +150,51 @@ INLINE void turn_eight(const float *const *rows, long i, float *out)
 #endif
 
 /* Keys beside each other: out[i * SPAN + o] = key[o][i]. */
-INLINE void turn(const float *const *key, long width, float *out)
+INLINE void turn(const void *const *key, int halves, long width, float *out)
 {
     long i = 0;
-#if defined LEVEL_AVX2 || defined LEVEL_AVX512
-    for (; i + 8 <= width; i += 8)
-        for (long o = 0; o < SPAN; o += 8)
-            turn_eight(key + o, i, out + o);
+#ifdef TURNED
+    for (; i + TURNED <= width; i += TURNED)
+        for (long o = 0; o < SPAN; o += TURNED)
+            turn_square(key + o, halves, i, out + o);
 #endif
     for (; i < width; i++)
         for (long o = 0; o < SPAN; o++)
-            out[i * SPAN + o] = key[o][i];
+            out[i * SPAN + o] = number_of(key[o], halves, i);
+}
+
+/* Keys of a span, `there` of them at most, come into the second cache while others are multiplied. */
+INLINE void fetch_span(const struct store *keys, long first, long there)
+{
+    struct walk walk = {.store = keys, .row = first};
+    for (long o = 0; o < SPAN && o < there; o++) {
+        const char *at = next_row(&walk);
+        for (long i = 0; i < keys->row_bytes; i += 64)
+            __builtin_prefetch(at + i, 0, 2);
+    }
+}
+
+/* Keys of a span, `there` of them, beside each other; zeros where there are fewer. */
+INLINE void take_span(const struct choice *c, long first, long there, float *room, float *across)
+{
+    const struct store *keys = c->keys;
+    struct walk walk = {.store = keys, .row = first};
+    const void *key[SPAN];
+    int halves = keys->packing == AS_HALVES;
+    for (long o = 0; o < SPAN; o++) {
+        float *own = room + o * c->width;
+        const char *at = o < there ? next_row(&walk) : memset(own, 0, (size_t)c->width * sizeof *own);
+        key[o] = o >= there || halves ? at : (const char *)row_at(keys, at, own);
+        if (c->in_halves && !halves && o < there) {
+            if (key[o] != own)
+                key[o] = memcpy(own, key[o], (size_t)c->width * sizeof *own);
+            round_halves(own, c->width, 1);
+        }
+    }
+    if (halves)
+        turn(key, 1, c->width, across);
+    else
+        turn(key, 0, c->width, across);
 }
 
 /* Some keys by all queries of the group that see them. */
@@ -135,18 +208,8 @@ static void scores_part(void *context, long part)
     }
     long last = c->visible[c->begin + c->queries - 1];
     for (long first = part * SPANS_AT_ONCE * SPAN, n = 0; n < SPANS_AT_ONCE && first < last; n++, first += SPAN) {
-        long there = last - first < SPAN ? last - first : SPAN;
-        const float *key[SPAN];
-        for (long o = 0; o < SPAN; o++) {
-            float *own = room + o * c->width;
-            key[o] = o < there ? row_in(c->keys, first + o, own) : memset(own, 0, (size_t)c->width * sizeof *own);
-            if (c->in_halves && o < there) {
-                if (key[o] != own)
-                    key[o] = memcpy(own, key[o], (size_t)c->width * sizeof *own);
-                round_halves(own, c->width, 1);
-            }
-        }
-        turn(key, c->width, across);
+        fetch_span(c->keys, first + SPAN, last - first - SPAN);
+        take_span(c, first, last - first < SPAN ? last - first : SPAN, room, across);
         for (long q = 0; q < c->queries; q++)
             if (c->visible[c->begin + q] > first)
                 score_span(c, q, across, c->scores + q * c->across + first);
@@ -187,25 +250,61 @@ static uint32_t nth_largest(uint32_t *order, long count, long nth)
     return order[at];
 }
 
-/* The order of the k-th best, and how many better ones there are. */
-INLINE uint32_t threshold_of(const float *scores, long count, long k, uint32_t *room, long *better)
+/* The order of the k-th best of some, which are moved about, and how many better ones there are. */
+INLINE uint32_t threshold_of(uint32_t *orders, long count, long k, long *better)
 {
     uint32_t seen[BUCKETS] = {0};
     long above = 0, some = 0;
     for (long n = 0; n < count; n++)
-        seen[order_of(scores[n]) >> 21]++;
+        seen[orders[n] >> 21]++;
     uint32_t bucket = BUCKETS - 1;
     for (; above + seen[bucket] < k; bucket--)
         above += seen[bucket];
     for (long n = 0; n < count; n++) {
-        room[some] = order_of(scores[n]);
-        some += room[some] >> 21 == bucket;
+        uint32_t order = orders[n];
+        orders[some] = order;
+        some += order >> 21 == bucket;
     }
-    uint32_t least = nth_largest(room, some, k - above);
+    uint32_t least = nth_largest(orders, some, k - above);
     *better = above;
     for (long n = 0; n < some; n++)
-        *better += room[n] > least;
+        *better += orders[n] > least;
     return least;
+}
+
+/* What the k best of many will be above, most likely: in every sixteenth there are twice as many above, and a few. */
+INLINE uint32_t likely_threshold(const float *scores, long count, long k, uint32_t *room)
+{
+    long some = 0, few = k / 8 + 16;
+    if (count < 4 * 16 * few)
+        return 0;
+    for (long n = 0; n < count; n += 16)
+        room[some++] = order_of(scores[n]);
+    return nth_largest(room, some, few);
+}
+
+/* Which scores' orders are `least` or more, ascending, and those orders. Up to LANES more of each are written. */
+INLINE long not_below(const float *scores, long count, uint32_t least, uint32_t *orders, uint32_t *numbers)
+{
+    long some = 0, n = 0;
+#ifdef LEVEL_AVX512
+    __m512i number = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), sign = _mm512_set1_epi32((int)0x80000000);
+    for (; n + LANES <= count; n += LANES) {
+        __m512i bits = _mm512_castps_si512(v16_add(v16_load(scores + n), v16_all(0.0f)));
+        __m512i order = _mm512_xor_si512(bits, _mm512_or_si512(_mm512_srai_epi32(bits, 31), sign));
+        __mmask16 kept = _mm512_cmpge_epu32_mask(order, _mm512_set1_epi32((int)least));
+        _mm512_storeu_si512(orders + some, _mm512_maskz_compress_epi32(kept, order));
+        _mm512_storeu_si512(numbers + some, _mm512_maskz_compress_epi32(kept, number));
+        some += __builtin_popcount(kept);
+        number = _mm512_add_epi32(number, _mm512_set1_epi32(LANES));
+    }
+#endif
+    for (; n < count; n++) {
+        orders[some] = order_of(scores[n]);
+        numbers[some] = (uint32_t)n;
+        some += orders[some] >= least;
+    }
+    return some;
 }
 
 static void choice_part(void *context, long n)
@@ -217,20 +316,22 @@ static void choice_part(void *context, long n)
         for (; taken < visible; taken++)
             index[taken] = taken;
     } else {
-        uint32_t *room = room_of(ORDER_ROOM, (size_t)(visible + 1) * sizeof *room);
-        if (!room) {
+        uint32_t *orders = room_of(ORDER_ROOM, (size_t)(2 * (visible + LANES)) * sizeof *orders), *numbers = orders + visible + LANES;
+        if (!orders) {
             atomic_store(&c->failed, 1);
             return;
         }
         const float *scores = c->scores + n * c->across;
-        uint32_t least = threshold_of(scores, visible, c->k, room, &better);
+        long some = not_below(scores, visible, likely_threshold(scores, visible, c->k, orders), orders, numbers);
+        if (some < c->k)
+            some = not_below(scores, visible, 0, orders, numbers);
+        uint32_t least = threshold_of(orders, some, c->k, &better);
         long equal = c->k - better;
+        not_below(scores, visible, least, orders, numbers);
         for (long i = 0; taken < c->k; i++) {
-            uint32_t order = order_of(scores[i]);
-            int chosen = order > least || (order == least && equal > 0);
-            equal -= order == least;
-            index[taken] = i;
-            taken += chosen;
+            index[taken] = numbers[i];
+            taken += orders[i] > least || equal > 0;
+            equal -= orders[i] == least;
         }
     }
     for (; taken < c->columns; taken++)

@@ -20,10 +20,29 @@ INLINE const char *stored_row(const struct store *s, long row)
     return (const char *)s->pages + (s->table[row / s->per_page] * s->per_page + row % s->per_page) * s->row_bytes;
 }
 
-/* A row as floats: where it lies, or unpacked into `room`. */
-INLINE const float *row_in(const struct store *s, long row, float *room)
+/* Rows one after another, from `row` on; a page is looked up once. */
+struct walk {
+    const struct store *store;
+    long row, left; /* of the page */
+    const char *at;
+};
+
+INLINE const char *next_row(struct walk *w)
 {
-    const char *at = stored_row(s, row);
+    const struct store *s = w->store;
+    if (w->left == 0) {
+        w->at = stored_row(s, w->row);
+        w->left = s->per_page - w->row % s->per_page;
+    } else {
+        w->at += s->row_bytes;
+    }
+    w->row++, w->left--;
+    return w->at;
+}
+
+/* A row as floats: where it lies, or unpacked into `room`. */
+INLINE const float *row_at(const struct store *s, const char *at, float *room)
+{
     if (s->packing == AS_FLOATS)
         return (const float *)at;
     if (s->packing == AS_HALVES) {
@@ -41,6 +60,8 @@ INLINE const float *row_in(const struct store *s, long row, float *room)
     }
     return room;
 }
+
+INLINE const float *row_in(const struct store *s, long row, float *room) { return row_at(s, stored_row(s, row), room); }
 
 /* Keep a row, which has the roundings of its format already (src/hadal/model/quant/entries.py). */
 INLINE void put_row(const struct store *s, long row, const float *x)

@@ -218,6 +218,32 @@ def test_equal_scores_go_to_the_lowest(at):
     assert torch.equal(index, torch.arange(50).expand(2, -1))
 
 
+ORDERS = {
+    "any": lambda count: torch.randperm(count, generator=torch.Generator().manual_seed(0)).float(),
+    "rising": lambda count: torch.arange(count).float(),
+    "falling": lambda count: -torch.arange(count).float(),
+    "best where samples are": lambda count: torch.where(torch.arange(count) % 16 == 0, 9.0, 1.0),
+    "few values": lambda count: (torch.arange(count) * 7 % 11).float(),
+}
+
+
+@pytest.mark.parametrize("at", levels())
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("count", "k"), [(1535, 64), (6000, 64), (9000, 512), (9000, 900)])
+def test_choice_among_many(at, order, count, k):
+    """The best of so many are looked for above what a sample says; the set is exact, whatever the sample."""
+    scores = ORDERS[order](count)
+    store = Entries()
+    store.append(scores[:, None] * torch.tensor([1.0, -1.0] + 14 * [0.0]))
+    query = torch.zeros(1, 2, 16)
+    query[0, 0, 0] = query[0, 1, 1] = 1.0  # relu(score) - relu(-score)
+    visible, weight = torch.tensor([count]), torch.tensor([[1.0, -1.0]])
+    index = native_choice(query, weight, store.pages(), count, visible, k, in_bfloat16=False, at=at)
+    assert index is not None
+    expected = torch.sort(scores, descending=True, stable=True).indices[:k].sort().values
+    assert torch.equal(index[0], expected)
+
+
 @pytest.mark.parametrize("at", levels())
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_swiglu(at, dtype):
