@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import os
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -52,6 +53,25 @@ def daemon_in_a_network(tmp_path):
     node_name = f"embedded-{found.state.stat().st_ino}".encode()
     router = f"h{hashlib.sha256(node_name).hexdigest()[:8]}/router"  # others may have theirs
     assert router not in Path("/proc/self/mounts").read_text(), "a network is left"
+
+
+def test_a_client_that_leaves_at_once(daemon):
+    """As one does that is killed: nothing has failed, and others are served."""
+    daemon.start()
+    with Sandbox.create(node=daemon.url) as box:
+        box.spawn("sleep 100")
+        request = (
+            f"GET /v1/boxes/{box.id}/commands/1/attach HTTP/1.1\r\nHost: node\r\n"
+            "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        for _ in range(20):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(daemon.state / "node.sock"))
+                client.sendall(request.encode())
+        assert box.run("echo there").stdout == "there\n"
+    assert "client has left" in daemon.log()
+    assert "Traceback" not in daemon.log()
 
 
 def test_an_image_is_a_directory(daemon, rootfs):

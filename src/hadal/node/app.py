@@ -34,7 +34,10 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
             ConfigError(f"a request that is nested too deep or no text: {error!r:.200}")
         )
         return web.json_response(body, status=400)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, ConnectionError) and _has_left(request):
+            logger.info("client has left", extra={"method": request.method, "path": request.path})
+            return web.Response()  # for nobody
         logger.exception("request failed", extra={"method": request.method, "path": request.path})
         body = {
             "code": "node",
@@ -43,6 +46,10 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
             "details": {},
         }
         return web.json_response(body, status=500)
+
+
+def _has_left(request: web.Request) -> bool:
+    return request.transport is None or request.transport.is_closing()
 
 
 def _authorize(keys: frozenset[str]) -> Any:
