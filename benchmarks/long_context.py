@@ -132,11 +132,11 @@ def plot(folder: Path, path: Path) -> None:
         lengths = [f["tokens"] for f in figures]
         for key, style in (("decode", "o-"), ("prefill", "o:")):
             values = [f[f"{key}_ms_per_token"] for f in figures]
-            times.plot(lengths, values, style, color=color, label=f"{TITLES[name]}: {key}")
+            times.plot(lengths, values, style, color=color, label=f"{name}: {key}")
         values = [f["resident_mb_over_weights"] for f in figures]
-        memory.plot(lengths, values, "o-", color=color, label=f"{TITLES[name]}: over the weights")
+        memory.plot(lengths, values, "o-", color=color, label=f"{name}: over the weights")
         values = [f["blocks_mb"] for f in figures]
-        memory.plot(lengths, values, "o:", color=color, label=f"{TITLES[name]}: of it, entries")
+        memory.plot(lengths, values, "o:", color=color, label=f"{name}: of it, entries")
     times.set(yscale="log", ylabel="ms per token")
     memory.set(ylabel="MB", ylim=(0, None))
     for axis, (name, figures) in zip(axes[1], known.items(), strict=True):
@@ -146,8 +146,12 @@ def plot(folder: Path, path: Path) -> None:
         axis.set(ylabel="ms per decoded token", ylim=(0, None), title=TITLES[name])
     for axis in axes.flat:
         axis.set(xscale="log", xlabel="context (tokens)")
-        axis.legend(loc="upper left", fontsize="small")
         axis.grid(alpha=0.3)
+    above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2, "fontsize": "small"}
+    times.legend(**above, frameon=False)
+    memory.legend(**above, frameon=False)
+    parts = axes[1, 1].get_legend_handles_labels()
+    canvas.legend(*parts, loc="outside lower center", ncols=len(parts[0]), frameon=False)
     canvas.savefig(path)
 
 
