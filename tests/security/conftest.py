@@ -17,7 +17,7 @@ TIGHT = {"memory_mb": 128, "pids": 128, "cpus": 0.5, "disk_mb": 256, "ttl_s": 30
 
 
 @pytest.fixture(scope="session")
-def node(tmp_path_factory):
+def node(tmp_path_factory, kernel):
     """The state folder of a node, started by the first box; it ends by itself when the tests are over."""
     home = tmp_path_factory.mktemp("hadal")
     with pytest.MonkeyPatch.context() as patch:
