@@ -1,11 +1,15 @@
 """The command line as a user meets it: real processes, exit codes, JSON."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from hadal.cli.examples import commands, examples
+from hadal.cli.main import app
 
 HADAL = Path(sys.executable).with_name("hadal")
 
@@ -126,11 +130,27 @@ def test_full_output():
     assert b"Traceback" not in result.stderr
 
 
-def test_help_has_examples():
-    for verb in (["cost"], ["checkpoint", "convert"], ["checkpoint", "make"], ["demo"], ["eval"]):
-        result = run(*verb, "--help")
+def test_help_ends_with_the_examples():
+    for verb, start in (("cost", "hadal cost --model v4-pro"), ("box rm", "hadal box rm --all")):
+        result = run(*verb.split(), "--help")
         assert result.returncode == 0
-        assert "hadal " + " ".join(verb) in result.stdout
+        assert start in result.stdout.split("Examples")[1]
+
+
+COMMANDS = [pytest.param(command, id=" ".join(path)) for path, command in commands(app)]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_examples_are_commands_that_are_understood(command):
+    shown = examples(command).split("\n\n")
+    for example in shown:
+        lines = example.splitlines()
+        assert max(map(len, lines)) <= 78, "wider than a terminal"
+        assert all(line.endswith("\\") for line in lines[:-1])
+        words = shlex.split(example.replace("\\\n", ""))
+        words = words[words.index("hadal") + 1 :]
+        end = next((n for n, word in enumerate(words) if word in ("|", ">", "&&")), len(words))
+        app.parse_args(words[:end], exit_on_error=False)
 
 
 def test_errors_do_not_steer_the_terminal(tmp_path):

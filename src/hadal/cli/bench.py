@@ -181,6 +181,9 @@ def prefix(
 ) -> None:
     """W5: time to the first token of a known prompt: from memory, from disk, after a restart.
 
+    Examples:
+        hadal bench prefix --network nano --shared 8192 --tails 16
+
     Args:
         network: Which random network.
         shared: Tokens that the prompts have in common.
@@ -201,6 +204,9 @@ def prefix(
 def cache(*, network: _Network = "nano", tokens: int = 8192, json_output: _Json = False) -> None:
     """W7: bytes that a token and a request occupy, beside the formulas of `hadal cost`.
 
+    Examples:
+        hadal bench cache --network a192 --tokens 32768
+
     Args:
         network: Which random network.
         tokens: Length of the request.
@@ -216,6 +222,9 @@ def speculation(
     *, steps: int = 300, new: int = 64, rounds: int = 5, json_output: _Json = False
 ) -> None:
     """W6: multi-token prediction on a small network trained for it: same tokens, time, acceptance.
+
+    Examples:
+        hadal bench speculation --rounds 5
 
     Args:
         steps: Of training, a fifth of a second each.

@@ -80,6 +80,9 @@ def create(
 def ls(*, json_output: _Json = False, where: NodeOptions | None = None) -> None:
     """Show the living boxes.
 
+    Examples:
+        hadal box ls --json
+
     Args:
         json_output: Print one JSON object a box.
         where: The node.
@@ -152,6 +155,11 @@ def rm(
 ) -> None:  # fmt: skip
     """End boxes. Their logs are kept.
 
+    Examples:
+        hadal box rm build
+
+        hadal box rm --all
+
     Args:
         box: Which.
         all_boxes: All that live on the node.
@@ -187,6 +195,11 @@ def snapshot(
 ) -> None:
     """Keep what a box has changed as a layer, and print its reference: `hadal box create REFERENCE`.
 
+    Examples:
+        hadal box snapshot build --name with-tools
+
+        hadal box create with-tools
+
     Args:
         box: Which; its processes stand still meanwhile.
         name: For the snapshot. Default: one is made up.
@@ -211,6 +224,9 @@ def fork(
     where: NodeOptions | None = None,
 ) -> None:
     """Make boxes that begin with the files of one as they are now, and print their ids.
+
+    Examples:
+        hadal box fork build --count 4
 
     Args:
         box: Which.

@@ -38,6 +38,9 @@ def pause(
 def resume(box: str, /, *, where: NodeOptions | None = None) -> None:
     """Let a box go on that is paused, before somebody uses it.
 
+    Examples:
+        hadal box resume build
+
     Args:
         box: Which.
         where: The node.

@@ -33,12 +33,13 @@ def chat(
     engine: EngineOptions | None = None,
     upstream: UpstreamOptions | None = None,
 ) -> None:
-    """Talk to a model: reasoning and tool calls are shown as they come; you type tools' results.
+    r"""Talk to a model: reasoning and tool calls are shown as they come; you type tools' results.
 
     Examples:
         hadal chat path/to/checkpoint
 
-        hadal chat --upstream http://gpu-box:8000 --tokenizer path/to/checkpoint --effort high
+        hadal chat --upstream http://gpu-box:8000 --tokenizer path/to/checkpoint \
+            --effort high
 
     Args:
         checkpoint: Folder with weights and tokenizer.json; or nano, which comes with hadal.

@@ -116,6 +116,9 @@ def add(
 def ls(*, state: Path | None = None, json_output: _Json = False) -> None:
     """List the disks.
 
+    Examples:
+        hadal disk ls --json
+
     Args:
         state: State folder of the node. Default: that of the embedded node.
         json_output: Print one JSON object a line.
@@ -147,6 +150,9 @@ def ls(*, state: Path | None = None, json_output: _Json = False) -> None:
 @app.command
 def rm(*names: str, state: Path | None = None) -> None:
     """Remove disks; machines that were made from them live on.
+
+    Examples:
+        hadal disk rm debian
 
     Args:
         names: As `hadal disk ls` has them, with or without `disk@`.

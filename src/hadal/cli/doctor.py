@@ -28,6 +28,9 @@ def doctor(
 
     Nothing is left behind. Yellow lines are about things that boxes do without.
 
+    Examples:
+        hadal doctor
+
     Args:
         state: Folder where boxes would be. Default: that of the embedded node.
         json_output: Print one JSON object.

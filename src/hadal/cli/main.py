@@ -30,6 +30,7 @@ from hadal.cli import (
     train,
     view,
 )
+from hadal.cli.examples import show_examples
 from hadal.errors import ConfigError, EncodingError, HadalError, InputError
 from hadal.plain_text import visible
 
@@ -69,6 +70,7 @@ app.command(disk.app)
 app.command(box.app)
 app.command(node.app)
 app.command(doctor.doctor)
+show_examples(app)
 
 
 def main() -> None:

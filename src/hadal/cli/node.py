@@ -51,13 +51,14 @@ def serve(
     accelerator: Literal["auto", "kvm", "tcg"] = "auto",
     microvm: Literal["qemu", "firecracker"] = "qemu",
 ) -> None:
-    """Make boxes for others: on a Unix socket of this user, and with --port over HTTP.
+    r"""Make boxes for others: on a Unix socket of this user, and with --port over HTTP.
 
     It runs until SIGTERM or Ctrl-C. The boxes live on for the lease, and the next daemon with the same
     state folder finds them again. What it does is logged here and, in the state folder, to node.log.
 
     Examples:
-        hadal node serve --port 7777 --key-file keys.txt --host 10.0.0.5 --tls-cert c.pem --tls-key k.pem
+        hadal node serve --port 7777 --key-file keys.txt --host 10.0.0.5 \
+            --tls-cert c.pem --tls-key k.pem
 
         HADAL_NODE=https://10.0.0.5:7777 HADAL_NODE_KEY=... hadal box create
 
@@ -247,6 +248,9 @@ def snapshots(
 def status(*, json_output: _Json = False, where: NodeOptions | None = None) -> None:
     """Say whether a node runs, and what it has. Exit code 1: it does not.
 
+    Examples:
+        hadal node status --json
+
     Args:
         json_output: Print one JSON object.
         where: The node.
@@ -277,6 +281,9 @@ def status(*, json_output: _Json = False, where: NodeOptions | None = None) -> N
 @app.command
 def stop(*, end_boxes: Annotated[bool, _Flag] = False, where: NodeOptions | None = None) -> None:
     """End the node daemon of this machine. Its boxes live on for their lease.
+
+    Examples:
+        hadal node stop --end-boxes
 
     Args:
         end_boxes: End them too.

@@ -135,19 +135,20 @@ def run(
     box: BoxOptions | None = None,
     engine: EngineOptions | None = None,
 ) -> None:
-    """Let an agent work in a box until it has an answer.
+    r"""Let an agent work in a box until it has an answer.
 
     It has a shell and an editor there, and nothing of this machine but what --mount names. A run that was
     killed goes on with --resume. Exit codes: 0 it answered, 1 it got to no answer, 2 wrong usage, 3 the model or
     the box failed.
 
     Examples:
-        hadal run "Write the number of lines of moon.txt to sun.txt" --mount ./data:/data:rw --working-dir /data
+        hadal run "Write the number of lines of moon.txt to sun.txt" \
+            --mount ./data:/data:rw --working-dir /data
 
         hadal run "Which files are in /usr/share/doc?" --model path/to/checkpoint
 
-        hadal run "Fix the failing test" --model http://gpu-box:8000 --tokenizer path/to/checkpoint
-        --mount ./project:/project:rw
+        hadal run "Fix the failing test" --model http://gpu-box:8000 \
+            --tokenizer path/to/checkpoint --mount ./project:/project:rw
 
         hadal run --resume 3f2a91c04d7b
 

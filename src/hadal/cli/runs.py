@@ -55,6 +55,9 @@ def list_runs(*, runs: Path | None = None, json_output: _Json = False) -> None:
 def show(run: str, *, runs: Path | None = None) -> None:
     """Show a run as `hadal run` showed it.
 
+    Examples:
+        hadal runs show 3f2a91c04d7b
+
     Args:
         run: Its id.
         runs: Folder of the runs.

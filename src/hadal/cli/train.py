@@ -80,12 +80,13 @@ def run(
     json_output: Annotated[bool, Parameter(name="--json", negative="")] = False,
     options: TrainOptions | None = None,
 ) -> None:
-    """Train, or go on with a run that was stopped, killed or cut off.
+    r"""Train, or go on with a run that was stopped, killed or cut off.
 
     Examples:
         hadal train run demonstrations.jsonl.gz --tokenizer tokenizer.json --into run
 
-        hadal train run demonstrations.jsonl.gz --tokenizer tokenizer.json --into run --device cuda --workers 1
+        hadal train run demonstrations.jsonl.gz --tokenizer tokenizer.json \
+            --into run --device cuda --workers 1
 
     Args:
         demonstrations: A file of conversations, as `recipes/nano.py` makes it.
