@@ -156,3 +156,19 @@ def test_examples_are_commands_that_are_understood(command):
 def test_errors_do_not_steer_the_terminal(tmp_path):
     result = run("checkpoint", "inspect", "no\x1b[2J", cwd=tmp_path)
     assert r"no checkpoint at no\x1b[2J" in result.stderr
+
+
+def test_modes_of_the_report(tmp_path):
+    chat = tmp_path / "chat.json"
+    chat.write_text('[{"role": "user", "content": "hi"}]')
+
+    def encoded(*options):
+        return run("encode", chat, "-g", "v4-0731", *options).stdout
+
+    assert encoded("--mode", "non-think") == encoded("--mode", "chat")
+    assert encoded("--mode", "think-high") == encoded("--effort", "high")
+    assert encoded("--mode", "think-max") == encoded("--effort", "max")
+    assert len({encoded("--mode", mode) for mode in ("chat", "think-high", "think-max")}) == 3
+    twice = run("encode", chat, "-g", "v4-0731", "--mode", "think-max", "--effort", "low")
+    assert twice.returncode == 2
+    assert "hint: --mode thinking --effort low" in twice.stderr

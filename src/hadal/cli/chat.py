@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from hadal.cli.serve import EngineOptions, UpstreamOptions, open_front
+from hadal.cli.thinking import Mode, thinking
 from hadal.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def chat(
     generation: Literal["v4", "v4-0731", "v4.1"] | None = None,
     system: str | None = None,
     tools: Path | None = None,
-    mode: Literal["thinking", "chat"] = "thinking",
+    mode: Mode = "thinking",
     effort: str | None = None,
     temperature: float = 1.0,
     max_tokens: int | None = None,
@@ -39,7 +40,7 @@ def chat(
         hadal chat path/to/checkpoint
 
         hadal chat --upstream http://gpu-box:8000 --tokenizer path/to/checkpoint \
-            --effort high
+            --mode think-max
 
     Args:
         checkpoint: Folder with weights and tokenizer.json; or nano, which comes with hadal.
@@ -47,8 +48,8 @@ def chat(
         generation: Of the message format. Default: read from the checkpoint.
         system: First message.
         tools: JSON file with a list of OpenAI-shaped tools.
-        mode: Whether the model reasons first.
-        effort: How hard.
+        mode: Whether the model reasons first; the report's modes are an effort, too.
+        effort: How hard, by the generation's table; for v4.1 also 1 to 100.
         temperature: 0 for the most probable token.
         max_tokens: Tokens of an answer at most.
         seed: For the same answer again.
@@ -58,6 +59,7 @@ def chat(
     """
     from hadal.serve.terminal import chat as talk
 
+    prompt_mode, budget = thinking(mode, effort)
     declared = _read_tools(tools)
     front = open_front(
         checkpoint, tokenizer, generation, engine or EngineOptions(), upstream or UpstreamOptions()
@@ -77,8 +79,8 @@ def chat(
                 input,
                 system=system,
                 tools=declared,
-                mode=mode,
-                effort=effort,
+                mode=prompt_mode,
+                effort=None if budget is None else str(budget),
                 sampling=sampling,
             )
         finally:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from cyclopts import Parameter
 
+from hadal.cli.thinking import Mode, PromptMode, thinking
 from hadal.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["decode", "encode"]
 
 GenerationName = Literal["v4", "v4-0731", "v4.1"]
-ModeName = Literal["thinking", "chat"]
 _FinishReason = Literal["stop", "length", "tool_calls", "abort"]
 _Flag = Parameter(negative="")
 _Generation = Annotated[GenerationName | None, Parameter(name=["--generation", "-g"])]
@@ -26,7 +26,7 @@ def encode(
     source: Path | None = None,
     *,
     generation: _Generation = None,
-    mode: ModeName = "thinking",
+    mode: Mode = "thinking",
     effort: str | None = None,
     tokenizer: Path | None = None,
     ids: Annotated[bool, _Flag] = False,
@@ -45,13 +45,13 @@ def encode(
 
         hadal encode chat.json --tokenizer path/to/checkpoint --ids
 
-        hadal encode chat.json -g v4-0731 --effort high --json | jq .text
+        hadal encode chat.json -g v4-0731 --mode think-high --json | jq .text
 
     Args:
         source: File to read; standard input if it is left out or "-".
         generation: Which generation of the format. Default: read from the checkpoint that
             --tokenizer names.
-        mode: Whether the model is to reason first.
+        mode: Whether the model is to reason first; the report's modes are an effort, too.
         effort: How hard, by the generation's table; for v4.1 also 1 to 100.
         tokenizer: A checkpoint's folder or its tokenizer.json; needed for ids.
         ids: Print token ids, on one line.
@@ -65,10 +65,10 @@ def encode(
     from hadal.encoding import Encoding
 
     encoding = Encoding.load(generation, tokenizer=tokenizer, strict=strict)
-    budget = int(effort) if effort is not None and effort.isdecimal() else effort
+    prompt_mode, budget = thinking(mode, effort)
     prompt = encoding.prompt(
         given.pop("messages"),
-        mode=mode,
+        mode=prompt_mode,
         effort=budget,
         drop_thinking=not keep_thinking,
         generation_prompt=continuation,
@@ -82,7 +82,7 @@ def decode(
     source: Path | None = None,
     *,
     generation: _Generation = None,
-    mode: ModeName = "thinking",
+    mode: PromptMode = "thinking",
     tokenizer: Path | None = None,
     tools: Path | None = None,
     finish_reason: _FinishReason | None = None,

@@ -18,6 +18,7 @@ from rich.console import Console
 from hadal.cli.box_options import BoxOptions
 from hadal.cli.quantities import read_pairs
 from hadal.cli.serve import EngineOptions, UpstreamOptions, open_front
+from hadal.cli.thinking import Mode, thinking
 from hadal.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ class AgentOptions:
     """What the agent may do.
 
     Attributes:
-        mode: Whether the model reasons first.
-        effort: How hard.
+        mode: Whether the model reasons first; the report's modes are an effort, too.
+        effort: How hard, by the generation's table; for v4.1 also 1 to 100.
         temperature: 0 for the most probable token. Default: as the checkpoint's generation_config.json says, or 1.
         seed: Of the sampling.
         max_turns: Replies of the model, at most.
@@ -49,7 +50,7 @@ class AgentOptions:
             runs on this machine, outside of the box.
     """
 
-    mode: Literal["thinking", "chat"] = "thinking"
+    mode: Mode = "thinking"
     effort: str | None = None
     temperature: float | None = None
     seed: int | None = None
@@ -92,9 +93,10 @@ class AgentOptions:
             "temperature": _own_temperature(model) if temperature is None else temperature
         }
         sampling |= {} if self.seed is None else {"seed": self.seed}
+        mode, effort = thinking(self.mode, self.effort)
         limits = Limits(turns=self.max_turns, window=self.window)
         return AgentConfig(
-            mode=self.mode, effort=self.effort, sampling=sampling, limits=limits,
+            mode=mode, effort=effort, sampling=sampling, limits=limits,
             hold_calls=self.hold_calls,
         )  # fmt: skip
 
