@@ -51,14 +51,13 @@ def serve(
     accelerator: Literal["auto", "kvm", "tcg"] = "auto",
     microvm: Literal["qemu", "firecracker"] = "qemu",
 ) -> None:
-    r"""Make boxes for others: on a Unix socket of this user, and with --port over HTTP.
+    """Make boxes for others: on a Unix socket of this user, and with --port over HTTP.
 
     It runs until SIGTERM or Ctrl-C. The boxes live on for the lease, and the next daemon with the same
     state folder finds them again. What it does is logged here and, in the state folder, to node.log.
 
     Examples:
-        hadal node serve --port 7777 --key-file keys.txt --host 10.0.0.5 \
-            --tls-cert c.pem --tls-key k.pem
+        hadal node serve --port 7777 --key-file keys --tls-cert c.pem --tls-key k.pem
 
         HADAL_NODE=https://10.0.0.5:7777 HADAL_NODE_KEY=... hadal box create
 
