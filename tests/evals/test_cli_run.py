@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hadal.agent import read_events
+from hadal.agent import Journal, read_events
 from hadal.checkpoint import make_random
 from hadal.config import ModelConfig
 from tests.tools.test_mcp import SERVER
@@ -28,6 +28,16 @@ def hadal(*arguments):
     program = Path(sys.executable).with_name("hadal")
     return subprocess.run(
         [program, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+def start_hadal(*arguments):
+    program = Path(sys.executable).with_name("hadal")
+    return subprocess.Popen(
+        [program, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
 
 
@@ -50,6 +60,59 @@ def test_a_random_network_ends_with_a_reason(node, checkpoint, tmp_path):
     assert [e for e in read_events(journal) if e["kind"] not in ("task", "making_box")] == events
     again = hadal("run", "--resume", journal.stem, *model, "--runs", tmp_path, "--json")
     assert again.returncode != 0
+
+
+@pytest.fixture
+def killed(node, checkpoint, tmp_path):
+    """A command whose run was killed as soon as it had a box, and that run's journal."""
+    model = ("--model", checkpoint, "--generation", "v4", "--window", 1500, "--seed", 1)
+    command = ("run", "Say hello.", *model, "--runs", tmp_path, "--env", "TOKEN=secret")
+    with start_hadal(*command, "--json") as running:
+        assert json.loads(running.stdout.readline())["kind"] == "box"
+        running.kill()
+    [journal] = tmp_path.glob("*.jsonl")
+    assert b"secret" not in journal.read_bytes()
+    return command, journal
+
+
+def ends(journal):
+    return [e["reason"] for e in read_events(journal) if e["kind"] == "end"]
+
+
+def test_the_same_command_goes_on_with_a_run_that_was_killed(killed, tmp_path):
+    command, journal = killed
+    assert ends(journal) == []
+    other = hadal(*command[:1], "Say nothing.", *command[2:], "--max-turns", 1)
+    assert f"run {journal.stem}" not in other.stdout
+    again = hadal(*command)
+    assert f"run {journal.stem} " in again.stdout
+    assert "it was not finished; --new begins another" in again.stdout
+    assert len(ends(journal)) == 1
+    assert len(list(tmp_path.glob("*.jsonl"))) == 2
+    assert f"run {journal.stem} " not in hadal(*command).stdout, "it is finished now"
+
+
+def test_another_run_of_the_same_command(killed, tmp_path):
+    command, journal = killed
+    assert f"run {journal.stem} " not in hadal(*command, "--new").stdout
+    with Journal(journal):  # it is run meanwhile
+        assert f"run {journal.stem} " not in hadal(*command).stdout
+    assert ends(journal) == []
+    assert len(list(tmp_path.glob("*.jsonl"))) == 3
+    both = hadal("run", "--resume", journal.stem, "--new", "--runs", tmp_path)
+    assert (both.returncode, "--new" in both.stderr) == (2, True)
+
+
+def test_a_run_whose_box_is_gone_is_left_for_another(killed, tmp_path):
+    command, journal = killed
+    [box] = [e["id"] for e in read_events(journal) if e["kind"] == "box"]
+    hadal("box", "rm", box)
+    again = hadal(*command)
+    assert "it cannot go on: " in again.stdout
+    assert read_events(journal)[-1]["kind"] == "abandoned"
+    [other] = set(tmp_path.glob("*.jsonl")) - {journal}
+    assert len(ends(other)) == 1
+    assert journal.stem not in hadal(*command).stdout
 
 
 @pytest.mark.parametrize(

@@ -75,8 +75,10 @@ def test_list_and_filters(page):
     page.fill("#filter", "count")
     assert rows(page) == ["Count the lines."]
     page.fill("#filter", "")
-    page.select_option("#outcome", "running")
+    page.select_option("#outcome", "interrupted")
     assert rows(page) == ["Not over yet."]
+    page.select_option("#outcome", "running")
+    assert rows(page) == []
     page.select_option("#outcome", "solved")
     assert len(rows(page)) == 2
     assert page.locator("#count").text_content() == "2 of 3"
@@ -125,7 +127,9 @@ def test_a_running_one_is_followed(page, folder):
     page.wait_for_selector("#step-3")
     page.locator("#step-3").evaluate("s => { s.dataset.seen = 'yes'; }")
     page.locator("#step-2").evaluate("s => { s.dataset.seen = 'yes'; }")
+    assert "interrupted" in page.locator("#facts").text_content()
     with Journal(folder / "open.jsonl") as journal:
+        page.wait_for_selector("#facts >> text=running", timeout=5000)
         journal.append("prompt", ids=[1], anew=False)
         journal.append("tokens", ids=[1, 2], text="That is")
         journal.append("tokens", ids=[3], text=" <b>all")

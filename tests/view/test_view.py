@@ -49,7 +49,7 @@ def test_list(client):
     assert rows["one"] | {"task": ""} == {
         "id": "one", "state": "done", "outcome": "scored", "score": 1, "turns": 3, "tokens": 39, "task": "",
     }  # fmt: skip
-    assert (rows["two"]["state"], rows["two"]["outcome"]) == ("running", None)
+    assert (rows["two"]["state"], rows["two"]["outcome"]) == ("interrupted", None)
     assert (rows["broken"]["outcome"], "damaged at line 1" in rows["broken"]["state"]) == (
         "void",
         True,
@@ -79,12 +79,23 @@ def test_what_has_not_changed_is_not_read_again(client, tmp_path):
 def test_a_row_follows_its_file(tmp_path):
     write_run(tmp_path / "a.jsonl", ends=False)
     files = RunFiles(tmp_path)
-    assert files.rows()[0]["state"] == "running"
+    assert files.rows()[0]["state"] == "interrupted"
     with Journal(tmp_path / "a.jsonl") as journal:
+        assert files.rows()[0]["state"] == "running"
         journal.append("end", reason="max_turns", text="")
     assert files.rows()[0]["state"] == "max_turns"
     (tmp_path / "a.jsonl").unlink()
     assert files.rows() == []
+
+
+def test_a_run_that_nobody_works_on_is_not_called_running(client, tmp_path):
+    first = client.get("/api/runs/two")
+    assert first.json()["extra"]["state"] == "interrupted"
+    with Journal(tmp_path / "two.jsonl"):
+        again = client.get("/api/runs/two", headers={"if-none-match": first.headers["etag"]})
+        assert again.json()["extra"]["state"] == "running"
+    assert client.get("/api/runs/two").json()["extra"]["state"] == "interrupted"
+    assert "state" not in client.get("/api/runs/one").json()["extra"]
 
 
 def test_one_run(client):

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from hadal.errors import ConfigError, StorageError
 
-__all__ = ["Journal", "read_events"]
+__all__ = ["Journal", "is_open", "read_events"]
 
 
 class Journal:
@@ -90,6 +90,19 @@ class Journal:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def is_open(path: Path) -> bool:
+    """Return whether some process has a journal open.
+
+    The kernel's list of locks is read, since trying the lock would be in the way of who opens it just then.
+    """
+    try:
+        inode = f":{path.stat().st_ino}"
+        locks = Path("/proc/locks").read_text().splitlines()
+    except OSError:
+        return False
+    return any(" FLOCK " in line and line.split()[-3].endswith(inode) for line in locks)
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:

@@ -1,17 +1,22 @@
 """Runs in a folder: what the list says of each, and one of them whole."""
 
+import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hadal.agent.atif import to_atif
-from hadal.agent.journal import read_events
+from hadal.agent.journal import Journal, is_open, read_events
 from hadal.agent.trajectory import Trajectory
 from hadal.errors import ConfigError, StorageError
 
 __all__ = ["RunFiles"]
 
+RUNNING, INTERRUPTED = "running", "interrupted"
+"""States of runs without an ending: a process works on it, or none does."""
+_LONGEST_TASK = 1 << 24
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
@@ -46,8 +51,35 @@ class RunFiles:
             known = self._rows.get(path.stem)
             if known is None or known[0] != version:
                 known = self._rows[path.stem] = (version, _row(path))
-            found.append((stat.st_mtime_ns, known[1]))
+            row = known[1]
+            if row["state"] == RUNNING and not is_open(path):
+                row = row | {"state": INTERRUPTED}
+            found.append((stat.st_mtime_ns, row))
         return [row for _, row in sorted(found, key=lambda pair: -pair[0])]
+
+    def take_up(self, command: str) -> Journal | None:
+        """Open the newest run of a command that is not finished, and that nobody runs.
+
+        Args:
+            command: As the run's first event has it.
+
+        Raises:
+            StorageError: It cannot be opened.
+        """
+        paths = sorted(self._folder.glob("*.jsonl"), key=lambda path: -path.stat().st_mtime_ns)
+        for path in paths:
+            if _command(path) != command:
+                continue
+            try:
+                journal = Journal(path)
+            except ConfigError:  # it is run
+                continue
+            ending = Trajectory.of(journal.events).ending
+            is_left = any(event["kind"] == "abandoned" for event in journal.events)
+            if not is_left and (ending is None or ending.reason.is_ours):
+                return journal
+            journal.close()
+        return None
 
     def path(self, run: str) -> Path:
         """Return the journal of a run.
@@ -62,14 +94,15 @@ class RunFiles:
             )
         return path
 
-    def version(self, run: str) -> tuple[int, int]:
-        """Return when the journal of a run was written to last (ns), and its bytes.
+    def version(self, run: str) -> tuple[int, int, bool]:
+        """Return when the journal of a run was written to last (ns), its bytes, and whether it is open.
 
         Raises:
             ConfigError: There is no such run.
         """
-        stat = self.path(run).stat()
-        return stat.st_mtime_ns, stat.st_size
+        path = self.path(run)
+        stat = path.stat()
+        return stat.st_mtime_ns, stat.st_size, is_open(path)
 
     def events(self, run: str) -> list[dict[str, Any]]:
         """Return the events of a run.
@@ -83,10 +116,23 @@ class RunFiles:
     def whole(self, run: str) -> dict[str, Any]:
         """Return a run as ATIF, without token ids: they grow with the square of the turns.
 
+        Where it has no reason to have stopped, `extra` says whether it runs or was interrupted.
+
         Raises:
             ConfigError, StorageError: As `events`.
         """
-        return to_atif(self.events(run), run, token_ids=False)
+        goes_on = is_open(self.path(run))
+        found = to_atif(self.events(run), run, token_ids=False)
+        if found["extra"].get("stop_reason") is None:
+            found["extra"]["state"] = RUNNING if goes_on else INTERRUPTED
+        return found
+
+
+def _command(path: Path) -> str | None:
+    with path.open("rb") as file, suppress(ValueError):
+        first: Any = json.loads(file.readline(_LONGEST_TASK))
+        return first.get("command") if isinstance(first, dict) else None
+    return None
 
 
 def _row(path: Path) -> dict[str, Any]:
@@ -102,7 +148,7 @@ def _row(path: Path) -> dict[str, Any]:
     last = next((e for e in reversed(events) if e["kind"] in ("score", "again")), {})
     score = last.get("score")  # of a run that goes on none
     return _fields(
-        path.stem, "running" if ending is None else str(ending.reason),
+        path.stem, RUNNING if ending is None else str(ending.reason),
         None if ending is None else str(ending.outcome), score, trajectory.turns, len(trajectory.ids),
         _task(events),
     )  # fmt: skip

@@ -1,14 +1,15 @@
 """`hadal run`: an agent in a box, until its task is done."""
 
 import asyncio
+import hashlib
 import json
 import os
 import shlex
 import sys
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,17 +20,20 @@ from hadal.cli.box_options import BoxOptions
 from hadal.cli.quantities import read_pairs
 from hadal.cli.serve import EngineOptions, UpstreamOptions, open_front
 from hadal.cli.thinking import Mode, thinking
-from hadal.errors import ConfigError
+from hadal.errors import ConfigError, SandboxGoneError
+from hadal.plain_text import visible
 
 if TYPE_CHECKING:
-    from hadal.agent import AgentConfig, Ending
+    from hadal.agent import AgentConfig, Ending, Journal
     from hadal.sandbox import AsyncSandbox
+    from hadal.sandbox.specs import Spec
     from hadal.serve import Front
     from hadal.tools import Toolbox
 
 __all__ = ["open_model", "run", "runs_folder"]
 
 _Flag = Parameter(negative="")
+_EXIT_CODES = {"scored": 0, "failed": 1, "void": 3}
 
 
 @Parameter(name="*")
@@ -130,6 +134,7 @@ def run(
     generation: Literal["v4", "v4-0731", "v4.1"] | None = None,
     image: str = "host",
     resume: str | None = None,
+    new: Annotated[bool, _Flag] = False,
     runs: Path | None = None,
     keep_box: Annotated[bool, _Flag] = False,
     json_output: Annotated[bool, Parameter(name="--json", negative="")] = False,
@@ -139,9 +144,9 @@ def run(
 ) -> None:
     r"""Let an agent work in a box until it has an answer.
 
-    It has a shell and an editor there, and nothing of this machine but what --mount names. A run that was
-    killed goes on with --resume. Exit codes: 0 it answered, 1 it got to no answer, 2 wrong usage, 3 the model or
-    the box failed.
+    It has a shell and an editor there, and nothing of this machine but what --mount names. The same command
+    goes on with a run of it that was killed. Exit codes: 0 it answered, 1 it got to no answer, 2 wrong usage, 3 the
+    model or the box failed.
 
     Examples:
         hadal run "Write the number of lines of moon.txt to sun.txt" \
@@ -162,6 +167,7 @@ def run(
         generation: Of the message format. Default: read from the checkpoint.
         image: Of the box.
         resume: Id of a run to go on with; it has its task and its box already.
+        new: Begin another run, even if one of the same command is not finished.
         runs: Folder of the runs. Default: under $HADAL_HOME, or the user's state.
         keep_box: Do not end the box with the run.
         json_output: Print every event as a line of JSON, and nothing else.
@@ -171,24 +177,44 @@ def run(
     """
     if (task is None) == (resume is None):
         raise ConfigError("expected a task or --resume ID", hint="see --help for examples")
-    from hadal.agent.run_files import RunFiles
-
-    path = (runs or runs_folder()) / f"{resume or uuid.uuid4().hex[:12]}.jsonl"
-    if resume is not None:
-        path = RunFiles(path.parent).path(resume)
-    front = open_model(model, tokenizer, generation, engine or EngineOptions())
-    spec = (box or BoxOptions()).spec(image)
+    if resume is not None and new:
+        raise ConfigError("expected --resume ID or --new, got both")
+    options, boxed, folder = agent or AgentOptions(), box or BoxOptions(), runs or runs_folder()
     console = Console(stderr=json_output, highlight=False)
-    console.print(f"run {path.stem} ({path})", markup=False)
-    options = agent or AgentOptions()
+    if resume is not None:
+        _leave_if_ended(folder, resume, console)
+    command = _command(task, model, tokenizer, generation, image, options, boxed)
+    run = _Asked(folder, task, command, boxed.spec(image), resume=resume, new=new)
+    front = open_model(model, tokenizer, generation, engine or EngineOptions())
     working = _run(
-        front, path, task, spec, options, options.config(model), console, json_output=json_output,
+        front, run, options, options.config(model), console, json_output=json_output,
         keep_box=keep_box,
     )  # fmt: skip
     ending = asyncio.run(working)
     if ending.outcome == "void":
-        console.print(f"hint: go on with hadal run --resume {path.stem}", markup=False)
-    sys.exit({"scored": 0, "failed": 1, "void": 3}[ending.outcome])
+        console.print("hint: the same command goes on with it", markup=False)
+    sys.exit(_EXIT_CODES[ending.outcome])
+
+
+def _leave_if_ended(folder: Path, name: str, console: Console) -> None:
+    from hadal.agent import Trajectory, read_events
+    from hadal.agent.run_files import RunFiles
+
+    ending = Trajectory.of(read_events(RunFiles(folder).path(name))).ending
+    if ending is not None and not ending.reason.is_ours:
+        console.print(f"it has ended: {ending.reason}", markup=False)
+        sys.exit(_EXIT_CODES[ending.outcome])
+
+
+def _command(
+    task: str | None, model: str, tokenizer: Path | None, generation: str | None, image: str,
+    options: AgentOptions, boxed: BoxOptions,
+) -> str:  # fmt: skip
+    """Return what two commands have in common that ask for the same; values of `--env`, which may be secret, are left out."""
+    names = tuple(text.partition("=")[0] for text in boxed.env)
+    fields = [asdict(options), asdict(replace(boxed, env=names))]
+    asked = [task, model, str(tokenizer), generation, image, str(Path.cwd()), *fields]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
 def open_model(
@@ -204,13 +230,67 @@ def open_model(
     return open_front(Path(model), tokenizer, generation, engine, UpstreamOptions())
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What run is wanted: fields are arguments of `run`."""
+
+    folder: Path
+    task: str | None
+    command: str
+    spec: "Spec"
+    resume: str | None
+    new: bool
+
+    @asynccontextmanager
+    async def opened(
+        self, console: Console
+    ) -> AsyncGenerator["tuple[Journal, AsyncSandbox, bool]"]:
+        """Give the journal of a run, its box, and whether that is new to it.
+
+        A run of the same command that is not finished is gone on with, unless its box is no more: then it stays
+        as it is, and is not looked at again.
+        """
+        from hadal.agent.boxed import open_box
+
+        for journal, is_found in self._journals():
+            with journal:
+                console.print(f"run {journal.path.stem} ({journal.path})", markup=False)
+                if is_found:
+                    console.print("it was not finished; --new begins another", markup=False)
+                try:
+                    box, is_new = await open_box(journal, self.spec)
+                except SandboxGoneError as error:
+                    if not is_found:
+                        raise
+                    journal.append("abandoned", text=str(error))
+                    console.print(f"it cannot go on: {visible(str(error))}", markup=False)
+                    continue
+                async with box:
+                    yield journal, box, is_new
+                return
+
+    def _journals(self) -> "Iterator[tuple[Journal, bool]]":
+        """Yield journals to work with, and whether each was found: the next one is for who cannot use the last."""
+        from hadal.agent import Journal
+        from hadal.agent.run_files import RunFiles
+
+        if self.resume is not None:
+            yield Journal(RunFiles(self.folder).path(self.resume)), False
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        while not self.new and (found := RunFiles(self.folder).take_up(self.command)) is not None:
+            yield found, True
+        journal = Journal(self.folder / f"{uuid.uuid4().hex[:12]}.jsonl")
+        journal.events.append(journal.append("task", text=self.task, command=self.command))
+        yield journal, False
+
+
 async def _run(
-    front: "Front", path: Path, task: str | None, spec: Any, options: AgentOptions,
-    config: "AgentConfig", console: Console,
+    front: "Front", run: _Asked, options: AgentOptions, config: "AgentConfig", console: Console,
     *, json_output: bool, keep_box: bool,
 ) -> "Ending":  # fmt: skip
-    from hadal.agent import Agent, Journal, Trajectory
-    from hadal.agent.boxed import note_box, open_box
+    from hadal.agent import Agent
+    from hadal.agent.boxed import note_box
     from hadal.agent.terminal import Terminal
 
     terminal = None if json_output else Terminal(console)
@@ -222,28 +302,16 @@ async def _run(
             terminal.show(event)
 
     try:
-        with terminal or nullcontext(), Journal(path) as journal:
-            known = Trajectory.of(journal.events).ending
-            if known is not None and not known.reason.is_ours:
-                console.print(f"it has ended: {known.reason}", markup=False)
-                return known
-            asked = next((e for e in journal.events if e["kind"] == "task"), None)
-            if asked is None:
-                asked = journal.append("task", text=task)
-            box, is_new = await open_box(journal, spec)
-            async with box:
+        with terminal or nullcontext():
+            async with run.opened(console) as (journal, box, is_new):
                 if is_new:
                     note_box(journal, box, watch)
+                task = next(e["text"] for e in journal.events if e["kind"] == "task")
                 async with options.toolbox(box) as toolbox:
                     agent = Agent(
-                        front.backend,
-                        front.encoding,
-                        toolbox,
-                        journal,
-                        config,
-                        watch=watch,
+                        front.backend, front.encoding, toolbox, journal, config, watch=watch
                     )
-                    ending = await agent.run([asked["text"]])
+                    ending = await agent.run([task])
                 if not keep_box and ending.outcome != "void":
                     await box.kill()
             return ending

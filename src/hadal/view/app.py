@@ -68,10 +68,10 @@ def build_app(files: RunFiles) -> Starlette:
 def _tag(files: RunFiles, request: Request) -> str:
     """Return what changes whenever the run does; taken before it is read, so that nothing is missed."""
     try:
-        changed, size = files.version(request.path_params["run"])
+        version = files.version(request.path_params["run"])
     except ConfigError as error:
         raise HTTPException(404, error.message) from error
-    return f'W/"{changed}-{size}"'
+    return f'W/"{"-".join(map(str, map(int, version)))}"'
 
 
 def _whole(files: RunFiles, request: Request) -> "dict[str, object]":

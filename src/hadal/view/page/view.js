@@ -19,7 +19,7 @@ const seconds = (s) => (s < 10 ? s.toFixed(2) : s.toFixed(0)) + " s";
 
 function matches(row) {
   const wanted = $("outcome").value, text = $("filter").value.toLowerCase();
-  const is = { solved: row.score === 1, unsolved: row.score === 0, running: row.outcome === null };
+  const is = { solved: row.score === 1, unsolved: row.score === 0, running: row.state === "running", interrupted: row.state === "interrupted" };
   if (wanted && !(wanted in is ? is[wanted] : row.outcome === wanted)) return false;
   return !text || `${row.id} ${row.task} ${row.state}`.toLowerCase().includes(text);
 }
@@ -73,7 +73,7 @@ function showFacts() {
   const tools = results.reduce((t, r) => t + (r.extra.seconds || 0), 0);
   const score = extra.score === undefined ? "" : extra.score === null ? ", void" : extra.score ? ", solved" : `, not solved: ${extra.score_detail}`;
   const facts = [
-    `${extra.stop_reason || "running"}${score}`, `${turns.length} turns`,
+    `${extra.stop_reason || extra.state}${score}`, `${turns.length} turns`,
     `${number(sums.total_prompt_tokens)} prompt tokens, ${number(sums.total_cached_tokens)} of them cached`,
     `${number(sums.total_completion_tokens)} said`, `model ${seconds(model)}, tools ${seconds(tools)}`,
   ];
@@ -143,7 +143,7 @@ function showResult(result) {
 function showRunning(said) {
   const shown = element("div");
   if (said) shown.append(marked(said, element("pre")));
-  shown.append(element("div", "dim", "running"));
+  shown.append(element("div", "dim", run.extra.state));
   return shown;
 }
 
@@ -195,11 +195,11 @@ function showStep(step) {
 
 /** A reply that is being written, as the model writes it. */
 function showPending() {
-  const { pending, stop_reason: over } = run.extra;
+  const { pending, state, stop_reason: over } = run.extra;
   if (!pending || over) return;
   const shown = element("section", "step agent"), head = element("div", "head");
   shown.id = "pending";
-  head.append(element("span", "who", "agent"), element("span", "", `writing, ${number(pending.tokens)} tokens so far`));
+  head.append(element("span", "who", "agent"), element("span", "", `${state === "running" ? "writing" : state}, ${number(pending.tokens)} tokens so far`));
   shown.append(head, element("div", "said dim", pending.text));
   $("steps").append(shown);
 }
