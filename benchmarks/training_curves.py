@@ -96,6 +96,8 @@ def draw(curves: dict[str, list[float]], path: Path) -> None:
         ]
         axes.plot(range(1, len(losses) + 1), smooth, label=name)
     axes.set(xlabel="step (4,096 tokens)", ylabel="loss of what the model says, nats a token", yscale="log")  # fmt: skip
+    axes.set_yticks([1, 2, 3, 4, 6, 8], labels=["1", "2", "3", "4", "6", "8"])
+    axes.minorticks_off()
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()

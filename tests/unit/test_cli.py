@@ -1,6 +1,8 @@
 """The command line as a user meets it: real processes, exit codes, JSON."""
 
 import json
+import os
+import re
 import shlex
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hadal.cli.examples import commands, examples
+from hadal.cli.idle_threads import SPIN_COUNT
 from hadal.cli.main import app
 
 HADAL = Path(sys.executable).with_name("hadal")
@@ -172,3 +175,19 @@ def test_modes_of_the_report(tmp_path):
     twice = run("encode", chat, "-g", "v4-0731", "--mode", "think-max", "--effort", "low")
     assert twice.returncode == 2
     assert "hint: --mode thinking --effort low" in twice.stderr
+
+
+@pytest.mark.parametrize(
+    ("verb", "given", "count"),
+    [
+        (("serve", "nano", "--max-num-seqs", "0"), {}, str(SPIN_COUNT)),
+        (("serve", "nano", "--max-num-seqs", "0"), {"GOMP_SPINCOUNT": "77"}, "77"),
+        (("bench", "cache", "--tokens", "128"), {}, "300000"),
+    ],
+)
+def test_threads_without_work_sleep_soon(verb, given, count):
+    """As libgomp itself says, which torch loads."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
+    environment = kept | {"OMP_DISPLAY_ENV": "verbose"} | given
+    done = subprocess.run([HADAL, *verb], env=environment, capture_output=True, text=True)
+    assert re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr) == [count], done.stderr
