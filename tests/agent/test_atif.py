@@ -47,6 +47,20 @@ def test_a_run(run):
     assert found["final_metrics"]["total_prompt_tokens"] == sum(map(len, run.backend.prompts))
 
 
+def test_log_probabilities(run):
+    script = [calls({"a": 1, "b": 2}), answer("3")]
+    run(script, sampling={"logprobs": 0})
+    agent = [s["metrics"] for s in to_atif(read_events(run.path), "s")["steps"] if "metrics" in s]
+    assert [m["logprobs"] for m in agent] == [[0.0] * m["completion_tokens"] for m in agent]
+    assert (
+        "logprobs"
+        not in to_atif(read_events(run.path), "s", token_ids=False)["steps"][2]["metrics"]
+    )
+    run.path.unlink()
+    run(script)
+    assert "logprobs" not in to_atif(read_events(run.path), "s")["steps"][2]["metrics"]
+
+
 def test_a_run_that_goes_on(run):
     run([calls({"a": 1, "b": 2}), answer("3")])
     events = read_events(run.path)

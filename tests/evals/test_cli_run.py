@@ -156,6 +156,10 @@ def test_runs(node, checkpoint, tmp_path):
     assert row["state"] in hadal("runs", "ls", *where).stdout
     assert "user: Say hello." in hadal("runs", "show", row["id"], *where).stdout
     exported = json.loads(hadal("runs", "export", row["id"], *where).stdout)
+    for metrics in (step["metrics"] for step in exported["steps"] if "metrics" in step):
+        assert len(metrics["logprobs"]) == metrics["completion_tokens"]
+        assert all(value < 0 for value in metrics["logprobs"])
+    assert exported["extra"]["window"] == 1500
     assert exported["schema_version"] == "ATIF-v1.8"
     assert exported["extra"]["stop_reason"] == row["state"]
     missing = hadal("runs", "show", "nothing", *where)

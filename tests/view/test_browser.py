@@ -102,6 +102,18 @@ def test_a_run_its_search_and_its_keys(page):
     assert page.locator(".step.current").get_attribute("id") == "step-3"
 
 
+def test_tokens_of_a_turn(page):
+    page.click("text=Count the lines.")
+    page.click("#step-4 button:text('tokens')")
+    page.wait_for_selector("#step-4 .token")
+    tokens = page.locator("#step-4 .token")
+    assert tokens.all_text_contents() == ["I ", "see."]
+    assert "id 2, log-probability -2.0000, 13.5 %" in tokens.nth(0).get_attribute("title")
+    assert "4 tokens from the cache" in page.locator("#step-4 .tokens").text_content()
+    page.click("#step-4 button:text('tokens')")
+    assert page.locator(".token").count() == 0
+
+
 def test_a_link_to_a_step(page, url):
     page.goto(f"{url}/#/solved/4")
     page.wait_for_selector("#step-4.current")

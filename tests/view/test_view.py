@@ -23,7 +23,8 @@ def write_run(path, *, turns=1, text="Do it.", ends=True, result="ok"):
         journal.append("user", text=text)
         for turn in range(turns):
             journal.append("prompt", ids=list(range(10)), anew=False)
-            journal.append("tokens", ids=[1, 2, 3])
+            journal.append("tokens", ids=[1, 2], text="I ", logprobs=[-0.1, -2.0])
+            journal.append("tokens", ids=[3], text="see.")
             call = [f"call_{turn}", "bash", json.dumps({"command": f"echo {turn}"})]
             message = {"content": "", "reasoning": f"thought {turn}", "calls": [call]}
             journal.append("reply", message=message, bad=None, problem="", termination="tool_calls",
@@ -96,6 +97,21 @@ def test_a_run_that_nobody_works_on_is_not_called_running(client, tmp_path):
         assert again.json()["extra"]["state"] == "running"
     assert client.get("/api/runs/two").json()["extra"]["state"] == "interrupted"
     assert "state" not in client.get("/api/runs/one").json()["extra"]
+
+
+def test_tokens_of_a_turn(client):
+    said = [{"ids": [1, 2], "text": "I ", "logprobs": [-0.1, -2.0]}, {"ids": [3], "text": "see."}]
+    for step in (3, 4, 5):
+        assert client.get(f"/api/runs/one/tokens/{step}").json() == {"said": said}
+    for path in (
+        "one/tokens/1",
+        "one/tokens/2",
+        "one/tokens/6",
+        "nothing/tokens/3",
+        "one/tokens/x",
+    ):
+        assert client.get(f"/api/runs/{path}").status_code == 404
+    assert client.get("/api/runs/broken/tokens/1").status_code == 500
 
 
 def test_one_run(client):

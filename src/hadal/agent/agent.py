@@ -41,7 +41,7 @@ class AgentConfig:
         system: What is said before the user speaks.
         mode: "thinking" or "chat".
         effort: How hard to think, by the generation's table.
-        sampling: Fields of `SamplingParams`.
+        sampling: Fields of `SamplingParams`; with `logprobs` those of the chosen tokens are kept.
         limits: What it may take.
         hold_calls: Hold calls to their grammar, so that none can be malformed; needs a backend that can.
         keep_reasoning: Whether the reasoning of earlier user turns stays; only to show what it is good for.
@@ -116,7 +116,7 @@ class Agent:
             "tools": [dict(t.function) for t in self._toolbox.declarations],
         }  # fmt: skip
         if trajectory.start is None:
-            self.note("start", version=1, **settings)
+            self.note("start", version=1, window=self._window, **settings)
         self._check_settings(settings)
         if trajectory.ending is not None and trajectory.ending.reason.is_ours:
             self.note("again")  # what failed was ours: it may work now
@@ -162,6 +162,10 @@ class Agent:
         else:
             self._prompt()
 
+    @property
+    def _window(self) -> int:
+        return min(self.config.limits.window, self._backend.max_model_len)
+
     def _waits_for_user(self) -> bool:
         messages = self.trajectory.messages
         return not messages or isinstance(messages[-1], AssistantMessage)
@@ -176,7 +180,7 @@ class Agent:
         trajectory = self.trajectory
         new, anew = self._new_ids()
         total = len(new) + (0 if anew else len(trajectory.ids))
-        window = min(self.config.limits.window, self._backend.max_model_len)
+        window = self._window
         if total + 1 >= window:
             self._end(StopReason.CONTEXT_FULL, f"{total:,} tokens of {window:,}")
             return
@@ -230,7 +234,9 @@ class Agent:
             async for event in events:
                 if isinstance(event, Chunk):
                     said = text.decode(event.data)
-                    self.note("tokens", ids=list(event.token_ids), text=said)
+                    scored = [scored.logprob for scored in event.logprobs]
+                    kept = {"logprobs": scored} if scored else {}
+                    self.note("tokens", ids=list(event.token_ids), text=said, **kept)
                     parser.feed(event.data)
                 else:
                     ended = event
@@ -248,7 +254,7 @@ class Agent:
     ) -> AsyncGenerator[Chunk | Ended]:
         """Yield pieces of a reply; a backend that is gone for a while is asked for the rest."""
         limits = self.config.limits
-        window = min(limits.window, self._backend.max_model_len)
+        window = self._window
         pause, gone_since = _PAUSES_S[0], None
         while True:
             reply = trajectory.reply or []

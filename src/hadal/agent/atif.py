@@ -1,7 +1,7 @@
 """A run as ATIF v1.8, the trajectory format of Harbor: for its viewer and for trainers (ecosystem 1.2).
 
-Prompt ids are those that the model saw in that turn, all of them; where the harness spoke for the user, the
-step says so.
+Prompt ids are those that the model saw in that turn, all of them; completion ids are those that it said, which is the
+mask of a loss: nothing else was said by it. Where the harness spoke for the user, the step says so.
 """
 
 import json
@@ -56,6 +56,7 @@ class _Writer:
         self._token_ids = token_ids
         self._ids: list[int] = []
         self._reply: list[int] = []
+        self._logprobs: list[float] = []
         self._counts = [0, 0]  # of both: where ids are not asked for, none are kept
         self._open: dict[str, dict[str, Any]] = {}
 
@@ -65,6 +66,8 @@ class _Writer:
             case "start":
                 self.start = event
                 self._step(event, "system", event["system"])
+                if "window" in event:
+                    self.extra["window"] = event["window"]
             case "user":
                 step = self._step(event, "user", event["text"])
                 if event.get("by", "user") != "user":
@@ -78,6 +81,7 @@ class _Writer:
                 said["text"] += event.get("text", "")
                 if self._token_ids:
                     self._reply += event["ids"]
+                    self._logprobs += event.get("logprobs", [])
             case "reply":
                 self._take_reply(event)
             case "call":  # again after a crash: then its output comes from the start
@@ -115,7 +119,7 @@ class _Writer:
         self._counts = [known + len(event["ids"]), 0]
         if self._token_ids:
             self._ids = list(event["ids"]) if event["anew"] else self._ids + event["ids"]
-            self._reply = []
+            self._reply, self._logprobs = [], []
 
     def _take_reply(self, event: dict[str, Any]) -> None:
         said = event["message"]
@@ -134,6 +138,8 @@ class _Writer:
         }  # fmt: skip
         if self._token_ids:
             metrics |= {"prompt_token_ids": self._ids, "completion_token_ids": self._reply}
+            if self._logprobs and len(self._logprobs) == len(self._reply):
+                metrics["logprobs"] = self._logprobs
         if event["cached_tokens"] is not None:
             metrics["cached_tokens"] = event["cached_tokens"]
         step |= {"metrics": metrics, "llm_call_count": 1}

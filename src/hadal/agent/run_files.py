@@ -113,6 +113,35 @@ class RunFiles:
         """
         return read_events(self.path(run))
 
+    def tokens(self, run: str, step: int) -> dict[str, Any]:
+        """Return what the model said in a step, token by token.
+
+        Args:
+            run: Which.
+            step: Its number in `whole`.
+
+        Returns:
+            `said`: for each piece its token ids, its text, and log-probabilities where they were kept.
+
+        Raises:
+            ConfigError: There is no such run, or the model said nothing in that step.
+            StorageError: It cannot be read.
+        """
+        count, said = 0, list[dict[str, Any]]()
+        for event in self.events(run):
+            match event["kind"]:
+                case "prompt":
+                    said = []
+                case "tokens":
+                    said.append({k: event[k] for k in ("ids", "text", "logprobs") if k in event})
+                case "start" | "user" | "reply":
+                    count += 1
+                    if count == step and event["kind"] == "reply":
+                        return {"said": said}
+                case _:
+                    pass
+        raise ConfigError(f"the model said nothing in step {step} of {run}")
+
     def whole(self, run: str) -> dict[str, Any]:
         """Return a run as ATIF, without token ids: they grow with the square of the turns.
 

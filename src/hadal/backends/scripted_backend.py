@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
-from hadal.backends.backend import Chunk, Ended, Event, Generation
+from hadal.backends.backend import Chunk, Ended, Event, Generation, TokenLogprob
 from hadal.encoding import Tokenizer
 from hadal.errors import ContextLengthError, InputError
 
@@ -65,9 +65,11 @@ class ScriptedBackend:
 
     async def _play(self, ids: list[int], generation: Generation) -> AsyncGenerator[Event]:
         limit = generation.sampling.get("max_tokens")
+        scores = generation.sampling.get("logprobs") is not None  # of what is certain
         for token in ids[:limit]:
             await asyncio.sleep(self._delay_s)
-            yield Chunk((token,), self._tokenizer.decode_bytes([token]))
+            scored = (TokenLogprob(token, 0.0, ()),) if scores else ()
+            yield Chunk((token,), self._tokenizer.decode_bytes([token]), scored)
         cut = limit is not None and limit < len(ids)
         yield Ended(reason="length" if cut else "stop", cached_tokens=0)
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from hadal.cli.run import open_model
+from hadal.cli.run import keeps_logprobs, open_model
 from hadal.cli.serve import EngineOptions
 from hadal.errors import ConfigError
 
@@ -74,6 +74,8 @@ class TurnOptions:
         window: Tokens of prompt and reply together, at most.
         hold_calls: Hold its calls to their grammar, so that none can be malformed; checkpoints only.
         drop_reasoning: Take the reasoning of earlier user turns away, to see what it is good for.
+        logprobs: Keep the log-probability of every token that it says, for trainers. Default: where the model is a
+            checkpoint.
     """
 
     temperature: float = 0.0
@@ -82,13 +84,15 @@ class TurnOptions:
     window: int = 32 * 1024
     hold_calls: Annotated[bool, _Flag] = False
     drop_reasoning: Annotated[bool, _Flag] = False
+    logprobs: bool | None = None
 
-    def config(self) -> "AgentConfig":
+    def config(self, model: str) -> "AgentConfig":
         """Return settings of the agent."""
         from hadal.agent import AgentConfig, Limits
 
+        scored = {"logprobs": 0} if keeps_logprobs(self.logprobs, model) else {}
         return AgentConfig(
-            sampling={"temperature": self.temperature},
+            sampling={"temperature": self.temperature, **scored},
             limits=Limits(turns=self.max_turns, reply=self.max_reply, window=self.window),
             hold_calls=self.hold_calls, keep_reasoning=not self.drop_reasoning,
         )  # fmt: skip
@@ -140,7 +144,7 @@ def evaluate(
     console = Console(stderr=True, highlight=False)
     keep_settings(folder, {"model": model, "turns": asdict(turns or TurnOptions())})
     front = open_model(model, tokenizer, generation, engine or EngineOptions())
-    config = (turns or TurnOptions()).config()
+    config = (turns or TurnOptions()).config(model)
     results = asyncio.run(_run(front, asked, folder, config, at_once, console, json_output))
     if not json_output:
         score_table(Console(highlight=False), results)

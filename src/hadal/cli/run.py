@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from hadal.serve import Front
     from hadal.tools import Toolbox
 
-__all__ = ["open_model", "run", "runs_folder"]
+__all__ = ["keeps_logprobs", "open_model", "run", "runs_folder"]
 
 _Flag = Parameter(negative="")
 _EXIT_CODES = {"scored": 0, "failed": 1, "void": 3}
@@ -49,6 +49,8 @@ class AgentOptions:
         max_turns: Replies of the model, at most.
         window: Tokens of prompt and reply together, at most.
         hold_calls: Hold its calls to their grammar, so that none can be malformed; checkpoints only.
+        logprobs: Keep the log-probability of every token that it says, for trainers. Default: where the model is a
+            checkpoint.
         python: Let it run Python programs, too.
         mcp: NAME=COMMAND or NAME=URL of an MCP server whose tools it may use; can be repeated. A command
             runs on this machine, outside of the box.
@@ -61,6 +63,7 @@ class AgentOptions:
     max_turns: int = 500
     window: int = 512 * 1024
     hold_calls: Annotated[bool, _Flag] = False
+    logprobs: bool | None = None
     python: Annotated[bool, _Flag] = False
     mcp: Annotated[tuple[str, ...], Parameter(negative="")] = ()
 
@@ -97,12 +100,22 @@ class AgentOptions:
             "temperature": _own_temperature(model) if temperature is None else temperature
         }
         sampling |= {} if self.seed is None else {"seed": self.seed}
+        sampling |= {"logprobs": 0} if keeps_logprobs(self.logprobs, model) else {}
         mode, effort = thinking(self.mode, self.effort)
         limits = Limits(turns=self.max_turns, window=self.window)
         return AgentConfig(
             mode=mode, effort=effort, sampling=sampling, limits=limits,
             hold_calls=self.hold_calls,
         )  # fmt: skip
+
+
+def keeps_logprobs(asked: bool | None, model: str) -> bool:
+    """Return whether log-probabilities are to be kept: without a word, where asking for them cannot be refused."""
+    return not _is_url(model) if asked is None else asked
+
+
+def _is_url(model: str) -> bool:
+    return model.startswith(("http://", "https://"))
 
 
 def _own_temperature(model: str) -> float:
@@ -225,7 +238,7 @@ def open_model(
     Raises:
         ConfigError: A URL without a tokenizer.
     """
-    if model.startswith(("http://", "https://")):
+    if _is_url(model):
         return open_front(None, tokenizer, generation, engine, UpstreamOptions(upstream=model))
     return open_front(Path(model), tokenizer, generation, engine, UpstreamOptions())
 

@@ -1,5 +1,8 @@
 """The page over HTTP, on this machine only unless told otherwise."""
 
+from collections.abc import Callable
+from typing import Any
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -49,6 +52,10 @@ def build_app(files: RunFiles) -> Starlette:
             return Response(status_code=304, headers={"etag": tag})
         return JSONResponse(_whole(files, request), headers={**_HEADERS, "etag": tag})
 
+    def tokens(request: Request) -> Response:
+        run, step = request.path_params["run"], request.path_params["step"]
+        return JSONResponse(_found(lambda: files.tokens(run, step)), headers=_HEADERS)
+
     def export(request: Request) -> Response:
         return HTMLResponse(single_page(_whole(files, request)))
 
@@ -56,6 +63,7 @@ def build_app(files: RunFiles) -> Starlette:
         routes=[
             Route("/api/runs", list_runs),
             Route("/api/runs/{run}", one_run),
+            Route("/api/runs/{run}/tokens/{step:int}", tokens),
             Route("/export/{run}.html", export),
             Route("/{name:path}", page),
         ],
@@ -74,9 +82,13 @@ def _tag(files: RunFiles, request: Request) -> str:
     return f'W/"{"-".join(map(str, map(int, version)))}"'
 
 
-def _whole(files: RunFiles, request: Request) -> "dict[str, object]":
+def _whole(files: RunFiles, request: Request) -> dict[str, Any]:
+    return _found(lambda: files.whole(request.path_params["run"]))
+
+
+def _found(read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
-        return files.whole(request.path_params["run"])
+        return read()
     except ConfigError as error:
         raise HTTPException(404, error.message) from error
     except StorageError as error:

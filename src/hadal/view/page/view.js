@@ -87,6 +87,9 @@ function showContext(turns) {
   const picture = $("context"), make = (n) => document.createElementNS("http://www.w3.org/2000/svg", n);
   picture.setAttribute("viewBox", `0 0 ${Math.max(24, turns.length)} 100`);
   picture.setAttribute("preserveAspectRatio", "none");
+  const window = run.extra.window;
+  $("fill").hidden = !turns.length;
+  $("fill").textContent = `context of each turn: at most ${number(most)} tokens${window ? `, ${(100 * most / window).toFixed(1)} % of ${number(window)}` : ""}; from the cache in colour`;
   picture.replaceChildren(...turns.flatMap((step, at) => {
     const whole = 100 * (step.metrics.prompt_tokens + step.metrics.completion_tokens) / most;
     const cached = 100 * (step.metrics.cached_tokens || 0) / most;
@@ -117,6 +120,11 @@ function marked(text, into) {
 
 function showCall(call) {
   const name = call.function_name, given = call.arguments;
+  if (name === "str_replace_editor" && typeof given.path === "string") {
+    if (given.command === "view") return marked(`view ${given.path}${given.view_range ? ` ${given.view_range.join(" to ")}` : ""}`, element("pre"));
+    if (given.command === "create") return showNew(`create ${given.path}\n`, given.file_text);
+    if (given.command === "insert") return showNew(`insert ${given.path} behind line ${given.insert_line}\n`, given.new_str);
+  }
   if (name === "bash" && typeof given.command === "string") return marked(`$ ${given.command}`, element("pre"));
   if (typeof given.old_str === "string" && typeof (given.new_str || "") === "string") {
     const shown = element("pre", "", `${given.command} ${given.path}\n`);
@@ -125,6 +133,12 @@ function showCall(call) {
     return shown;
   }
   return marked(`${name} ${JSON.stringify(given, null, 1)}`, element("pre"));
+}
+
+function showNew(head, text) {
+  const shown = element("pre", "", head);
+  for (const line of String(text ?? "").split("\n")) shown.append(element("span", "add", `+ ${line}`));
+  return shown;
 }
 
 function showResult(result) {
@@ -161,6 +175,40 @@ function showFile(file) {
   return shown;
 }
 
+// --- tokens of a turn: how sure the model was of each ---
+
+function tokensButton(step, shown) {
+  const button = element("button", "plain", "tokens"), run = current;
+  button.title = "what the model said, token by token";
+  button.onclick = async () => {
+    const open = shown.querySelector(":scope > .tokens");
+    if (open) { open.remove(); return; }
+    const box = element("div", "tokens", "…");
+    shown.append(box);
+    try {
+      const reply = await fetch(`api/runs/${encodeURIComponent(run)}/tokens/${step.step_id}`);
+      if (reply.ok) showTokens(box, (await reply.json()).said, step.metrics);
+      else box.textContent = await reply.text();
+    } catch { box.textContent = "No answer: has hadal view ended?"; }
+  };
+  return button;
+}
+
+function showTokens(box, said, metrics) {
+  const shown = element("pre");
+  for (const piece of said) {
+    const logprobs = piece.logprobs || [], least = Math.min(0, ...logprobs);
+    const token = element("span", "token", piece.text || "∅");
+    token.style.setProperty("--doubt", Math.min(1, -least / 3).toFixed(3));
+    token.title = piece.ids.map((id, at) => `id ${id}${at in logprobs ? `, log-probability ${logprobs[at].toFixed(4)}, ${(100 * Math.exp(logprobs[at])).toFixed(1)} %` : ""}`).join("\n");
+    shown.append(token);
+  }
+  const all = said.flatMap((piece) => piece.logprobs || []);
+  const facts = [`${number(metrics.cached_tokens || 0)} tokens from the cache, ${number(metrics.prompt_tokens - (metrics.cached_tokens || 0))} read, ${number(metrics.completion_tokens)} said`];
+  if (all.length) facts.push(`least probable ${(100 * Math.exp(Math.min(...all))).toFixed(1)} %, mean log-probability ${(all.reduce((a, b) => a + b) / all.length).toFixed(4)}`);
+  box.replaceChildren(shown, element("div", "dim", facts.join(" · ")));
+}
+
 function showStep(step) {
   const failed = step.observation && step.observation.results.some((r) => r.extra.failed);
   const shown = element("section", `step ${step.source}${failed ? " failed" : ""}`);
@@ -174,6 +222,7 @@ function showStep(step) {
     const m = step.metrics;
     head.append(element("span", "", `${number(m.prompt_tokens)} in (${number(m.cached_tokens || 0)} cached), ${number(m.completion_tokens)} out`));
     head.append(element("span", "", seconds(step.extra.seconds)));
+    if (!embedded) head.append(tokensButton(step, shown));
     if (step.extra.bad) head.append(element("span", "bad", step.extra.bad));
   }
   shown.append(head);
