@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from hadal.errors import ConfigError, StorageError
 
-__all__ = ["Journal", "is_open", "read_events"]
+__all__ = ["Journal", "locked_inodes", "read_events"]
 
 
 class Journal:
@@ -92,17 +92,16 @@ class Journal:
         self.close()
 
 
-def is_open(path: Path) -> bool:
-    """Return whether some process has a journal open.
+def locked_inodes() -> set[int]:
+    """Return the inodes of files that some process has locked, as it does a journal that it has open.
 
-    The kernel's list of locks is read, since trying the lock would be in the way of who opens it just then.
+    The kernel's list of locks is read, since trying a lock would be in the way of who opens the file just then.
     """
     try:
-        inode = f":{path.stat().st_ino}"
         locks = Path("/proc/locks").read_text().splitlines()
     except OSError:
-        return False
-    return any(" FLOCK " in line and line.split()[-3].endswith(inode) for line in locks)
+        return set()
+    return {int(line.split()[-3].rpartition(":")[2]) for line in locks if " FLOCK " in line}
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Runs in a folder: what the list says of each, and one of them whole."""
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hadal.agent.atif import to_atif
-from hadal.agent.journal import Journal, is_open, read_events
+from hadal.agent.journal import Journal, locked_inodes, read_events
 from hadal.agent.trajectory import Trajectory
 from hadal.errors import ConfigError, StorageError
 
@@ -41,21 +42,25 @@ class RunFiles:
 
     def rows(self) -> list[dict[str, Any]]:
         """Return what the list says, the newest first; a journal that cannot be read says why."""
-        found: list[tuple[int, dict[str, Any]]] = []
-        for path in self._folder.glob("*.jsonl"):
-            try:
-                stat = path.stat()
-            except FileNotFoundError:
-                continue  # it went while we looked
+        found: list[dict[str, Any]] = []
+        locked = locked_inodes()
+        for path, stat in self._newest_first():
             version = (stat.st_mtime_ns, stat.st_size)
             known = self._rows.get(path.stem)
             if known is None or known[0] != version:
                 known = self._rows[path.stem] = (version, _row(path))
             row = known[1]
-            if row["state"] == RUNNING and not is_open(path):
+            if row["state"] == RUNNING and stat.st_ino not in locked:
                 row = row | {"state": INTERRUPTED}
-            found.append((stat.st_mtime_ns, row))
-        return [row for _, row in sorted(found, key=lambda pair: -pair[0])]
+            found.append(row)
+        return found
+
+    def _newest_first(self) -> list[tuple[Path, os.stat_result]]:
+        found: list[tuple[Path, os.stat_result]] = []
+        for path in self._folder.glob("*.jsonl"):
+            with suppress(FileNotFoundError):  # it went while we looked
+                found.append((path, path.stat()))
+        return sorted(found, key=lambda pair: -pair[1].st_mtime_ns)
 
     def take_up(self, command: str) -> Journal | None:
         """Open the newest run of a command that is not finished, and that nobody runs.
@@ -66,8 +71,7 @@ class RunFiles:
         Raises:
             StorageError: It cannot be opened.
         """
-        paths = sorted(self._folder.glob("*.jsonl"), key=lambda path: -path.stat().st_mtime_ns)
-        for path in paths:
+        for path, _ in self._newest_first():
             if _command(path) != command:
                 continue
             try:
@@ -100,9 +104,8 @@ class RunFiles:
         Raises:
             ConfigError: There is no such run.
         """
-        path = self.path(run)
-        stat = path.stat()
-        return stat.st_mtime_ns, stat.st_size, is_open(path)
+        stat = self.path(run).stat()
+        return stat.st_mtime_ns, stat.st_size, stat.st_ino in locked_inodes()
 
     def events(self, run: str) -> list[dict[str, Any]]:
         """Return the events of a run.
@@ -150,7 +153,7 @@ class RunFiles:
         Raises:
             ConfigError, StorageError: As `events`.
         """
-        goes_on = is_open(self.path(run))
+        *_, goes_on = self.version(run)
         found = to_atif(self.events(run), run, token_ids=False)
         if found["extra"].get("stop_reason") is None:
             found["extra"]["state"] = RUNNING if goes_on else INTERRUPTED
@@ -158,7 +161,10 @@ class RunFiles:
 
 
 def _command(path: Path) -> str | None:
-    with path.open("rb") as file, suppress(ValueError):
+    with (
+        suppress(OSError, ValueError),
+        path.open("rb") as file,
+    ):  # then it is nobody's to go on with
         first: Any = json.loads(file.readline(_LONGEST_TASK))
         return first.get("command") if isinstance(first, dict) else None
     return None

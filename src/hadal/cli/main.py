@@ -71,7 +71,6 @@ app.command(disk.app)
 app.command(box.app)
 app.command(node.app)
 app.command(doctor.doctor)
-show_examples(app)
 
 
 def main() -> None:
@@ -79,6 +78,8 @@ def main() -> None:
     console = Console(stderr=True)
     if sys.argv[1:2] != ["bench"]:  # which measures a machine of its own, and peers as they are
         let_idle_threads_sleep()
+    if not {"--help", "-h"}.isdisjoint(sys.argv):
+        show_examples(app)
     try:
         try:
             app(exit_on_error=False)

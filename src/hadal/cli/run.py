@@ -82,8 +82,7 @@ class AgentOptions:
             for name, where in read_pairs("--mcp", self.mcp).items():
                 from hadal.tools.mcp_tools import mcp_tools
 
-                is_url = where.startswith(("http://", "https://"))
-                server = where if is_url else shlex.split(where)
+                server = where if _is_url(where) else shlex.split(where)
                 tools += await stack.enter_async_context(mcp_tools(server, prefix=f"{name}_"))
             yield Toolbox(tools, FileWatch(box))
 
@@ -114,8 +113,8 @@ def keeps_logprobs(asked: bool | None, model: str) -> bool:
     return not _is_url(model) if asked is None else asked
 
 
-def _is_url(model: str) -> bool:
-    return model.startswith(("http://", "https://"))
+def _is_url(text: str) -> bool:
+    return text.startswith(("http://", "https://"))
 
 
 def _own_temperature(model: str) -> float:
@@ -205,7 +204,8 @@ def run(
     )  # fmt: skip
     ending = asyncio.run(working)
     if ending.outcome == "void":
-        console.print("hint: the same command goes on with it", markup=False)
+        without = ", without --new," if new else ""
+        console.print(f"hint: the same command{without} goes on with it", markup=False)
     sys.exit(_EXIT_CODES[ending.outcome])
 
 

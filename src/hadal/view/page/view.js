@@ -87,9 +87,9 @@ function showContext(turns) {
   const picture = $("context"), make = (n) => document.createElementNS("http://www.w3.org/2000/svg", n);
   picture.setAttribute("viewBox", `0 0 ${Math.max(24, turns.length)} 100`);
   picture.setAttribute("preserveAspectRatio", "none");
-  const window = run.extra.window;
+  const limit = run.extra.window;
   $("fill").hidden = !turns.length;
-  $("fill").textContent = `context of each turn: at most ${number(most)} tokens${window ? `, ${(100 * most / window).toFixed(1)} % of ${number(window)}` : ""}; from the cache in colour`;
+  $("fill").textContent = `context of each turn: at most ${number(most)} tokens${limit ? `, ${(100 * most / limit).toFixed(1)} % of ${number(limit)}` : ""}; from the cache in colour`;
   picture.replaceChildren(...turns.flatMap((step, at) => {
     const whole = 100 * (step.metrics.prompt_tokens + step.metrics.completion_tokens) / most;
     const cached = 100 * (step.metrics.cached_tokens || 0) / most;
