@@ -1,5 +1,6 @@
 """The page in a real Chromium: what people see and press."""
 
+import json
 import shutil
 import threading
 
@@ -99,7 +100,11 @@ def test_a_run_its_search_and_its_keys(page):
     page.keyboard.press("Escape")
     page.keyboard.press("j")
     page.keyboard.press("j")
-    assert page.locator(".step.current").get_attribute("id") == "step-3"
+    assert page.locator(".step.current").get_attribute("id") == "step-2"
+    page.keyboard.press("/")
+    page.keyboard.type("echo 2")
+    page.keyboard.press("Escape")
+    assert (page.input_value("#search"), steps(page).count()) == ("", 5)
 
 
 def test_tokens_of_a_turn(page):
@@ -117,6 +122,128 @@ def test_tokens_of_a_turn(page):
 def test_a_link_to_a_step(page, url):
     page.goto(f"{url}/#/solved/4")
     page.wait_for_selector("#step-4.current")
+
+
+def test_a_link_to_a_step_that_a_search_hides(page):
+    page.click("text=Count the lines.")
+    page.wait_for_selector("#step-5")
+    page.fill("#search", "echo 2")
+    page.wait_for_function("document.querySelectorAll('#steps .step').length == 1")
+    page.evaluate("location.hash = '#/solved/3'")
+    page.wait_for_selector("#step-3.current")
+    assert page.input_value("#search") == ""
+
+
+def test_a_link_to_a_step_that_is_still_to_come(page, folder, url):
+    page.goto(f"{url}/#/open/4")
+    page.wait_for_selector("text=there is no step 4 yet")
+    assert page.locator(".step.current").count() == 0
+    with Journal(folder / "open.jsonl") as journal:
+        journal.append("user", text="Go on.")
+    page.wait_for_selector("#step-4.current", timeout=5000)
+    assert page.locator("#note").text_content() == ""
+
+
+def test_runs_are_chosen_by_keyboard(page):
+    page.focus("#outcome")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.matches('#runs a')")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#step-3")
+    page.wait_for_selector("#runs a[aria-current=page]")
+    assert page.evaluate("document.activeElement.matches('#runs a[aria-current]')")
+    page.keyboard.press("j")
+    assert page.evaluate("document.activeElement.id") == "step-1"
+
+
+def test_search_finds_what_is_shown(page, folder):
+    write_run(folder / "deep.jsonl", turns=1, text="Look.", ends=False)
+    with Journal(folder / "deep.jsonl") as journal:
+        journal.append("prompt", ids=[1], anew=False)
+        call = ["c8", "bash", json.dumps({"command": 'grep "hello" a\\b.txt\nls\t-l'})]
+        made = ["c9", "probe", json.dumps({"deep": ["one", {"more": "needle"}]})]
+        message = {"content": "", "reasoning": "", "calls": [call, made]}
+        journal.append("reply", message=message, bad=None, problem="", termination="tool_calls",
+                       problems=["an odd thing"], seconds=0.5, cached_tokens=4)  # fmt: skip
+        changed = [{"path": "/data/new.txt", "kind": "created", "diff": "+fresh line"}]
+        journal.append("result", call="c8", text="ok", failed=False, exit_code=7, step=2,
+                       full_text=None, seconds=0.1, files=changed)  # fmt: skip
+    page.click("text=Look.")
+    page.wait_for_selector("#step-4")
+    for wanted in ('grep "hello" a\\b.txt', "ls\t-l", "probe", "needle", "new.txt", "fresh line", "odd thing", "exit code 7"):  # fmt: skip
+        page.fill("#search", wanted)
+        assert page.locator("#found").text_content() == "1 of 4 steps", wanted
+        assert page.locator("mark").first.text_content() == wanted
+
+
+def test_nothing_that_a_model_gives_stops_the_page(page, folder):
+    odd = [
+        {"command": "view", "path": "/a", "view_range": "1 20"},
+        {"command": "view", "path": "/a", "view_range": 5},
+        {"command": "create", "path": "/a", "file_text": {"not": "text"}},
+        {"command": "insert", "path": "/a", "insert_line": [1], "new_str": None},
+        {"command": "str_replace", "path": "/a", "old_str": 3},
+        {"command": ["ls"]}, {"path": {}}, [], "text", None,
+    ]  # fmt: skip
+    with Journal(folder / "open.jsonl") as journal:
+        journal.append("prompt", ids=[1], anew=False)
+        calls = [[f"c{n}", "str_replace_editor", json.dumps(given)] for n, given in enumerate(odd)]
+        message = {"content": "", "reasoning": "", "calls": calls}
+        journal.append("reply", message=message, bad=None, problem="", termination="tool_calls",
+                       problems=[], seconds=0.5, cached_tokens=4)  # fmt: skip
+        page.click("text=Not over yet.")
+        page.wait_for_selector("#step-4")
+        assert page.locator("#step-4 pre").count() == len(odd)
+        journal.append("end", reason="max_turns", text="")
+    page.wait_for_selector("#facts >> text=max_turns", timeout=5000)
+
+
+def test_a_long_task_leaves_room_for_its_steps(page, folder):
+    write_run(folder / "long.jsonl", turns=3, text="word " * 2000)
+    page.wait_for_selector("text=word word", timeout=8000)
+    page.click("#runs >> text=word word")
+    page.wait_for_selector("#step-5")
+    assert page.locator("#steps").bounding_box()["height"] > 400
+    assert page.title().startswith("word word")
+
+
+def test_a_score_that_comes_after_the_end(page, folder):
+    page.click("text=Not over yet.")
+    page.wait_for_selector("#step-3")
+    with Journal(folder / "open.jsonl") as journal:
+        journal.append("end", reason="done", text="42")
+        page.wait_for_selector("#facts >> text=done", timeout=5000)
+        journal.append("score", score=0, detail="the file has 41")
+    page.wait_for_selector("#facts >> text=done, not solved: the file has 41", timeout=9000)
+
+
+def test_what_nobody_changed_stays_as_it_is(page, folder):
+    """A scroll, a selection and a chosen step outlive what comes to a run, also while one searches."""
+    with Journal(folder / "open.jsonl") as journal:
+        page.click("text=Not over yet.")
+        page.wait_for_selector("#step-3")
+        page.fill("#search", "t")
+        page.locator("#search").blur()
+        page.keyboard.press("j")
+        for step in (1, 2, 3):
+            page.locator(f"#step-{step}").evaluate("s => { s.dataset.seen = 'yes'; }")
+        journal.append("user", text="Then this.")
+        page.wait_for_selector("#step-4", timeout=5000)
+    assert page.locator("[data-seen=yes]").count() == 3
+    assert page.locator(".step.current").get_attribute("id") == "step-1"
+
+
+def test_a_run_that_cannot_be_read_shows_nothing_of_another(browser, folder, url):
+    (folder / "broken.jsonl").write_bytes(b"nonsense\n")
+    context = browser.new_context()  # whose console may tell of the refusal
+    page = context.new_page()
+    page.goto(f"{url}/#/solved")
+    page.wait_for_selector("#step-5")
+    page.click("#runs a[href='#/broken']")
+    page.wait_for_selector("#note >> text=damaged at line 1")
+    assert page.locator("#title").text_content() == ""
+    assert page.locator("#facts span, #context rect, .step").count() == 0
+    context.close()
 
 
 def test_light_and_dark(page):

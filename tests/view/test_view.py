@@ -135,22 +135,78 @@ def test_a_broken_journal_is_an_error_with_its_reason(client):
 
 
 def test_the_page_loads_nothing_from_elsewhere(client):
-    for path in ("/", "/view.css", "/view.js"):
+    scripts = re.findall(r'src="(.*?)"', client.get("/").text)
+    assert len(scripts) == 4
+    for path in ("/", "/view.css", *scripts):
         reply = client.get(path)
         assert reply.status_code == 200
         assert "default-src 'self'" in reply.headers["content-security-policy"]
         assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", reply.text)
-    assert "innerHTML" not in client.get("/view.js").text
+        assert "innerHTML" not in reply.text
 
 
 def test_one_file_holds_it_all(client, tmp_path):
     page = client.get("/export/one.html").text
     assert "view.css" not in page
-    assert page.count("<script") == 2
+    assert "<script src=" not in page
+    assert page.count("<script") == 5
     assert HOSTILE not in page
     data = re.search(r'id="embedded" data-run="one">(.*?)</script>', page, re.DOTALL).group(1)
     assert json.loads(data) == client.get("/api/runs/one").json()
     assert single_page({"session_id": '"><b>', "steps": []}).count("<b>") == 0
+
+
+NO_UTF8 = "/a\udcff"  # a name of a file, as Python has it
+
+
+def test_names_that_are_no_utf8(tmp_path):
+    write_run(tmp_path / "one.jsonl", text=NO_UTF8, result=NO_UTF8)
+    client = TestClient(build_app(RunFiles(tmp_path)))
+    assert client.get("/api/runs").json()[0]["task"] == NO_UTF8
+    found = client.get("/api/runs/one").json()
+    assert found["steps"][2]["observation"]["results"][0]["content"] == NO_UTF8
+    assert client.get("/export/one.html").status_code == 200
+
+
+def write_void(path, *events):
+    write_run(path, ends=False)
+    with Journal(path) as journal:
+        for kind, fields in events:
+            journal.append(kind, **fields)
+
+
+VOID = ("score", {"score": None, "detail": "the box is gone"})
+
+
+@pytest.mark.parametrize(
+    ("events", "state"),
+    [([VOID], "void"),
+     ([("end", {"reason": "done", "text": "42"}), VOID], "done"),
+     ([("end", {"reason": "model_failed", "text": "no answer"}), VOID], "model_failed")],
+)  # fmt: skip
+def test_what_is_void_says_why(tmp_path, events, state):
+    write_void(tmp_path / "one.jsonl", *events)
+    files = RunFiles(tmp_path)
+    (row,) = files.rows()
+    assert (row["state"], row["outcome"], row["score"]) == (state, "void", None)
+    extra = files.whole("one")["extra"]
+    assert (extra["stop_reason"], extra["outcome"], extra["score_detail"]) == (
+        state, "void", "the box is gone",
+    )  # fmt: skip
+
+
+def test_a_void_run_that_goes_on_is_not_void(tmp_path):
+    write_void(tmp_path / "one.jsonl", VOID, ("box", {"id": "b", "log": "l"}))
+    files = RunFiles(tmp_path)
+    assert (files.rows()[0]["state"], files.rows()[0]["outcome"]) == ("interrupted", None)
+    assert "score" not in files.whole("one")["extra"]
+
+
+def test_why_the_model_failed_is_told(tmp_path):
+    write_void(
+        tmp_path / "one.jsonl", ("end", {"reason": "model_failed", "text": "cannot reach it"})
+    )
+    assert RunFiles(tmp_path).whole("one")["extra"]["stop_text"] == "cannot reach it"
 
 
 def test_command_line(tmp_path):

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from hadal import __version__
-from hadal.agent.stop import Ending, StopReason
+from hadal.agent.stop import Ending, Outcome, StopReason
+from hadal.agent.trajectory import last_score
 
 __all__ = ["ATIF_VERSION", "to_atif"]
 
@@ -32,6 +33,11 @@ def to_atif(
     writer = _Writer(token_ids=token_ids)
     for event in events:
         writer.take(event)
+    score = last_score(events)
+    if score is not None:
+        writer.extra |= {"score": score["score"], "score_detail": score["detail"]}
+        if score["score"] is None:
+            writer.extra["outcome"] = Outcome.VOID
     start = writer.start or {"system": "", "tools": []}
     agent = {"name": "hadal", "version": __version__, "tool_definitions": start["tools"]}
     if model_name is not None:
@@ -94,12 +100,12 @@ class _Writer:
                 self.extra["box"] = event["id"]
             case "end":
                 ending = Ending(StopReason(event["reason"]), event["text"])
-                self.extra |= {"stop_reason": ending.reason, "outcome": ending.outcome}
+                self.extra |= {
+                    "stop_reason": ending.reason, "stop_text": ending.text, "outcome": ending.outcome,
+                }  # fmt: skip
             case "again":
-                for key in ("stop_reason", "outcome", "score", "score_detail"):
+                for key in ("stop_reason", "stop_text", "outcome"):
                     self.extra.pop(key, None)
-            case "score":
-                self.extra |= {"score": event["score"], "score_detail": event["detail"]}
             case _:
                 pass
 
@@ -176,7 +182,7 @@ class _Writer:
 
 
 def _arguments(text: str) -> dict[str, Any]:
-    """Return the arguments of a call; as their text, where it holds what JSON or UTF-8 have no place for.
+    """Return the arguments of a call; as their text, where it is no object, or JSON or UTF-8 have no place for it.
 
     A model may write an infinite number (1e999), half a surrogate pair, or a number of 5,000 digits.
     """
@@ -185,4 +191,4 @@ def _arguments(text: str) -> dict[str, Any]:
         json.dumps(arguments, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return {"text": text}
-    return arguments
+    return arguments if isinstance(arguments, dict) else {"text": text}

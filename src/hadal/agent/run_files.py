@@ -10,7 +10,8 @@ from typing import Any
 
 from hadal.agent.atif import to_atif
 from hadal.agent.journal import Journal, locked_inodes, read_events
-from hadal.agent.trajectory import Trajectory
+from hadal.agent.stop import Outcome
+from hadal.agent.trajectory import Trajectory, last_score
 from hadal.errors import ConfigError, StorageError
 
 __all__ = ["RunFiles"]
@@ -155,7 +156,9 @@ class RunFiles:
         """
         *_, goes_on = self.version(run)
         found = to_atif(self.events(run), run, token_ids=False)
-        if found["extra"].get("stop_reason") is None:
+        if found["extra"].get("outcome") == Outcome.VOID:
+            found["extra"].setdefault("stop_reason", Outcome.VOID)
+        elif found["extra"].get("stop_reason") is None:
             found["extra"]["state"] = RUNNING if goes_on else INTERRUPTED
         return found
 
@@ -180,12 +183,16 @@ def _row(path: Path) -> dict[str, Any]:
     except (KeyError, ValueError, AssertionError) as error:
         return _fields(path.stem, f"not a run: {error!r:.200}", "void", None, 0, 0, path.stem)
     ending = trajectory.ending
-    last = next((e for e in reversed(events) if e["kind"] in ("score", "again")), {})
-    score = last.get("score")  # of a run that goes on none
+    last = last_score(events)
+    score = None if last is None else last["score"]
+    outcome = None if ending is None else str(ending.outcome)
+    state = RUNNING if ending is None else str(ending.reason)
+    if (
+        last is not None and score is None
+    ):  # what failed was ours: before the loop, in it, or after it
+        outcome, state = str(Outcome.VOID), str(Outcome.VOID) if ending is None else state
     return _fields(
-        path.stem, RUNNING if ending is None else str(ending.reason),
-        None if ending is None else str(ending.outcome), score, trajectory.turns, len(trajectory.ids),
-        _task(events),
+        path.stem, state, outcome, score, trajectory.turns, len(trajectory.ids), _task(events),
     )  # fmt: skip
 
 

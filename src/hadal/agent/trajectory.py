@@ -7,7 +7,7 @@ from typing import Any
 from hadal.agent.stop import Ending, StopReason
 from hadal.chat import AssistantMessage, Message, ToolCall, ToolMessage, UserMessage
 
-__all__ = ["Trajectory", "message_fields"]
+__all__ = ["Trajectory", "last_score", "message_fields"]
 
 
 @dataclass
@@ -117,6 +117,12 @@ class Trajectory:
                 break
             count += 1
         return count
+
+
+def last_score(events: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the event that scores a run; None where there is none, or where a void run was gone on with."""
+    last = next((e for e in reversed(events) if e["kind"] != "box_ended"), None)
+    return last if last is not None and last["kind"] == "score" else None
 
 
 def message_fields(message: AssistantMessage) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from hadal.agent import Agent, AgentConfig, Journal, Outcome, StopReason, read_events
 from hadal.agent.atif import to_atif
 from hadal.agent.boxed import note_box, open_box
+from hadal.agent.trajectory import last_score
 from hadal.backends import Backend
 from hadal.chat import Termination, Tool, ToolCall
 from hadal.encoding import Encoding, check_call
@@ -148,7 +149,7 @@ def read_result(task: Task, path: Path) -> TaskResult:
         StorageError: It cannot be read, or the task is not over.
     """
     events = read_events(path)
-    score = next((e for e in reversed(events) if e["kind"] == "score"), None)
+    score = last_score(events)
     if score is None:
         raise StorageError(f"{path} has no outcome yet", hint="the task has to be run to its end")
     ending = next((e for e in reversed(events) if e["kind"] == "end"), None)

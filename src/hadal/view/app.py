@@ -1,5 +1,6 @@
 """The page over HTTP, on this machine only unless told otherwise."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from hadal.agent.run_files import RunFiles
@@ -44,17 +45,17 @@ def build_app(files: RunFiles) -> Starlette:
             raise HTTPException(404) from None
 
     def list_runs(_: Request) -> Response:
-        return JSONResponse(files.rows(), headers=_HEADERS)
+        return _json(files.rows())
 
     def one_run(request: Request) -> Response:
         tag = _tag(files, request)
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers={"etag": tag})
-        return JSONResponse(_whole(files, request), headers={**_HEADERS, "etag": tag})
+        return _json(_whole(files, request), etag=tag)
 
     def tokens(request: Request) -> Response:
         run, step = request.path_params["run"], request.path_params["step"]
-        return JSONResponse(_found(lambda: files.tokens(run, step)), headers=_HEADERS)
+        return _json(_found(lambda: files.tokens(run, step)))
 
     def export(request: Request) -> Response:
         return HTMLResponse(single_page(_whole(files, request)))
@@ -71,6 +72,11 @@ def build_app(files: RunFiles) -> Starlette:
             Middleware(GZipMiddleware, minimum_size=1000),
         ],
     )
+
+
+def _json(said: Any, **headers: str) -> Response:
+    """Return JSON in ASCII: a name of a file in a box may hold bytes that are no UTF-8."""
+    return Response(json.dumps(said), media_type="application/json", headers=_HEADERS | headers)
 
 
 def _tag(files: RunFiles, request: Request) -> str:

@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 from importlib import resources
 from typing import Any
 
@@ -25,5 +26,9 @@ def single_page(trajectory: dict[str, Any]) -> str:
         '<link rel="stylesheet" href="view.css">', f"<style>\n{page_file('view.css')}</style>"
     )
     embedded = f'<script type="application/json" id="embedded" data-run="{run}">{data}</script>'
-    script = f"<script>\n{page_file('view.js')}</script>"
-    return page.replace('<script src="view.js"></script>', f"{embedded}\n{script}")
+    page = re.sub(r'<script src="(\w+\.js)"></script>', _inline, page)
+    return page.replace("<script>", f"{embedded}\n<script>", 1)  # before what reads it
+
+
+def _inline(found: re.Match[str]) -> str:
+    return f"<script>\n{page_file(found[1])}</script>"
