@@ -7,7 +7,7 @@ import pytest
 from hadal.chat import AssistantMessage, UserMessage
 from hadal.errors import ConfigError
 from hadal.sandbox import AsyncSandbox
-from hadal.tasks import FAMILIES, UNSEEN, check, demonstrate, make_task, prepare
+from hadal.tasks import FAMILIES, UNSEEN, Call, check, demonstrate, make_task, prepare
 from hadal.tasks.draw import pairs
 
 
@@ -103,6 +103,17 @@ async def done_as(task, *commands):
         ("fix_name", 1, lambda t: [f"echo 'print(\"ok\")' > test_{module(t)}"], False),
         ("fix_name", 1, lambda t: [f"sed -i 's/return.*/while 1: pass/' {module(t)}"], False),
         ("fix_name", 1050, lambda _: [], False),
+        *(("fix_function", seed, lambda t: [returned(t, "1")], False) for seed in range(3)),
+        *(("fix_function", seed, lambda t: [returned(t, "True")], False) for seed in range(3)),
+        *(("fix_function", seed, lambda t: [returned(t, "a")], False) for seed in range(3)),
+        ("largest", 1, lambda t: [solution(t).replace(" > ", " | sort > ")], True),
+        ("largest", 1, lambda t: [solution(t).replace("-rn", "-n")], False),
+        ("list_files", 1, lambda t: [solution(t).replace("ls ", "ls -r ")], True),
+        ("list_files", 1, lambda t: [solution(t).replace("ls ", "ls -a ")], False),
+        ("recall_facts", 1, lambda t: [c.replace("printf '%s\\n'", "echo") for c in commands(t)], True),
+        ("recall_facts", 1, lambda t: [c.replace("%s", "1%s") for c in commands(t)], False),
+        ("copy_file", 1, lambda _: ["mv $PWD /tmp/elsewhere"], False),
+        ("fix_name", 1, lambda _: ["rm -r $PWD"], False),
     ],
 )  # fmt: skip
 def test_other_solutions(node, family, seed, commands, solved):
@@ -114,6 +125,14 @@ def test_other_solutions(node, family, seed, commands, solved):
 
 def solution(task):
     return next(iter(task.solve())).arguments["command"]
+
+
+def commands(task):
+    return [step.arguments["command"] for step in task.solve() if isinstance(step, Call)]
+
+
+def returned(task, value):
+    return f"sed -i 's/return.*/return {value}/' {module(task)}"
 
 
 def first(task, end):

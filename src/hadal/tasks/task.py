@@ -4,6 +4,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from hadal.errors import CommandRefusedError, SandboxFileError
 from hadal.sandbox import AsyncSandbox, ContainerSpec
 
 __all__ = ["FOLDER", "Answer", "Call", "Outcome", "Solution", "Split", "Task", "check", "prepare"]
@@ -62,6 +63,8 @@ class Task:
         messages: What the user says, each after the answer to the last.
         after: Content of the files that are to be new or other afterwards; None: it is to be gone.
             All others are to be as they were. White space at the end does not count. New ones do not matter.
+        words: Those of `after` of which only the words count, however they are separated.
+        unordered: And those of which the order of the words does not count either.
         changed: Files that may have any content afterwards.
         prints: What commands print afterwards, by command.
         modes: Permission bits that files are to have afterwards, beside others.
@@ -78,6 +81,8 @@ class Task:
     solve: Callable[[], Solution]
     executable: frozenset[str] = frozenset()
     after: Mapping[str, str | None] = field(default_factory=dict[str, str | None])
+    words: frozenset[str] = frozenset()
+    unordered: frozenset[str] = frozenset()
     changed: frozenset[str] = frozenset()
     prints: Mapping[str, str] = field(default_factory=dict[str, str])
     modes: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -123,6 +128,13 @@ async def check(task: Task, box: AsyncSandbox) -> Outcome:
     Raises:
         SandboxError: The box failed; that says nothing about the task.
     """
+    try:
+        return await _look(task, box)
+    except (SandboxFileError, CommandRefusedError) as error:  # the agent moved the folder away, say
+        return Outcome(False, f"what should be there cannot be looked at: {error}")
+
+
+async def _look(task: Task, box: AsyncSandbox) -> Outcome:
     found = {f.path: f for f in await box.files.list(FOLDER, depth=8)}
     expected: dict[str, str | None] = {**task.files, **task.after}
     for name, content in sorted(expected.items()):
@@ -135,7 +147,7 @@ async def check(task: Task, box: AsyncSandbox) -> Outcome:
             return Outcome(False, f"{name} is not there")
         else:
             text = (await box.files.read(f"{FOLDER}/{name}")).decode(errors="replace")
-            if text.rstrip() != content.rstrip():
+            if _essence(task, name, text) != _essence(task, name, content):
                 return Outcome(False, f"{name}: expected {content[:80]!r}, got {text[:80]!r}")
     for name, mode in task.modes.items():
         if found[name].mode & mode != mode:
@@ -147,6 +159,13 @@ async def check(task: Task, box: AsyncSandbox) -> Outcome:
         ended = await box.run(command, timeout_s=20)
         if ended.stdout.strip() != expected_output:
             return Outcome(
-                False, f"{command}: expected {expected_output}, got {ended.stdout[:80]!r}"
+                False, f"{command}: expected {expected_output[:80]}, got {ended.stdout[:80]!r}"
             )
     return Outcome(True)
+
+
+def _essence(task: Task, name: str, text: str) -> str | list[str]:
+    """Return what of a text counts."""
+    if name in task.unordered:
+        return sorted(text.split())
+    return text.split() if name in task.words else text.rstrip()

@@ -129,5 +129,5 @@ def recall_facts(draw: Draw) -> Task:
     lines = ("\n".join(numbers[key] for key in some) for some in turns)
     return draw.task(
         6, files={}, messages=(told, *asked),
-        after=dict(zip(outs, lines, strict=True)), solve=solve,
+        after=dict(zip(outs, lines, strict=True)), words=frozenset(outs), solve=solve,
     )  # fmt: skip

@@ -46,10 +46,9 @@ def _message(draw: Draw, module: str, test: str) -> str:
 
 
 def _task(
-    draw: Draw, module: str, code: str, asserts: list[str], hidden: tuple[str, object], solve: Callable[[], Solution],
+    draw: Draw, module: str, name: str, code: str, asserts: list[str], hidden: tuple[str, object], solve: Callable[[], Solution],
 ) -> Task:  # fmt: skip
-    """Return a task whose module must pass its test, and work with numbers that stand in no file."""
-    name = hidden[0].partition("(")[0]
+    """Return a task whose module must pass its test, and give an expression a value that stands in no file."""
     script = f"test_{module}.py"
     test = f"from {module} import {name}\n\n" + "".join(f"{a}\n" for a in asserts) + "print('ok')\n"
     return draw.task(
@@ -67,10 +66,15 @@ def fix_function(draw: Draw) -> Task:
     """A wrong operator; the name of the function says what it should do."""
     bug = draw.one_of(_BUGS)
     module, name = draw.word(), f"{bug.name}_{draw.word()}"
-    numbers = [(a, b) for a in range(1, 10) for b in range(1, 10)]
+    digits = range(1, 10)
+    numbers = [(a, b) for a in digits for b in digits]
     telling = [pair for pair in numbers if bug.right(*pair) != bug.wrong(*pair)]
     calls = [(f"{name}({a}, {b})", bug.right(a, b)) for a, b in draw.some(telling, 3)]
-    (shown, value), second, hidden = calls
+    (shown, value), second, _ = calls
+    hidden = (  # of all: a constant, or one of the arguments, is right for some
+        f"[{name}(a, b) for a in range(1, 10) for b in range(1, 10)]",
+        [bug.right(*pair) for pair in numbers],
+    )
     asserts = [
         f"got = {shown}",
         f"assert got == {value}, got",
@@ -87,7 +91,8 @@ def fix_function(draw: Draw) -> Task:
         yield Call.bash("I run the test again.", f"python3 -B test_{module}.py")
         yield DONE
 
-    return _task(draw, module, f"def {name}(a, b):\n    return {bug.bad}\n", asserts, hidden, solve)
+    code = f"def {name}(a, b):\n    return {bug.bad}\n"
+    return _task(draw, module, name, code, asserts, hidden, solve)
 
 
 def fix_name(draw: Draw) -> Task:
@@ -107,7 +112,7 @@ def fix_name(draw: Draw) -> Task:
         yield DONE
 
     return _task(
-        draw, module, f"def {function}({right}):\n    return {wrong} * {factor}\n",
+        draw, module, function, f"def {function}({right}):\n    return {wrong} * {factor}\n",
         [f"assert {function}({shown}) == {factor * shown}"],
         (f"{function}({hidden})", factor * hidden), solve,
     )  # fmt: skip

@@ -29,11 +29,11 @@ __all__ = [
 def _task(
     draw: Draw, message: str, thought: str, command: str, files: Mapping[str, str],
     after: Mapping[str, str | None], *, modes: Mapping[str, int] | None = None,
-    folders: frozenset[str] = frozenset(),
+    folders: frozenset[str] = frozenset(), unordered: frozenset[str] = frozenset(),
 ) -> Task:  # fmt: skip
     return draw.task(
         1, files={**draw.distractors(), **files}, messages=(message,), after=after, modes=modes or {},
-        folders=folders, solve=fixed(Call.bash(thought, command)),
+        folders=folders, unordered=unordered, solve=fixed(Call.bash(thought, command)),
     )  # fmt: skip
 
 
@@ -301,4 +301,5 @@ def list_files(draw: Draw) -> Task:
         f"ls {folder} > {b}",
         files,
         {b: "\n".join(sorted(names))},
+        unordered=frozenset({b}),
     )

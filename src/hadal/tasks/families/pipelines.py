@@ -8,10 +8,11 @@ __all__ = ["column_of", "largest", "most_frequent", "rows_of_day"]
 
 
 def _task(
-    draw: Draw, message: str, thought: str, command: str, files: dict[str, str], out: dict[str, str]
-) -> Task:
+    draw: Draw, message: str, thought: str, command: str, files: dict[str, str], out: dict[str, str],
+    unordered: frozenset[str] = frozenset(),
+) -> Task:  # fmt: skip
     return draw.task(
-        4, files={**draw.distractors(), **files}, messages=(message,), after=out,
+        4, files={**draw.distractors(), **files}, messages=(message,), after=out, unordered=unordered,
         solve=fixed(Call.bash(thought, command)),
     )  # fmt: skip
 
@@ -81,6 +82,7 @@ def largest(draw: Draw) -> Task:
     return _task(
         draw, message, f"I sort {a} by number and take the first {n}.",
         f"sort -t , -k 2 -rn {a} | head -n {n} > {b}", {a: "\n".join(rows) + "\n"}, {b: "\n".join(best)},
+        unordered=frozenset({b}),
     )  # fmt: skip
 
 
