@@ -15,7 +15,7 @@ import re
 from pathlib import Path
 
 from hadal.agent import AgentConfig, Limits, read_events
-from hadal.cli.run import open_model
+from hadal.cli.run import model_identity, open_model
 from hadal.cli.serve import EngineOptions
 from hadal.evals import interval, keep_settings, run_tasks
 from hadal.evals.task_run import journal_path
@@ -34,7 +34,7 @@ def main() -> None:
     tasks = [make_task("carry_choice", "test", seed) for seed in range(options.count)]
     for keep in (True, False):
         folder = options.work / ("kept" if keep else "dropped")
-        keep_settings(folder, {"model": options.model, "keep_reasoning": keep})
+        keep_settings(folder, {"model": model_identity(options.model), "keep_reasoning": keep})
         config = AgentConfig(
             sampling={"temperature": 0.0}, limits=Limits(turns=24, reply=512, window=32 << 10),
             keep_reasoning=keep,

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from hadal.agent import AgentConfig, Limits
 from hadal.backends import Backend
-from hadal.checkpoint import save
+from hadal.checkpoint import fingerprint, save
 from hadal.cli.run import open_model
 from hadal.cli.serve import EngineOptions
 from hadal.config import ModelConfig
@@ -109,14 +109,11 @@ def open_row(row: str, work: Path) -> tuple[Backend, Encoding]:
 
 def digest(row: str, work: Path) -> str:
     """Return what the replies of a row are made from."""
-    files = (
-        sorted((work / FOLDERS[row]).iterdir())
-        if row in FOLDERS
-        else [work / name for name in DEMONSTRATIONS]
-    )
+    if row in FOLDERS:
+        return fingerprint(work / FOLDERS[row])
     whole = hashlib.sha256()
-    for file in files:
-        whole.update(file.name.encode() + file.read_bytes())
+    for name in DEMONSTRATIONS:
+        whole.update((work / name).read_bytes())
     return whole.hexdigest()
 
 

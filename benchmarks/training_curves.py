@@ -3,8 +3,8 @@
     python benchmarks/training_curves.py --work DIR --steps 300 --plot docs/figures/training.svg
 
 DIR is the folder of `recipes/nano.py`; its demonstrations and tokenizer are used. Every run sees the same samples in the
-same order, from the same seed, with the rate of the recipe held after its warm-up; AdamW also has rates
-of its own. With one stream, hyper-connections are a plain residual connection with two learned gates. A run that is
+same order, from the same seed, with the rate of the recipe held after its warm-up of 100 steps; AdamW also has rates
+of its own. Windows are not narrowed and attention stays dense, other than in the recipe. With one stream, hyper-connections are a plain residual connection with two learned gates. A run that is
 there is not made again; one that was stopped goes on.
 """
 
@@ -92,7 +92,8 @@ def draw(curves: dict[str, list[float]], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 4))
     for name, losses in curves.items():
         smooth = [
-            statistics.median(losses[max(0, at - SMOOTHED) : at + 1]) for at in range(len(losses))
+            statistics.median(losses[max(0, at - SMOOTHED + 1) : at + 1])
+            for at in range(len(losses))
         ]
         axes.plot(range(1, len(losses) + 1), smooth, label=name)
     axes.set(xlabel="step (4,096 tokens)", ylabel="loss of what the model says, nats a token", yscale="log")  # fmt: skip

@@ -41,6 +41,19 @@ def test_the_nearest_demonstration_with_the_names_of_now():
         NearestDemonstration([])
 
 
+def test_names_in_texts_to_be_remembered_are_names():
+    """A long text has every word that names are made of; what is said about it is no language."""
+    notes = " ".join(["moon.md", "sea", "tide", "reef"] * 20)
+    shown = [*SHOWN, *(demonstration(f"Remember this: {n} {notes}", "true") for n in range(20))]
+    asked = "Write the number of lines of tide.md to reef.txt"
+    folder = [demonstration(f"List the folder sea{n}.", f"ls sea{n}") for n in range(20)]
+    assert command(NearestDemonstration(shown)(Seen(asked, ()))) == "wc -l < tide.md > reef.txt"
+    assert (
+        command(NearestDemonstration([*shown, *folder])(Seen("List the folder tide.", ())))
+        == "ls tide"
+    )
+
+
 def test_a_random_command_is_one_that_was_right_somewhere():
     policy = RandomCommand(SHOWN, seed=1)
     found = {

@@ -1,6 +1,7 @@
 """`hadal eval`: shares, folders that are gone on with, and wrong use."""
 
 import json
+import shutil
 
 import pytest
 
@@ -39,6 +40,21 @@ def test_a_random_network_solves_nothing(node, checkpoint, tmp_path):
 def test_usage(tmp_path, arguments, said):
     done = hadal("eval", "--into", tmp_path, *arguments)
     assert (done.returncode, said in done.stderr.replace("\n", " ")) == (2, True), done.stderr
+
+
+def test_results_of_another_network_are_not_taken_for_its_own(node, checkpoint, tmp_path):
+    """A folder of results is of the weights that made them, whatever their folder is called."""
+    model = tmp_path / "model"
+    shutil.copytree(checkpoint, model)
+    asked = ("eval", "--model", model, "--generation", "v4", "--task", "remove_file/test/1",
+             "--into", tmp_path / "runs", "--window", 1500)  # fmt: skip
+    assert hadal(*asked).returncode == 0
+    weights = next(model.glob("*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    other = hadal(*asked)
+    assert (other.returncode, "begun with another model" in other.stderr) == (2, True)
 
 
 def test_a_folder_keeps_its_settings(tmp_path):

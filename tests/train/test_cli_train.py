@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from hadal.checkpoint import load
-from hadal.errors import ConfigError, StorageError
+from hadal.cli import train as cli_train
+from hadal.errors import ConfigError, InputError, StorageError
+from hadal.nano import nano_checkpoint
 from hadal.train.metrics import plot, read_metrics, sparkline
 from hadal.train.tokenizer import train_tokenizer, vocabulary_size
 
@@ -68,6 +71,34 @@ def test_what_is_wrong_is_said(made):
         said = hadal(*arguments)
         assert (said.returncode, text in said.stderr.replace("\n", " ")) == (code, True), said.stderr  # fmt: skip
         assert "Traceback" not in said.stderr
+
+
+def test_a_seed_is_of_weights_and_of_samples(made, monkeypatch):
+    """Another seed is another order of the same tasks; longer ones are left out where that is asked for."""
+    asked = []
+    monkeypatch.setattr(cli_train, "follow", lambda config, data, _: asked.append((config, data())))
+    for seed in (1, 2):
+        options = cli_train.TrainOptions(seed=seed, longest=2000, peak_lr=1e-4)
+        cli_train.run(
+            made / "shown.jsonl.gz", tokenizer=made / "tokenizer.json", into=made / f"{seed}", options=options,
+        )  # fmt: skip
+    (first, one), (second, other) = asked
+    assert (first.seed, second.seed) == (1, 2)
+    assert one.digest != other.digest
+    assert first.final_lr == pytest.approx(5e-6)
+    options = cli_train.TrainOptions(longest=10)
+    with pytest.raises(InputError, match="no task to train on"):
+        cli_train.run(
+            made / "shown.jsonl.gz", tokenizer=made / "tokenizer.json", into=made / "3", options=options,
+        )  # fmt: skip
+
+
+def test_other_programs_read_the_tokenizer(made):
+    """What they decode is the text, for that of nano too."""
+    for path in (made / "tokenizer.json", nano_checkpoint() / "tokenizer.json"):
+        tokenizer = Tokenizer.from_file(str(path))
+        for text in ("Say it. I say it.", "größer:\n  4,096 <ü>"):
+            assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
 
 def test_a_line_of_losses():

@@ -224,6 +224,7 @@ def test_settings_that_do_not_fit(tmp_path):
         ({"optimizer": "sgd"}, "expected 'muon' or 'adamw'"),
         ({"steps": 0}, "must be positive"),
         ({"narrowest_window": 0}, "expected 1 to 128"),
+        ({"peak_lr": 1e-4}, "expected 0 to peak_lr, 0.0001, got 0.0002"),
     ):
         with pytest.raises(ConfigError, match=said):
             config(tmp_path, **changes)

@@ -11,10 +11,12 @@ from hadal.model import (
     Trace,
     Transformer,
     logits,
+    mhc,
     randomize,
     training_attention,
     training_forward,
 )
+from hadal.model.compressor import Compressor
 from hadal.model.norm import rms_norm
 from hadal.model.rope import rotate, rotation
 from tests.configs import CONFIGS, schedule
@@ -267,6 +269,28 @@ def difference_of_fast(stage, name, window, seed):
         key: ((fast_grads[key] - grad).abs().max() / grad.abs().max().clamp_min(1e-9)).item()
         for key, grad in slow_grads.items()
     }
+
+
+def test_what_is_float32_stays_so_where_other_products_are_halved(model):
+    """Gate, compressors, the mixing of streams and the head (spec 2.7, 3.2)."""
+    size = model.config.hidden_size
+    x, streams = torch.randn(20, size), torch.randn(20, model.config.hc_mult, size)
+    positions = torch.arange(20)
+    gate = model.layers[-1].ffn.gate
+    compressor = next(m for m in model.modules() if isinstance(m, Compressor))
+
+    def computed():
+        head = (getattr(model, f"hc_head_{name}") for name in ("fn", "base", "scale"))
+        stream = mhc.collapse(streams, *head, model.config)
+        return [gate.scores(x), *compressor.project(x, positions), stream]
+
+    exact = computed()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for halved, whole in zip(computed(), exact, strict=True):
+            assert halved.dtype == torch.float32
+            assert torch.equal(halved, whole)
+        said = training_forward(model, tokens(50), [50], fast=True).logits_TV
+    assert (said != said.bfloat16().float()).any()
 
 
 def test_chosen_entries_are_gathered_or_masked(monkeypatch):

@@ -6,6 +6,7 @@ must hold, read off the modules themselves.
 """
 
 from hadal.checkpoint.convert import convert
+from hadal.checkpoint.fingerprint import fingerprint
 from hadal.checkpoint.load import load
 from hadal.checkpoint.save import save
 from hadal.checkpoint.source import CheckpointSource
@@ -16,6 +17,7 @@ __all__ = [
     "CheckpointSource",
     "TensorSpec",
     "convert",
+    "fingerprint",
     "load",
     "make_random",
     "meta_model",

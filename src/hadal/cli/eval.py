@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from hadal.cli.run import keeps_logprobs, open_model
+from hadal.cli.run import keeps_logprobs, model_identity, open_model
 from hadal.cli.serve import EngineOptions
 from hadal.errors import ConfigError
 
@@ -142,7 +142,7 @@ def evaluate(
     asked = (tasks or TaskOptions()).tasks()
     folder = into or Path(tempfile.mkdtemp(prefix="hadal-eval-"))
     console = Console(stderr=True, highlight=False)
-    keep_settings(folder, {"model": model, "turns": asdict(turns or TurnOptions())})
+    keep_settings(folder, {"model": model_identity(model), "turns": asdict(turns or TurnOptions())})
     front = open_model(model, tokenizer, generation, engine or EngineOptions())
     config = (turns or TurnOptions()).config(model)
     results = asyncio.run(_run(front, asked, folder, config, at_once, console, json_output))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from hadal.serve import Front
     from hadal.tools import Toolbox
 
-__all__ = ["keeps_logprobs", "open_model", "run", "runs_folder"]
+__all__ = ["keeps_logprobs", "model_identity", "open_model", "run", "runs_folder"]
 
 _Flag = Parameter(negative="")
 _EXIT_CODES = {"scored": 0, "failed": 1, "void": 3}
@@ -241,6 +241,18 @@ def open_model(
     if _is_url(model):
         return open_front(None, tokenizer, generation, engine, UpstreamOptions(upstream=model))
     return open_front(Path(model), tokenizer, generation, engine, UpstreamOptions())
+
+
+def model_identity(model: str) -> str:
+    """Return what tells a model from another: the URL of a server, or what is in a checkpoint's folder.
+
+    Raises:
+        StorageError: The folder cannot be read.
+    """
+    from hadal.checkpoint import fingerprint
+    from hadal.nano import named_checkpoint
+
+    return model if _is_url(model) else fingerprint(named_checkpoint(Path(model)))
 
 
 @dataclass(frozen=True)

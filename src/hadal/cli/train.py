@@ -35,8 +35,9 @@ class TrainOptions:
 
     Attributes:
         steps: Optimiser steps.
-        tokens: Of a step, in each worker.
-        peak_lr: Learning rate after the warm-up.
+        tokens: Of a step, in each worker, and of the longest samples.
+        longest: Leave out tasks of more tokens. Default: all must fit into a sample.
+        peak_lr: Learning rate after the warm-up; it ends at a twentieth of it.
         narrow_share: Share of steps whose windows are narrower than the model's.
         optimizer: Muon for matrices and AdamW for the rest, or AdamW alone.
         workers: Processes that share every step.
@@ -46,6 +47,7 @@ class TrainOptions:
 
     steps: int = 1500
     tokens: int = 4096
+    longest: int | None = None
     peak_lr: float = 4e-3
     narrow_share: float = 0.7
     optimizer: Literal["muon", "adamw"] = "muon"
@@ -64,8 +66,8 @@ class TrainOptions:
         return TrainConfig(
             model=model, output=output, steps=self.steps, tokens_per_worker=self.tokens,
             lengths=((0.0, max(1, self.tokens // 2)), (0.7, self.tokens)), peak_lr=self.peak_lr,
-            warmup_steps=min(100, max(1, self.steps // 10)), decay_from=0.6, sparse_from=0.45,
-            narrow_share=self.narrow_share, optimizer=self.optimizer, workers=self.workers,
+            final_lr=self.peak_lr / 20, warmup_steps=min(100, max(1, self.steps // 10)), decay_from=0.6,
+            sparse_from=0.45, narrow_share=self.narrow_share, optimizer=self.optimizer, workers=self.workers,
             device=self.device, seed=self.seed,
         )  # fmt: skip
 
@@ -83,10 +85,11 @@ def run(
     r"""Train, or go on with a run that was stopped, killed or cut off.
 
     Examples:
-        hadal train run demonstrations.jsonl.gz --tokenizer tokenizer.json --into run
+        hadal train run demonstrations.jsonl.gz --tokenizer tokenizer.json \
+            --into run --longest 4096
 
         hadal train run demonstrations.jsonl.gz --tokenizer tokenizer.json \
-            --into run --device cuda --workers 1
+            --into run --tokens 18432 --device cuda --workers 1
 
     Args:
         demonstrations: A file of conversations, as `recipes/nano.py` makes it.
@@ -105,13 +108,18 @@ def run(
     sizes = ModelConfig.from_upstream(model) if model else ModelConfig.nano()
     if model and sizes.vocab_size < size:
         raise ConfigError(f"{model}: vocab_size is {sizes.vocab_size}, the tokenizer has {size}")
-    config = (options or TrainOptions()).config(
-        sizes if model else dataclasses.replace(sizes, vocab_size=size), into
-    )
+    options = options or TrainOptions()
+    config = options.config(sizes if model else dataclasses.replace(sizes, vocab_size=size), into)
     keep_config(config.model, tokenizer, into)
     follow(
         config,
-        partial(Conversations.demonstrated, demonstrations, tokenizer=tokenizer),
+        partial(
+            Conversations.demonstrated,
+            demonstrations,
+            tokenizer=tokenizer,
+            seed=options.seed,
+            longest=options.longest,
+        ),
         json_output,
     )
 

@@ -19,6 +19,8 @@ __all__ = ["Heuristic", "NearestDemonstration", "RandomCommand"]
 _WORD = re.compile(r"[\w./-]*\w|\S")
 _COMMON = 12
 """Demonstrations with a word, from which on it belongs to the language and is no name."""
+_LONG = 40
+"""Words from which on a text does not count there: in those to be remembered every name comes up."""
 
 
 def _answer() -> AssistantMessage:
@@ -61,7 +63,8 @@ class _Names:
     """Tells the words of the language from the names that tasks make up."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        counts = Counter(w.lower() for text in texts for w in set(_WORD.findall(text)))
+        found = [_WORD.findall(text) for text in texts]
+        counts = Counter(w.lower() for words in found if len(words) < _LONG for w in set(words))
         self._common = {w for w, n in counts.items() if n >= _COMMON and "." not in w[:-1]}
 
     def of(self, text: str) -> list[str]:

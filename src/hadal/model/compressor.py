@@ -19,6 +19,7 @@ from hadal.model.kernels.plans import Numbers, addresses
 from hadal.model.kernels.pooling import native_pool
 from hadal.model.linear import Formats, Linear, Role
 from hadal.model.norm import RMSNorm
+from hadal.model.product import float32_products
 from hadal.model.rope import rotate, rotation
 
 __all__ = ["Compressor", "Tail", "pool_windows"]
@@ -136,7 +137,8 @@ class Compressor(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return keys and pooling logits of any tokens, in float32."""
         x = x_TD.float()
-        return self.wkv(x), self.wgate(x) + self.ape[positions_T % self.rate]
+        with float32_products(x.device):
+            return self.wkv(x), self.wgate(x) + self.ape[positions_T % self.rate]
 
     def forward(
         self, kv: Float[Tensor, "T Kp"], gate: Float[Tensor, "T Kp"], tail: Tail, first_entry: int

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hadal.config import ModelConfig
 from hadal.model.elementwise import sigmoid, softmax
-from hadal.model.product import product
+from hadal.model.product import float32_products, product
 
 __all__ = [
     "Mixture",
@@ -69,7 +69,8 @@ def _logits(streams_TMD: Tensor, fn: Tensor, eps: float) -> Tensor:
     The norm has no weight, so dividing after the product is exact and cheaper.
     """
     flat = streams_TMD.flatten(1).float()
-    return product(flat, fn) * torch.rsqrt(flat.square().mean(-1, keepdim=True) + eps)
+    with float32_products(flat.device):
+        return product(flat, fn) * torch.rsqrt(flat.square().mean(-1, keepdim=True) + eps)
 
 
 def mixture(

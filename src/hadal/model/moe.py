@@ -22,7 +22,7 @@ from hadal.model.kernels.native import has_kernel
 from hadal.model.kernels.plans import Numbers, addresses, matrix, tables_of
 from hadal.model.linear import Formats, Linear, Role
 from hadal.model.losses import balance_loss
-from hadal.model.product import product
+from hadal.model.product import float32_products, product
 from hadal.model.sharding import WHOLE, Shard
 from hadal.model.trace import Trace
 from hadal.model.training_experts import training_experts
@@ -58,8 +58,10 @@ class Gate(nn.Module):
 
     def scores(self, x_TD: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
         """Return `sqrt(softplus(x W^T))`, from float32 logits unless `precision` says otherwise."""
-        dtype = torch.float32 if self.in_float32 else x_TD.dtype
-        return softplus(product(x_TD.to(dtype), self.weight).float()).sqrt()
+        if not self.in_float32:
+            return softplus(product(x_TD, self.weight).float()).sqrt()
+        with float32_products(x_TD.device):
+            return softplus(product(x_TD.float(), self.weight)).sqrt()
 
     def choose(self, scores_TE: Float[Tensor, "T E"], ids_T: Tensor) -> Int[Tensor, "T A"]:
         """Return the experts of each token; equal scores go to the lowest index."""

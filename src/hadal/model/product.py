@@ -7,13 +7,16 @@ columns (the indexer's keys grow) are therefore padded to a minimum, which costs
 reading the matrix.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from hadal.model.kernels.products import native_product
 
-__all__ = ["product"]
+__all__ = ["float32_products", "product"]
 
 _MIN_ROWS = 16
 """Measured: from 8 rows on, every row of a float32 product is the same bits in any batch."""
@@ -27,6 +30,13 @@ def product(x: Float[Tensor, "T I"], weight_OI: Float[Tensor, "O I"]) -> Float[T
     weight_OI = weight_OI.to(x.dtype)
     num_rows, num_columns = x.shape[0], weight_OI.shape[0]
     return F.linear(_padded(x), _padded(weight_OI))[:num_rows, :num_columns]
+
+
+def float32_products(device: torch.device) -> AbstractContextManager[None]:
+    """Return where products of float32 stay float32, also in a training whose other products are halved (spec 2.7, 3.2)."""
+    if not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def _padded(rows: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from hadal.model.initialize import initialize
 from hadal.model.linear import Formats, Linear, Role
 from hadal.model.norm import RMSNorm
 from hadal.model.precision import Precision
-from hadal.model.product import product
+from hadal.model.product import float32_products, product
 from hadal.model.sharding import WHOLE, Shard
 from hadal.model.trace import Trace
 
@@ -249,7 +249,8 @@ class Transformer(nn.Module):
     def _head(self, streams_TMD: Tensor, owner: nn.Module, norm: RMSNorm) -> Tensor:
         fn, base, scale = (getattr(owner, f"hc_head_{n}") for n in ("fn", "base", "scale"))
         x_TD = norm(mhc.collapse(streams_TMD, fn, base, scale, self.config))
-        return self.shard.gather(product(x_TD.float(), self.head.weight))
+        with float32_products(x_TD.device):
+            return self.shard.gather(product(x_TD.float(), self.head.weight))
 
     def _begin(
         self,

@@ -34,7 +34,7 @@ class TrainConfig:
             from attention over everything.
         quantize_from: Share of the run at which weights and activations are rounded as they will be stored.
         optimizer: `muon` (with AdamW for the rest) or `adamw` alone.
-        seed: Of weights and data.
+        seed: Of weights and windows.
         narrow_share: Share of steps whose windows are narrower than the model's, so that what is near is found
             in entries, too; how narrow is drawn for each step, from
         narrowest_window: on, in tokens.
@@ -80,6 +80,10 @@ class TrainConfig:
         if not 0 < self.narrowest_window <= self.model.sliding_window:
             raise ConfigError(
                 f"narrowest_window: expected 1 to {self.model.sliding_window}, got {self.narrowest_window}"
+            )
+        if not 0 <= self.final_lr <= self.peak_lr:
+            raise ConfigError(
+                f"final_lr: expected 0 to peak_lr, {self.peak_lr:g}, got {self.final_lr:g}"
             )
         if self.steps < 1 or self.workers < 1:
             raise ConfigError(

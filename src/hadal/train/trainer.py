@@ -284,7 +284,8 @@ def _check_lengths(config: TrainConfig, data: Conversations) -> None:
         raise ConfigError(
             f"lengths: samples have {min(lengths)} to {max(lengths)} tokens, and the tasks need"
             f" {data.shortest} to {data.longest}",
-            hint="the shortest sample must hold some task and the longest one all of them: none is cut",
+            hint="the shortest sample must hold some task and the longest one all of them: none is cut; have more"
+            " tokens a sample, or leave out the longer tasks (hadal train run --longest)",
         )
 
 
