@@ -1,5 +1,8 @@
 """`bash`: a shell whose state lives on, though every call is a command of its own."""
 
+import asyncio
+import json
+
 import pytest
 
 from hadal.chat import ToolCall
@@ -7,8 +10,6 @@ from hadal.tools import BashTool, Toolbox
 
 
 def call(command):
-    import json
-
     return ToolCall("bash", json.dumps({"command": command}))
 
 
@@ -35,6 +36,9 @@ async def texts(box, *commands, **settings):
         (["z=3; exit 4", "echo $z"], "3\n"),
         (["set -e; false; echo never", "set +e; echo on"], "on\n"),
         (["echo 'umlaut: ü €'"], "umlaut: ü €\n"),
+        (["IFS=,; export FOO=1; f() { echo f; }", "a=1,2; set -- $a; echo $# $FOO; f"], "2 1\nf\n"),
+        (["unset IFS; x=1", "a='1 2'; set -- $a; echo $# $x"], "2 1\n"),
+        (["name=a code=b options=c", "echo $name $code $options"], "a b c\n"),
     ],
 )  # fmt: skip
 def test_state(in_box, commands, last):
@@ -129,6 +133,23 @@ def test_sessions_are_apart(in_box):
         return (await two.call(call("echo [$x] $PWD"), "b")).text
 
     assert in_box(whole) == "[] /\n"
+
+
+def test_calls_side_by_side_leave_a_whole_state(in_box):
+    many = "for n in $(seq 1 3000); do declare -g v_$n=$1; done"
+    look = "set | grep ^v_ | cut -d= -f2 | sort | uniq -c"
+
+    async def whole(box):
+        toolbox, found = Toolbox([BashTool(box)]), []
+        for turn in range(5):
+            pair = [(f"set -- {x}; {many}", f"{turn}-{x[0]}") for x in ("a" * 20, "b" * 300)]
+            await asyncio.gather(*(toolbox.call(call(text), name) for text, name in pair))
+            found.append((await toolbox.call(call(look), f"{turn}")).text.split())
+        return found, await box.run("ls /tmp/.hadal")
+
+    found, left = in_box(whole)
+    assert all(each in (["3000", "a" * 20], ["3000", "b" * 300]) for each in found)
+    assert left.stdout.split() == ["bash-main"]
 
 
 def test_no_bash(in_box, tmp_path):

@@ -50,5 +50,19 @@ def test_what_is_written_changed_and_removed(node):
     assert (kind, diff.endswith("+x")) == ("written", True)
 
 
+def test_what_is_no_file_is_not_read(node):
+    first, second = files_of(
+        "cd /here; mkfifo pipe; ln -s /dev/zero zero; ln -s pipe link; rm old.txt; mkfifo old.txt",
+        "echo on > /here/new.txt",
+    )
+    assert first == {
+        "/here/pipe": ("written", ""),
+        "/here/zero": ("written", ""),
+        "/here/link": ("written", ""),
+        "/here/old.txt": ("changed", ""),
+    }
+    assert second == {"/here/new.txt": ("written", "@@ -0,0 +1 @@\n+on")}
+
+
 def test_very_many_files_are_not_looked_at(node):
     assert files_of("mkdir /m; cd /m; seq 1 3000 | xargs touch", "touch /here/a") == [{}, {}]

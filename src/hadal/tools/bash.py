@@ -3,6 +3,7 @@
 The shell is not a process that waits. Every call is a command of its own in the box, which begins by
 reading the state that the last one left (directory, variables, functions, aliases, options) and ends by
 writing it: so each is journalled, limited and resumable by itself, and a killed one takes nothing along.
+Of calls that run side by side, the one that ends last leaves its state.
 """
 
 from dataclasses import dataclass
@@ -28,26 +29,28 @@ set --
 shopt -s expand_aliases
 [[ -d ${__hadal_state%/*} ]] || mkdir -p -m 1777 -- "${__hadal_state%/*}"
 __hadal_save() {
-  local code=$? options name
+  local __hadal_code=$? __hadal_options __hadal_separators __hadal_name __hadal_new=$__hadal_state.new.$BASHPID
   trap - EXIT
-  options=$(set +o)
+  __hadal_options=$(set +o)
   set +eux
+  __hadal_separators=$(declare -p IFS 2>/dev/null)
+  local IFS=$' \t\n'
   {
-    for name in $(compgen -v); do
-      case $name in
-        __hadal_*|BASH*|COMP_*|EPOCH*|_|DIRSTACK|FUNCNAME|GROUPS|HISTCMD|LINENO|OLDPWD|OPTIND|PIPESTATUS|PWD|RANDOM|SECONDS|SHLVL|SRANDOM|code|name|options) ;;
-        *) [[ ${!name@a} == *r* ]] || declare -p "$name" ;;
+    for __hadal_name in $(compgen -v); do
+      case $__hadal_name in
+        __hadal_*|BASH*|COMP_*|EPOCH*|_|DIRSTACK|FUNCNAME|GROUPS|HISTCMD|IFS|LINENO|OLDPWD|OPTIND|PIPESTATUS|PWD|RANDOM|SECONDS|SHLVL|SRANDOM) ;;
+        *) [[ ${!__hadal_name@a} == *r* ]] || declare -p "$__hadal_name" ;;
       esac
     done
-    for name in $(compgen -A function); do
-      [[ $name == __hadal_* ]] || declare -f "$name"
+    for __hadal_name in $(compgen -A function); do
+      [[ $__hadal_name == __hadal_* ]] || declare -f "$__hadal_name"
     done
     alias -p
     printf 'cd -- %q || cd /; OLDPWD=%q\n' "$PWD" "$OLDPWD"
     shopt -p
-    printf '%s\n' "$options"
-  } >"$__hadal_state.new" 2>/dev/null && mv -f -- "$__hadal_state.new" "$__hadal_state"
-  exit "$code"
+    printf '%s\n' "$__hadal_separators" "$__hadal_options"
+  } >"$__hadal_new" 2>/dev/null && mv -f -- "$__hadal_new" "$__hadal_state"
+  exit "$__hadal_code"
 }
 trap __hadal_save EXIT
 if [[ -r $__hadal_state ]]; then . "$__hadal_state"; fi

@@ -1,5 +1,6 @@
-"""What a model is told of a command: long outputs as beginning and end, all of it in a file of the box."""
+"""What a model is shown of what is long: beginning and end, with all of it in a file of the box; and of a command."""
 
+from hadal.errors import SandboxFileError
 from hadal.sandbox import AsyncSandbox, ExecResult
 from hadal.tools.tool import ToolOutput
 
@@ -15,12 +16,12 @@ OUTPUT_FOLDER = "/tmp/.hadal"
 
 
 async def cut_output(
-    box: AsyncSandbox, data: bytes, name: str, limit: int = OUTPUT_BYTES
+    box: AsyncSandbox | None, data: bytes, name: str, limit: int = OUTPUT_BYTES
 ) -> tuple[str, str | None]:
-    """Return an output as text, and where all of it lies if it had to be cut.
+    """Return an output as text, and where all of it lies if it had to be cut and could be kept.
 
     Args:
-        box: Where the whole goes.
+        box: Where the whole goes; without one it is not kept.
         data: The output; bytes that are no UTF-8 become U+FFFD.
         name: Of the file, if one is needed.
         limit: Bytes to show.
@@ -30,12 +31,24 @@ async def cut_output(
     """
     if len(data) <= limit:
         return data.decode(errors="replace"), None
-    path = f"{OUTPUT_FOLDER}/{name}"
-    await box.files.write(path, data, parents=True, user="0")
+    path, kept = await _keep(box, data, f"{OUTPUT_FOLDER}/{name}")
     head, tail = data[: limit // 2], data[len(data) - limit // 2 :]
     left_out = len(data) - len(head) - len(tail)
-    note = f"\n[{left_out:,} bytes left out here; all {len(data):,} are in {path}]\n"
+    note = f"\n[{left_out:,} bytes left out here; all {len(data):,} {kept}]\n"
     return head.decode(errors="replace") + note + tail.decode(errors="replace"), path
+
+
+async def _keep(box: AsyncSandbox | None, data: bytes, path: str) -> tuple[str | None, str]:
+    """Write all of an output into the box; return where it is, and how to say so."""
+    if box is None:
+        return None, "are not kept"
+    try:
+        # As `bash` makes it, so that it can keep its state there, whoever it runs as.
+        await box.files.mkdir(OUTPUT_FOLDER, mode=0o1777, parents=True, user="0")
+        await box.files.write(path, data, parents=True, user="0")
+    except SandboxFileError as error:  # as where its disk is full
+        return None, f"could not be kept: {error.message}"
+    return path, f"are in {path}"
 
 
 async def command_output(
@@ -65,6 +78,6 @@ async def command_output(
     if notes and text and not text.endswith("\n"):
         text += "\n"
     return ToolOutput(
-        text=text + "\n".join(notes) or "(no output)", failed=not result.ok,
+        text=text + "\n".join(notes) or "(no output)", fits=True, failed=not result.ok,
         exit_code=result.exit_code, step=result.id, full_text=path,
     )  # fmt: skip

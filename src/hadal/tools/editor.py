@@ -1,14 +1,14 @@
 """`str_replace_editor`: look at files and change them by quoting what is there."""
 
-import shlex
 from dataclasses import dataclass
 from typing import Any
 
 from hadal.chat import Tool
-from hadal.errors import SandboxFileError
+from hadal.errors import CommandRefusedError, SandboxFileError
 from hadal.sandbox import AsyncSandbox
 from hadal.sandbox.trajectory import read_log
-from hadal.tools.cut import OUTPUT_BYTES, cut_output
+from hadal.tools.cut import KEPT_BYTES
+from hadal.tools.regular_file import check_regular, read_regular
 from hadal.tools.tool import Said, ToolOutput, ToolUseError
 
 __all__ = ["EditorTool"]
@@ -23,11 +23,9 @@ class EditorTool:
 
     Attributes:
         box: Where.
-        shown_bytes: Of a file.
     """
 
     box: AsyncSandbox
-    shown_bytes: int = OUTPUT_BYTES
 
     @property
     def declaration(self) -> Tool:
@@ -71,7 +69,7 @@ class EditorTool:
                 case "create":
                     return await self._create(path, _needed(arguments, "file_text"), request_id)
                 case "str_replace":
-                    old, new = _needed(arguments, "old_str"), str(arguments.get("new_str", ""))
+                    old, new = _needed(arguments, "old_str"), arguments.get("new_str", "")
                     return await self._replace(path, old, new, request_id)
                 case _:
                     line, text = _needed(arguments, "insert_line"), _needed(arguments, "new_str")
@@ -79,33 +77,37 @@ class EditorTool:
         except SandboxFileError as error:
             raise ToolUseError(error.message) from error
 
-    async def _view(self, path: str, lines: list[int] | None, request_id: str) -> ToolOutput:
+    async def _view(self, path: str, lines: list[float] | None, request_id: str) -> ToolOutput:
         if (await self.box.files.stat(path)).kind == "directory":
             return await self._list(path, request_id)
-        text = await self._read(path)
-        rows = text.splitlines()
+        rows = _rows(await self._read(path))
         first, last = 1, len(rows)
         if lines is not None:
-            first, last = lines[0], len(rows) if lines[1] == -1 else lines[1]
+            first, last = int(lines[0]), len(rows) if lines[1] == -1 else int(lines[1])
             if not 1 <= first <= last <= len(rows):
                 raise ToolUseError(
                     f"view_range {lines} is not within the {len(rows)} lines of {path}"
                 )
-        shown = _numbered(rows[first - 1 : last], first)
-        name = f"view-{request_id}.txt"
-        cut, full = await cut_output(self.box, shown.encode(), name, self.shown_bytes)
-        return ToolOutput(text=cut or "(empty file)", full_text=full)
+        return ToolOutput(text=_numbered(rows[first - 1 : last], first) or "(empty file)")
 
     async def _list(self, path: str, request_id: str) -> ToolOutput:
-        command = f"find {shlex.quote(path)} -maxdepth 2 -not -path '*/.*' | sort"
-        result = await self.box.run(command, request_id=request_id)
-        text, full = await cut_output(
-            self.box, result.stdout_bytes + result.stderr_bytes, f"view-{request_id}.txt"
-        )
-        return ToolOutput(text=text, failed=not result.ok, step=result.id, full_text=full)
+        """List what is in a directory and not hidden; where it lies itself does not matter."""
+        find = ("find", "-H", path, "-mindepth", "1", "-maxdepth", "2", "-name", ".?*", "-prune", "-o", "-print")  # fmt: skip
+        try:
+            result = await self.box.run(find, output_limit=KEPT_BYTES, request_id=request_id)
+        except CommandRefusedError as error:
+            raise ToolUseError(f"find was not started: {error.message}") from error
+        names = sorted(result.stdout_bytes.removesuffix(b"\n").split(b"\n"))
+        parts = [path, *(name.decode(errors="replace") for name in names if name)]
+        parts += result.stderr.splitlines()
+        parts += ["[not all of it: there is too much]"] if result.truncated else []
+        text = "".join(f"{part}\n" for part in parts)
+        return ToolOutput(text=text, failed=not result.ok, step=result.id)
 
     async def _create(self, path: str, text: str, request_id: str) -> ToolOutput:
         there = await self.box.files.exists(path)
+        if there:
+            check_regular(await self.box.files.stat(path))
         await self._write(path, text, request_id)
         return ToolOutput(text=f"{'Overwritten' if there else 'Created'}: {path}")
 
@@ -127,22 +129,22 @@ class EditorTool:
         return _edited(path, changed, first, first + new.count("\n"))
 
     async def _insert(self, path: str, line: int, text: str, request_id: str) -> ToolOutput:
-        rows = (await self._read(path)).splitlines(keepends=True)
+        there = await self._read(path)
+        rows = _rows(there)
         if not 0 <= line <= len(rows):
             raise ToolUseError(f"insert_line must be 0 to {len(rows)}, got {line}")
-        if rows[:line] and not rows[line - 1].endswith("\n"):
-            rows[line - 1] += "\n"
-        ended = text if text.endswith("\n") or line == len(rows) else text + "\n"
-        changed = "".join([*rows[:line], ended, *rows[line:]])
+        at = sum(len(row) + 1 for row in rows[:line])
+        before, after = there[:at], there[at:]
+        if before and not before.endswith("\n"):
+            before += "\n"
+        ended = text if text.endswith("\n") or not after else text + "\n"
+        changed = before + ended + after
         await self._write(path, changed, request_id)
-        return _edited(path, changed, line + 1, line + 1 + text.rstrip("\n").count("\n"))
+        return _edited(path, changed, line + 1, line + len(_rows(ended)))
 
     async def _read(self, path: str) -> str:
-        stat = await self.box.files.stat(path)
-        if stat.size > _FILE_BYTES:
-            raise ToolUseError(f"{path} has {stat.size:,} bytes: use bash on parts of it")
         try:
-            return (await self.box.files.read(path)).decode()
+            return (await read_regular(self.box, path, _FILE_BYTES)).decode()
         except UnicodeDecodeError:
             raise ToolUseError(f"{path} is no text: use bash") from None
 
@@ -154,10 +156,16 @@ class EditorTool:
         await self.box.files.write(path, text.encode(), parents=True, request_id=request_id)
 
 
-def _needed(arguments: dict[str, Any], name: str) -> str:
+def _needed(arguments: dict[str, Any], name: str) -> Any:
+    """Return an argument that the schema lets out; its type is as declared."""
     if name not in arguments:
         raise ToolUseError(f"{arguments['command']} needs {name}")
-    return str(arguments[name])
+    return arguments[name]
+
+
+def _rows(text: str) -> list[str]:
+    """Return the lines as `grep -n` counts them: nothing but a line feed ends one."""
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def _numbered(rows: list[str], first: int) -> str:
@@ -166,7 +174,6 @@ def _numbered(rows: list[str], first: int) -> str:
 
 def _edited(path: str, text: str, first: int, last: int) -> ToolOutput:
     """Tell what the place looks like now."""
-    rows = text.splitlines()
     start = max(1, first - _CONTEXT_LINES)
-    shown = _numbered(rows[start - 1 : last + _CONTEXT_LINES], start)
+    shown = _numbered(_rows(text)[start - 1 : last + _CONTEXT_LINES], start)
     return ToolOutput(text=f"Edited: {path}\n{shown}")

@@ -11,7 +11,8 @@ from hadal.errors import SandboxFileError
 from hadal.sandbox import AsyncSandbox
 from hadal.sandbox.results import Change
 from hadal.tools.cut import OUTPUT_FOLDER
-from hadal.tools.tool import FileDiff
+from hadal.tools.regular_file import read_regular
+from hadal.tools.tool import FileDiff, ToolUseError
 
 __all__ = ["FileWatch"]
 
@@ -78,8 +79,8 @@ class FileWatch:
         if change.size > _TEXT_BYTES or len(self._texts) >= _TEXTS_MAX:
             return None
         try:
-            data = await self._box.files.read(change.path, user="0")
-        except SandboxFileError:  # it went while we looked, or is no file
+            data = await read_regular(self._box, change.path, _TEXT_BYTES, user="0")
+        except (SandboxFileError, ToolUseError):  # it went while we looked, or is no small file
             return None
         if b"\0" in data:
             return None

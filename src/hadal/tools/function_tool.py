@@ -1,7 +1,12 @@
 """Tools of the caller's own: a Python function, its signature and its docstring."""
 
+import asyncio
 import inspect
+import json
+import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
@@ -9,7 +14,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError, create_model
 
 from hadal.chat import Tool
 from hadal.errors import ConfigError
-from hadal.tools.tool import Said, ToolOutput, ToolUseError
+from hadal.tools.tool import Said, ToolOutput, ToolUseError, cause_of
 
 __all__ = ["FunctionTool", "tool"]
 
@@ -21,33 +26,70 @@ class FunctionTool:
     """A function that a model may call. It runs here, outside of every box: do not trust its arguments.
 
     Attributes:
-        function: Plain or async. What it raises is told to the model.
+        function: Plain or async; a plain one runs in a thread. What it raises is told to the model.
         declaration: Made of its name, docstring and annotations.
         arguments: What reads its arguments.
+        timeout_s: Of a call. Then an async function is cancelled, and nobody waits for a plain one any more.
     """
 
     function: Function
     declaration: Tool
     arguments: type[BaseModel]
+    timeout_s: float = 300.0
 
     async def call(self, arguments: dict[str, Any], request_id: str, said: Said) -> ToolOutput:
         """Call it; see `RunningTool.call`."""
         try:
             read = self.arguments.model_validate(arguments)
-            found = self.function(**{name: getattr(read, name) for name in arguments})
-            if inspect.isawaitable(found):
-                found = await found
         except ValidationError as error:
             raise ToolUseError(str(error)) from error
+        limit = asyncio.timeout(self.timeout_s)
+        try:
+            async with limit:
+                found = await self._found({name: getattr(read, name) for name in arguments})
         except Exception as error:
-            raise ToolUseError(f"{type(error).__name__}: {error}") from error
-        return ToolOutput(
-            text=found if isinstance(found, str) else TypeAdapter(Any).dump_json(found).decode()
-        )
+            if isinstance(error, TimeoutError) and limit.expired():
+                raise ToolUseError(f"it did not return within {self.timeout_s:g} s") from error
+            raise ToolUseError(cause_of(error)) from error
+        return ToolOutput(text=found if isinstance(found, str) else _as_json(found))
+
+    async def _found(self, arguments: dict[str, Any]) -> Any:
+        if inspect.iscoroutinefunction(self.function):
+            return await self.function(**arguments)
+        found = await _in_thread(lambda: self.function(**arguments))
+        return await found if inspect.isawaitable(found) else found
 
 
-def tool(function: Function) -> FunctionTool:
+def _in_thread(work: Callable[[], Any]) -> asyncio.Future[Any]:
+    """Do work in a thread that nobody waits for at the end, as one of `asyncio.to_thread` is waited for."""
+    done: Future[Any] = Future()
+    done.set_running_or_notify_cancel()
+    context = copy_context()
+
+    def run() -> None:
+        try:
+            done.set_result(context.run(work))
+        except (StopIteration, SystemExit) as error:  # what neither a future nor a loop passes on
+            done.set_exception(RuntimeError(cause_of(error)))
+        except Exception as error:  # noqa: BLE001 - raised where it is waited for
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return asyncio.wrap_future(done)
+
+
+def _as_json(value: Any) -> str:
+    """Return JSON; unlike pydantic's own bytes, text takes names of files that are no UTF-8."""
+    plain = TypeAdapter(Any).dump_python(value, mode="json")
+    return json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
+
+
+def tool(function: Function, *, timeout_s: float = 300.0) -> FunctionTool:
     """Make a tool of a function; usable as a decorator.
+
+    Args:
+        function: Plain or async.
+        timeout_s: Of a call.
 
     Raises:
         ConfigError: A parameter has no annotation, or there is no docstring.
@@ -70,7 +112,7 @@ def tool(function: Function) -> FunctionTool:
     schema = model.model_json_schema()
     for value in (schema, *schema.get("properties", {}).values()):
         value.pop("title", None)
-    return FunctionTool(function, Tool.of(name, about, schema), model)
+    return FunctionTool(function, Tool.of(name, about, schema), model, timeout_s)
 
 
 def _arguments_model(function: Function) -> type[BaseModel]:

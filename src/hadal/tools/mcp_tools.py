@@ -4,9 +4,10 @@ A server is a program on this machine, or somewhere on the network, and does wha
 it is no box. Calls have no request id there, so a run that dies during one may make it again.
 """
 
+import asyncio
 import os
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +16,14 @@ from mcp.types import TextContent
 
 from hadal.chat import Tool
 from hadal.errors import ConfigError
-from hadal.tools.tool import Said, ToolOutput, ToolUseError
+from hadal.tools.tool import Said, ToolOutput, ToolUseError, cause_of
 
 __all__ = ["MCPTool", "mcp_tools"]
 
 _LISTED = 64
 """Pages of a list of tools, after which a server does not mean it."""
+_START_S = 120.0
+"""Until it has said what tools it has; some are fetched from a registry first."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +78,18 @@ async def mcp_tools(
             command=program, args=arguments, env={**os.environ, **(env or {})}
         )
     client = Client(where)
-    try:
-        await client.__aenter__()
-        tools = await _tools(client, prefix)
-    except (OSError, MCPError, ExceptionGroup) as error:
-        raise ConfigError(f"MCP server {server!r} cannot be used: {error}") from error
-    try:
+    async with AsyncExitStack() as stack:
+        try:
+            async with asyncio.timeout(_START_S):
+                await client.__aenter__()
+                # Told of no error: it would wrap one of the block in groups of its own.
+                stack.push_async_callback(client.__aexit__, None, None, None)
+                tools = await _tools(client, prefix)
+        except Exception as error:  # of a server and a library that are not ours
+            late = isinstance(error, TimeoutError)
+            cause = f"no list of tools within {_START_S:g} s" if late else cause_of(error)
+            raise ConfigError(f"MCP server {server!r} cannot be used: {cause}") from error
         yield tools
-    finally:
-        await client.__aexit__(None, None, None)
 
 
 async def _tools(client: Client, prefix: str) -> list[MCPTool]:

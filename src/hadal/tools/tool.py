@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 from hadal.chat import Tool
 
-__all__ = ["FileDiff", "RunningTool", "Said", "ToolOutput", "ToolUseError"]
+__all__ = ["FileDiff", "RunningTool", "Said", "ToolOutput", "ToolUseError", "cause_of"]
 
 Said = Callable[[str], None]
 """Told what a call prints, piece by piece, for people who watch."""
@@ -33,6 +33,7 @@ class ToolOutput:
 
     Attributes:
         text: For the model.
+        fits: Whether the tool has seen to it that `text` is not too long; else the toolbox cuts it.
         failed: Whether it did not do what was asked.
         exit_code: Of the command, where there was one.
         step: Position in the log of the box, where there is one.
@@ -41,6 +42,7 @@ class ToolOutput:
     """
 
     text: str
+    fits: bool = False
     failed: bool = False
     exit_code: int | None = None
     step: int | None = None
@@ -50,6 +52,13 @@ class ToolOutput:
 
 class ToolUseError(Exception):
     """A call that cannot be done as it was asked; the text is for the model."""
+
+
+def cause_of(error: BaseException) -> str:
+    """Return type and message of what went wrong, without the groups around it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 class RunningTool(Protocol):
@@ -75,5 +84,7 @@ class RunningTool(Protocol):
         Raises:
             ToolUseError: It cannot be done as asked.
             SandboxError: The box or its node failed: that is not the model's fault.
+
+        Whatever else is raised and is none of ours, the toolbox tells the model.
         """
         ...
