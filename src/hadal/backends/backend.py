@@ -124,7 +124,17 @@ class Backend(Protocol):
 
     @property
     def max_model_len(self) -> int:
-        """Return the longest prompt and completion together."""
+        """Return the longest prompt and completion together; until `ready`, maybe a guess."""
+        ...
+
+    async def ready(self) -> None:
+        """Make `max_model_len` known, where another server has to be asked; once it is, do nothing.
+
+        `generate` calls it too. Callers do who reckon with the length before they generate.
+
+        Raises:
+            UpstreamError: That server cannot be reached, or refuses; `generate` would raise the same.
+        """
         ...
 
     def generate(

@@ -66,6 +66,9 @@ class EngineBackend:
         self._thread = threading.Thread(target=self._run, name="hadal-engine", daemon=True)
         self._thread.start()
 
+    async def ready(self) -> None:
+        """Do nothing: `max_model_len` is known."""
+
     @asynccontextmanager
     async def generate(self, generation: Generation) -> AsyncGenerator[AsyncGenerator[Event]]:
         """Start a completion; see `Backend.generate`."""

@@ -45,6 +45,9 @@ class ScriptedBackend:
         ]
         self._delay_s = delay_s
 
+    async def ready(self) -> None:
+        """Do nothing: `max_model_len` is known."""
+
     @asynccontextmanager
     async def generate(self, generation: Generation) -> AsyncGenerator[AsyncGenerator[Event]]:
         """Start the next completion; see `Backend.generate`."""

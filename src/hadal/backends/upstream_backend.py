@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 import httpx
 
 from hadal.backends.backend import Chunk, Ended, Event, Generation, LogprobChoice, TokenLogprob
+from hadal.backends.text_pieces import TextPieces
 from hadal.encoding import Tokenizer
 from hadal.errors import (
     ConfigError,
@@ -23,10 +24,13 @@ from hadal.errors import (
 
 __all__ = ["UpstreamBackend"]
 
-_REASONS: Final = {"stop": "stop", "length": "length", "tool_calls": "stop", None: "stop"}
+_REASONS: Final = {"stop": "stop", "length": "length", "tool_calls": "stop"}
 
 _REFUSALS: Final = (401, 403, 404, 405)
 """What asking again does not change."""
+
+_NO_LIST: Final = (404, 405)
+"""A server that lists no models is asked for one by its name all the same."""
 
 
 class UpstreamBackend:
@@ -61,42 +65,47 @@ class UpstreamBackend:
         self.model = model
         self.max_model_len = max_model_len or 1 << 20  # until it is asked
         self._length_given = max_model_len is not None
+        self._is_ready = self._length_given and model is not None  # nothing is left to ask
         self.follows_grammars = False
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._client = httpx.AsyncClient(headers=headers, timeout=timeout_s)
         self._open = 0
 
-    async def connect(self) -> None:
-        """Ask the other server what it serves.
+    async def ready(self) -> None:
+        """Ask the other server for its model and the length of its context, once; see `Backend.ready`."""
+        if self._is_ready:
+            return
+        models = await self._models()
+        if self.model is None:
+            if not models:
+                raise UpstreamRefusedError(f"{self._root} lists no model")
+            self.model = next(iter(models))
+        length = models.get(self.model, {}).get("max_model_len")
+        if isinstance(length, int) and length > 0 and not self._length_given:
+            self.max_model_len = length
+        self._is_ready = True
 
-        Raises:
-            UpstreamError: It cannot be reached, or lists no model.
-        """
+    async def _models(self) -> dict[str, dict[str, Any]]:
+        """Return what it lists, by name."""
+        url = f"{self._root}/v1/models"
         try:
-            reply = await self._client.get(f"{self._root}/v1/models")
+            reply = await self._client.get(url)
+            if reply.status_code in _NO_LIST and self.model is not None:
+                return {}
             if reply.status_code in _REFUSALS:
                 raise _refusal(reply.status_code, reply.content[:2000])
             reply.raise_for_status()
-            listed: list[dict[str, Any]] = reply.json()["data"]
-        except (httpx.HTTPError, ValueError, KeyError) as err:
+            return {str(entry["id"]): entry for entry in reply.json()["data"]}
+        except (httpx.HTTPError, ValueError, KeyError, TypeError) as err:
             raise UpstreamError(
-                f"{self._root}/v1/models: {type(err).__name__}: {err}",
+                f"{url}: {type(err).__name__}: {err}",
                 hint="is the server running, and the key right?",
             ) from err
-        names = [entry.get("id") for entry in listed]
-        if self.model is None and names:
-            self.model = str(names[0])
-        if self.model not in names:
-            raise UpstreamRefusedError(f"{self._root} serves {names}, not {self.model!r}")
-        length = listed[names.index(self.model)].get("max_model_len")
-        if length and not self._length_given:
-            self.max_model_len = int(length)
 
     @asynccontextmanager
     async def generate(self, generation: Generation) -> AsyncGenerator[AsyncGenerator[Event]]:
         """Start a completion; see `Backend.generate`. Leaving hangs up, which ends it there too."""
-        if self.model is None:
-            await self.connect()
+        await self.ready()
         if not generation.prompt_ids:
             raise InputError("prompt: expected token ids, got no token")
         if len(generation.prompt_ids) >= self.max_model_len:
@@ -136,35 +145,37 @@ class UpstreamBackend:
         }
 
     async def _events(self, reply: httpx.Response) -> AsyncGenerator[Event]:
+        pieces = TextPieces(self._tokenizer)
         reason: str | None = None
         stop: str | int | None = None
         cached: int | None = None
-        async for line in reply.aiter_lines():
+        async for line in _lines(reply):
             if not line.startswith("data:"):
                 continue
             text = line.removeprefix("data:").strip()
             if text == "[DONE]":
+                reason = reason or "stop"
                 break
             event = _event_of(text)
             usage = event.get("usage") or {}
             cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", cached)
             for choice in event.get("choices") or ():
-                chunk = self._chunk(choice)
-                if chunk is not None:
+                for chunk in self._chunks(choice, pieces):
                     yield chunk
                 reason = choice.get("finish_reason") or reason
                 stop = choice.get("stop_reason") or stop
-        yield Ended(reason=_reason(reason), stop=stop, cached_tokens=cached)
+        ended = Ended(reason=_reason(reason), stop=stop, cached_tokens=cached)
+        for chunk in pieces.rest():  # only of a whole completion: a broken one is asked for again
+            yield chunk
+        yield ended
 
-    def _chunk(self, choice: dict[str, Any]) -> Chunk | None:
+    def _chunks(self, choice: dict[str, Any], pieces: TextPieces) -> list[Chunk]:
         """Return a piece: by its ids if the server names them, by its text otherwise."""
         ids = tuple(choice.get("token_ids") or ())
-        text = choice.get("text") or ""
-        if ids:
-            return Chunk(ids, self._tokenizer.decode_bytes(ids), self._logprobs(choice, ids))
-        if not text:
-            return None
-        return Chunk(tuple(self._tokenizer.encode_raw(text)), text.encode())
+        if not ids:
+            return pieces.add(choice.get("text") or "")
+        named = Chunk(ids, self._tokenizer.decode_bytes(ids), self._logprobs(choice, ids))
+        return [*pieces.rest(), named]
 
     def _logprobs(self, choice: dict[str, Any], ids: tuple[int, ...]) -> tuple[TokenLogprob, ...]:
         found = choice.get("logprobs") or {}
@@ -195,7 +206,19 @@ class UpstreamBackend:
         await self._client.aclose()
 
 
+async def _lines(reply: httpx.Response) -> AsyncGenerator[str]:
+    """Yield lines as events have them: httpx ends one at U+2028 and the like too, within a text."""
+    begun = b""
+    async for data in reply.aiter_bytes():
+        *lines, begun = (begun + data).split(b"\n")
+        for line in lines:
+            yield line.decode("utf-8", errors="replace")
+    yield begun.decode("utf-8", errors="replace")
+
+
 def _reason(reason: str | None) -> Literal["stop", "length"]:
+    if reason is None:
+        raise UpstreamError("the upstream server closed a stream before its completion ended")
     if reason not in _REASONS:
         raise UpstreamError(f"the upstream server ended a completion with {reason!r}")
     return "length" if reason == "length" else "stop"

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -76,7 +77,7 @@ def chat(
             await talk(
                 front,
                 Console(),
-                input,
+                _ask,
                 system=system,
                 tools=declared,
                 mode=prompt_mode,
@@ -87,6 +88,15 @@ def chat(
             await front.backend.close()
 
     asyncio.run(session())
+
+
+def _ask(prompt: str) -> str:
+    """Read a line. Ctrl-C ends that at once: asyncio's own handler waits until the line is there."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return input(prompt)
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _read_tools(path: Path | None) -> "list[Tool]":

@@ -119,6 +119,12 @@ class Tokenizer:
         """
         return self._encode_runs([text])[0]
 
+    @cached_property
+    def _spelled(self) -> re.Pattern[str] | None:
+        """The control tokens in a text, the longest first."""
+        names = sorted(self.added, key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, names))})") if names else None
+
     def encode_raw(self, text: str) -> list[int]:
         """Encode a prompt that spells its control tokens, as a raw completions route takes it.
 
@@ -127,8 +133,7 @@ class Tokenizer:
         Raises:
             EncodingError: It has no UTF-8.
         """
-        spelled = "|".join(re.escape(t) for t in sorted(self.added, key=len, reverse=True))
-        pieces = re.split(f"({spelled})", text) if spelled else [text]
+        pieces = self._spelled.split(text) if self._spelled else [text]
         return self.encode_items([Control(p) if i % 2 else p for i, p in enumerate(pieces) if p])
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -46,6 +46,9 @@ class PolicyBackend:
         self._encoding = encoding
         self._open = 0
 
+    async def ready(self) -> None:
+        """Do nothing: `max_model_len` is known."""
+
     @asynccontextmanager
     async def generate(self, generation: Generation) -> AsyncGenerator[AsyncGenerator[Event]]:
         """Say the next turn; see `Backend.generate`."""

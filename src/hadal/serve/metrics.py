@@ -65,6 +65,10 @@ class MeteredBackend:
         """Return the longest prompt and completion together."""
         return self.inner.max_model_len
 
+    async def ready(self) -> None:
+        """Make `max_model_len` known; see `Backend.ready`."""
+        await self.inner.ready()
+
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(name, text, ["model_name"], registry=self._registry).labels(self._model)
 

@@ -1,6 +1,5 @@
 """A conversation in a terminal: reasoning and calls visible, streamed."""
 
-import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -19,7 +18,7 @@ from hadal.encoding.deltas import (
     ReasoningDelta,
 )
 from hadal.errors import HadalError
-from hadal.plain_text import visible
+from hadal.plain_text import one_line, visible
 from hadal.serve.http import new_id
 from hadal.serve.turn import Finished, Front, Said
 
@@ -44,7 +43,8 @@ async def chat(
     Args:
         front: What answers.
         console: Where it is shown.
-        ask: Reads a line after a prompt; raises EOFError at the end.
+        ask: Reads a line after a prompt, in this thread, as there is nothing else to do meanwhile; raises
+            EOFError at the end.
         system: First message.
         tools: Declared tools.
         mode: thinking or chat.
@@ -54,18 +54,19 @@ async def chat(
     messages: list[Message] = [SystemMessage(system)] if system else []
     while True:
         try:
-            line = await asyncio.to_thread(ask, "you> ")
+            line = ask("you> ")
         except EOFError:
             return
         if not line.strip():
             continue
+        before = len(messages)
         messages.append(UserMessage(line))
         conversation = Conversation(tuple(messages), tuple(tools), mode=mode, effort=effort)
         try:
             await _answer(front, console, ask, conversation, messages, sampling or {})
         except HadalError as err:
-            console.print(f"error: {err}", style="red", markup=False, highlight=False)
-            messages.pop()
+            _print_line(console, f"error: {err}", "red")
+            del messages[before:]  # with them, calls that now have no results
         except EOFError:
             return
 
@@ -88,13 +89,14 @@ async def _answer(
         if not finished.message.tool_calls:
             return
         for call in finished.message.tool_calls:
-            result = await asyncio.to_thread(ask, f"result of {call.name}> ")
+            result = ask(f"result of {one_line(call.name)}> ")
             messages.append(ToolMessage(result, tool_call_id=call.id))
 
 
 async def _show(
     front: Front, console: Console, conversation: Conversation, sampling: dict[str, Any]
 ) -> Finished:
+    await front.backend.ready()  # what fits is judged before it is asked for
     turn = front.open(conversation)
     finished: Finished | None = None
     async with aclosing(front.run(turn, sampling, response_id=new_id("chat-"))) as pieces:
@@ -110,14 +112,18 @@ async def _show(
     usage = finished.usage
     console.print()
     cached = "" if usage.cached is None else f", {usage.cached} of them cached"
-    console.print(
+    _print_line(
+        console,
         f"[{usage.prompt} tokens in{cached}; {usage.completion} out, {usage.reasoning} of them "
         f"reasoning; {finished.finish_reason}]",
-        style="dim",
-        markup=False,
-        highlight=False,
+        "dim",
     )
     return finished
+
+
+def _print_line(console: Console, text: str, style: str) -> None:
+    """Show a line of ours, which may quote another server."""
+    console.print(Text(visible(text), style=style))
 
 
 def _print(console: Console, delta: object) -> None:
@@ -126,6 +132,6 @@ def _print(console: Console, delta: object) -> None:
         style = "yellow" if isinstance(delta, ArgumentsDelta) else _STYLES[type(delta)]
         console.print(Text(visible(delta.text), style=style), end="")
     elif isinstance(delta, CallStart):
-        console.print(Text(f"\n{visible(delta.name)} ", style="bold yellow"), end="")
+        console.print(Text(f"\n{one_line(delta.name)} ", style="bold yellow"), end="")
     elif isinstance(delta, CallFailed):
-        console.print(Text(f"\nmalformed call: {visible(delta.problem.reason)}", style="red"))
+        _print_line(console, f"\nmalformed call: {delta.problem.reason}", "red")
