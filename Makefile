@@ -39,7 +39,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard guest/*.[ch] native/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: Python 3.11 or newer is needed, found $$($(PYTHON) --version)"; exit 1; }
-	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(MAKE) --no-print-directory system-packages
+	@{ $(PYTHON) -c 'import ensurepip' && command -v "$${CC:-cc}"; } >/dev/null 2>&1 || $(MAKE) --no-print-directory system-packages
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --editable '.[engine,serve,node,mcp,plot,parity,dev]'
@@ -60,12 +60,12 @@ $(CLIENTS)/.ready: $(STAMP) $(CLIENTS_PINS)
 		--no-fund --no-update-notifier --loglevel=error
 	@touch $@
 
-# Debian splits venv off; nothing else of the system is needed.
+# Debian splits venv off; the program in every box is compiled here. Nothing else of the system is needed.
 system-packages:
 	@[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null || \
-		{ echo "error: $(PYTHON) has no venv module; install it (Debian: apt-get install python3-venv)"; \
+		{ echo "error: a venv module for $(PYTHON) and a C compiler are needed (Debian: apt-get install python3-venv gcc libc6-dev)"; \
 		exit 1; }
-	apt-get update -qq && apt-get install -y -qq python3-venv
+	apt-get update -qq && apt-get install -y -qq python3-venv gcc libc6-dev
 
 extra-packages:
 	@if dpkg -s $(EXTRA_PACKAGES) >/dev/null 2>&1; then :; \

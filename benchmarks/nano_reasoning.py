@@ -15,7 +15,8 @@ import re
 from pathlib import Path
 
 from hadal.agent import AgentConfig, Limits, read_events
-from hadal.cli.run import model_identity, open_model
+from hadal.cli.run import open_model
+from hadal.cli.run_settings import model_identity
 from hadal.cli.serve import EngineOptions
 from hadal.evals import interval, keep_settings, run_tasks
 from hadal.evals.task_run import journal_path

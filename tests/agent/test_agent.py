@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from hadal.agent import Agent, AgentConfig, Journal, Limits, Outcome, StopReason
+from hadal.agent import Agent, AgentConfig, Journal, Limits, Outcome, StopReason, patience
 from hadal.backends.scripted_backend import ScriptedBackend
 from hadal.chat import AssistantMessage, ToolMessage, UserMessage
 from hadal.encoding.tokens import DSML, EOS, THINK_END
@@ -124,7 +124,73 @@ def test_ten_megabytes_of_output_do_not_break_it(run):
         return "x" * (10 << 20)
 
     ending, _ = run([calls({}, name="much"), answer("ok")], tools=[much])
-    assert ending.reason is StopReason.CONTEXT_FULL
+    assert ending.reason is StopReason.DONE
+    [shown] = [e["text"] for e in run.events if e["kind"] == "result"]
+    assert len(shown) < 100_000
+    assert "10,485,760" in shown
+
+
+@pytest.mark.parametrize(
+    ("rest", "closes"),
+    [(["<", DSML, 'invoke name="add">\nnonsense</', DSML, "invoke>\n"], True),
+     (["<", DSML, 'invoke name="add">\n<', DSML, 'parameter name="a" string="false">1'], False)],
+)  # fmt: skip
+def test_what_could_not_be_read_beside_a_good_call_is_told(run, rest, closes):
+    whole = calls({"a": 1, "b": 2})
+    good, close = whole[:-4], whole[-4:]
+    first = [*good, *rest, *(close if closes else [])]
+    ending, trajectory = run([first, answer("3")])
+    assert ending.reason is StopReason.DONE
+    results = [e["text"] for e in run.events if e["kind"] == "result"]
+    assert results[0] == "3"
+    told = [e for e in run.events if e["kind"] == "user" and e.get("by") == "harness"]
+    assert len(told) == 1, [e for e in run.events if e["kind"] == "reply"]
+    assert "could not be read" in told[0]["text"]
+    assert trajectory.lost == ""
+
+
+class Late:
+    """A server that is not up at first, and says how much it takes only then."""
+
+    follows_grammars = False
+
+    def __init__(self, backend, failures):
+        self.backend, self.failures = backend, failures
+        self.max_model_len = 1 << 20
+
+    async def ready(self):
+        if self.failures:
+            raise self.failures.pop()
+        self.max_model_len = 3000
+
+    def generate(self, generation):
+        assert len(generation.prompt_ids) + generation.sampling["max_tokens"] <= 3000
+        return self.backend.generate(generation)
+
+
+def test_the_window_is_known_before_the_first_prompt(run, monkeypatch):
+    monkeypatch.setattr(patience, "_PAUSES_S", (0.01, 0.02))
+    gone = [UpstreamError("nobody listens")] * 2
+    ending, _ = run([answer("3")], wrap=lambda backend: Late(backend, gone))
+    assert ending.reason is StopReason.DONE
+    assert [e["kind"] for e in run.events][:3] == ["retry", "retry", "start"]
+    assert next(e for e in run.events if e["kind"] == "start")["window"] == 3000
+
+
+def test_a_server_that_never_comes_up_is_our_failure(run, monkeypatch):
+    monkeypatch.setattr(patience, "_PAUSES_S", (0.01, 0.02))
+    gone = [UpstreamError("nobody listens")] * 1000
+    limits = Limits(patience_s=0.05)
+    ending, _ = run([answer("3")], wrap=lambda backend: Late(backend, gone), limits=limits)
+    assert (ending.reason, ending.outcome) == (StopReason.MODEL_FAILED, Outcome.VOID)
+    ending, _ = run([answer("3")], wrap=lambda backend: Late(backend, []))
+    assert ending.reason is StopReason.DONE
+
+
+def test_an_effort_that_the_format_does_not_have(run):
+    with pytest.raises(ConfigError, match="effort"):
+        run([answer("3")], effort="banana")
+    assert run.events == []
 
 
 def test_our_failures_are_void(run):
@@ -192,6 +258,9 @@ class Gone:
         self._backend, self.left, self._error = backend, failures, error
         self.max_model_len, self.follows_grammars = backend.max_model_len, False
 
+    async def ready(self):
+        """It is known how much it takes."""
+
     @asynccontextmanager
     async def generate(self, generation):
         if self.left:
@@ -202,7 +271,7 @@ class Gone:
 
 
 def test_a_model_that_is_gone_for_a_while_is_waited_for(run, monkeypatch):
-    monkeypatch.setattr("hadal.agent.agent._PAUSES_S", (0.01, 0.02))
+    monkeypatch.setattr(patience, "_PAUSES_S", (0.01, 0.02))
     limits = Limits(patience_s=0.2)
     gone = UpstreamError("nobody answers")
     ending, _ = run([answer("1")], wrap=lambda b: Gone(b, 5, gone), limits=limits)

@@ -23,7 +23,7 @@ def test_a_run(run):
     found = to_atif(read_events(run.path), "session", model_name="nano")
     assert json.loads(json.dumps(found)) == found
     assert (found["schema_version"], found["session_id"]) == (ATIF_VERSION, "session")
-    assert found["agent"]["tool_definitions"][0]["name"] == "add"
+    assert found["agent"]["tool_definitions"][0]["function"]["name"] == "add"
     steps = found["steps"]
     assert [s["source"] for s in steps] == ["system", "user", "agent", "agent", "user", "agent"]
     assert [s["step_id"] for s in steps] == [1, 2, 3, 4, 5, 6]

@@ -47,7 +47,7 @@ def test_a_random_network_ends_with_a_reason(node, checkpoint, tmp_path):
         "run", "Say hello.", *model, "--runs", tmp_path, "--window", 1500, "--seed", 1, "--json"
     )
     assert done.returncode == 1, done.stderr
-    events = [json.loads(line) for line in done.stdout.splitlines()]
+    first, *events = [json.loads(line) for line in done.stdout.splitlines()]
     assert events[-1]["kind"] == "end"
     assert events[-1]["reason"] in (
         "context_full",
@@ -58,8 +58,10 @@ def test_a_random_network_ends_with_a_reason(node, checkpoint, tmp_path):
     )
     [journal] = tmp_path.glob("*.jsonl")
     assert [e for e in read_events(journal) if e["kind"] not in ("task", "making_box")] == events
-    again = hadal("run", "--resume", journal.stem, *model, "--runs", tmp_path, "--json")
-    assert again.returncode != 0
+    assert first == {"kind": "run", "id": journal.stem, "journal": str(journal)}
+    again = hadal("run", "--resume", journal.stem, "--runs", tmp_path, "--json")
+    assert again.returncode == 1
+    assert json.loads(again.stdout) == events[-1]
 
 
 @pytest.fixture
@@ -68,6 +70,7 @@ def killed(node, checkpoint, tmp_path):
     model = ("--model", checkpoint, "--generation", "v4", "--window", 1500, "--seed", 1)
     command = ("run", "Say hello.", *model, "--runs", tmp_path, "--env", "TOKEN=secret")
     with start_hadal(*command, "--json") as running:
+        assert json.loads(running.stdout.readline())["kind"] == "run"
         assert json.loads(running.stdout.readline())["kind"] == "box"
         running.kill()
     [journal] = tmp_path.glob("*.jsonl")
@@ -90,6 +93,34 @@ def test_the_same_command_goes_on_with_a_run_that_was_killed(killed, tmp_path):
     assert len(ends(journal)) == 1
     assert len(list(tmp_path.glob("*.jsonl"))) == 2
     assert f"run {journal.stem} " not in hadal(*command).stdout, "it is finished now"
+
+
+def test_a_run_goes_on_as_it_was_begun(killed, checkpoint, tmp_path):
+    """With its id alone it has the model and the limits that it had; other ones are refused."""
+    _, journal = killed
+    resume = ("run", "--resume", journal.stem, "--runs", tmp_path)
+    for options, named in (
+        (("--model", "http://127.0.0.1:9"), "model"),
+        (("--window", 1501), "window"),
+        (("--mode", "chat", "--image", "other"), "image, another mode"),
+    ):
+        other = hadal(*resume, *options)
+        assert (other.returncode, f"another {named}" in other.stderr.replace("\n", " ")) == (2, True), other.stderr  # fmt: skip
+    again = hadal(*resume)
+    assert again.returncode == 1, again.stderr
+    [start] = [e for e in read_events(journal) if e["kind"] == "start"]
+    assert (start["window"], start["sampling"]["seed"]) == (1500, 1)
+    exported = json.loads(hadal("runs", "export", journal.stem, "--runs", tmp_path).stdout)
+    assert exported["agent"]["model_name"] == str(checkpoint)
+
+
+def test_a_run_does_not_go_on_with_other_weights(killed, tmp_path):
+    _, journal = killed
+    [begun] = [e for e in read_events(journal) if e["kind"] == "task"]
+    lines = journal.read_bytes().replace(begun["identity"].encode(), b"0" * 64)
+    journal.write_bytes(lines)
+    resume = hadal("run", "--resume", journal.stem, "--runs", tmp_path)
+    assert (resume.returncode, "are not those that the run was begun with" in resume.stderr) == (2, True)  # fmt: skip
 
 
 def test_another_run_of_the_same_command(killed, tmp_path):
@@ -121,10 +152,13 @@ def test_a_run_whose_box_is_gone_is_left_for_another(killed, tmp_path):
         ((), "expected a task or --resume ID"),
         (("x", "--resume", "y"), "expected a task or --resume ID"),
         (("--resume", "nothing"), "there is no run nothing"),
+        (("x", "--effort", "banana"), "effort"),
+        (("x", "--memory", "1"), "--memory: expected at least 1MiB"),
     ],
 )
-def test_usage(tmp_path, arguments, said):
-    done = hadal("run", *arguments, "--model", tmp_path, "--runs", tmp_path)
+def test_usage(checkpoint, tmp_path, arguments, said):
+    model = ("--model", checkpoint, "--generation", "v4")
+    done = hadal("run", *arguments, *model, "--runs", tmp_path)
     assert done.returncode == 2
     assert said in done.stderr
 
@@ -136,13 +170,9 @@ def test_tools_of_an_mcp_server(node, checkpoint, tmp_path):
     tools = ("--python", "--mcp", f"n={sys.executable} {server}")
     done = hadal("run", "Say hello.", *model, *tools, "--runs", tmp_path / "runs")
     start = next(e for e in map(json.loads, done.stdout.splitlines()) if e["kind"] == "start")
-    assert [t["name"] for t in start["tools"]] == [
-        "bash",
-        "str_replace_editor",
-        "python",
-        "n_add",
-        "n_fail",
-    ]
+    names = [t["name"] for t in start["tools"]]
+    assert names[:4] == ["bash", "str_replace_editor", "python", "n_add"]
+    assert all(name.startswith("n_") for name in names[4:])
     broken = hadal("run", "Say hello.", *model, "--mcp", "n=/nothing", "--runs", tmp_path / "other")
     assert (broken.returncode, "cannot be used" in broken.stderr) == (2, True)
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from hadal.agent.journal import Journal
+from hadal.agent.patience import Patience
 from hadal.agent.prompt import SYSTEM_PROMPT
 from hadal.agent.stop import Ending, Limits, StopReason
 from hadal.agent.trajectory import Trajectory, message_fields
@@ -22,8 +23,6 @@ from hadal.tools import Toolbox
 
 __all__ = ["Agent", "AgentConfig"]
 
-_PAUSES_S = (0.5, 15.0)
-"""Between two tries to reach the model: the first, and what they grow to."""
 _EXCUSES = {
     StopReason.ENDLESS_REASONING: "Your reply was cut off while you were thinking. Think shortly, then act.",
     StopReason.CUT_OFF: "Your reply was cut off, and nothing of it was done. Say less, or in parts.",
@@ -31,6 +30,8 @@ _EXCUSES = {
     StopReason.EMPTY: "Your reply was empty. Call a tool, or answer.",
 }
 """What the model is told when a reply of it leads to nothing."""
+_LOST = "Beside those calls there was more in your reply, which could not be read, and nothing of it was done: {problem}."
+"""What it is told when only a part of a reply could be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,16 @@ class AgentConfig:
     limits: Limits = field(default_factory=Limits)
     hold_calls: bool = False
     keep_reasoning: bool = True
+
+    def check(self, encoding: Encoding) -> None:
+        """See that a format has this mode and effort.
+
+        Raises:
+            ConfigError: It has not.
+        """
+        encoding.prompt(
+            [SystemMessage(self.system), UserMessage("")], mode=self.mode, effort=self.effort
+        )
 
 
 class Agent:
@@ -111,17 +122,20 @@ class Agent:
             ConfigError: The run was begun with other tools, another mode or system text.
         """
         trajectory = self.trajectory
-        settings = {
-            "system": self.config.system, "mode": self.config.mode,
-            "tools": [dict(t.function) for t in self._toolbox.declarations],
+        self.config.check(self._encoding)
+        settings: dict[str, Any] = {
+            "system": self.config.system, "mode": self.config.mode, "effort": self.config.effort,
+            "sampling": self.config.sampling, "tools": [dict(t.function) for t in self._toolbox.declarations],
         }  # fmt: skip
-        if trajectory.start is None:
-            self.note("start", version=1, window=self._window, **settings)
         self._check_settings(settings)
         if trajectory.ending is not None and trajectory.ending.reason.is_ours:
             self.note("again")  # what failed was ours: it may work now
+        is_ready = False
         while trajectory.ending is None:
             try:
+                if not is_ready:
+                    await self._ready(settings)
+                    is_ready = True
                 await self._advance(messages)
             except SandboxError as error:
                 self._end(StopReason.SANDBOX_FAILED, str(error))
@@ -134,7 +148,7 @@ class Agent:
     def _check_settings(self, settings: dict[str, Any]) -> None:
         """See that a run goes on as it was begun: its ids stand for what was said then."""
         begun = self.trajectory.start or {}
-        other = [name for name, value in settings.items() if begun.get(name) != value]
+        other = [name for name, value in settings.items() if begun.get(name, value) != value]
         if other:
             raise ConfigError(
                 f"the run {self._journal.path.stem} was begun with another {', another '.join(other)}",
@@ -148,6 +162,8 @@ class Agent:
             await self._call_tools()
         elif trajectory.bad is not None:
             self._excuse(trajectory.bad)
+        elif trajectory.lost:
+            self.note("user", text=_LOST.format(problem=trajectory.lost), by="harness")
         elif trajectory.history and trajectory.same_calls() >= limits.same_calls:
             self._end(StopReason.REPETITION, f"{trajectory.same_calls()} equal calls in a row")
         elif trajectory.reply is not None:
@@ -161,6 +177,24 @@ class Agent:
             self._end(StopReason.MAX_TURNS, f"{trajectory.turns} turns")
         else:
             self._prompt()
+
+    async def _ready(self, settings: dict[str, Any]) -> None:
+        """Wait for the model, as only it knows how long a prompt may be; then begin, unless that was done."""
+        patience = self._patience()
+        while True:
+            try:
+                await self._backend.ready()
+                break
+            except HadalError as error:
+                await patience.wait(error)
+        if self.trajectory.start is None:
+            self.note("start", version=1, window=self._window, **settings)
+
+    def _patience(self) -> Patience:
+        return Patience(
+            self.config.limits.patience_s,
+            lambda error, pause: self.note("retry", error=error, after_s=pause),
+        )
 
     @property
     def _window(self) -> int:
@@ -245,7 +279,7 @@ class Agent:
         self.note(
             "reply", message=message_fields(message), bad=_bad(message), termination=message.termination,
             problems=[str(p) for p in message.problems],
-            problem="; ".join(p.reason for p in message.problems if p.fatal)[:500], seconds=time.monotonic() - began,
+            problem=_problem(message), seconds=time.monotonic() - began,
             cached_tokens=ended.cached_tokens if ended else None,
         )  # fmt: skip
 
@@ -255,7 +289,7 @@ class Agent:
         """Yield pieces of a reply; a backend that is gone for a while is asked for the rest."""
         limits = self.config.limits
         window = self._window
-        pause, gone_since = _PAUSES_S[0], None
+        patience = self._patience()
         while True:
             reply = trajectory.reply or []
             room = min(limits.reply - len(reply), window - len(trajectory.ids) - len(reply))
@@ -275,17 +309,11 @@ class Agent:
                         if isinstance(event, Ended) and event.error is not None:
                             raise event.error
                         if isinstance(event, Chunk | Ended):
-                            pause, gone_since = _PAUSES_S[0], None
+                            patience.renew()
                             yield event
                 return
             except HadalError as error:
-                gone_since = gone_since or time.monotonic()
-                gone = time.monotonic() - gone_since
-                if not error.retryable or gone + pause > limits.patience_s:
-                    raise
-                self.note("retry", error=str(error), after_s=pause)
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _PAUSES_S[1])
+                await patience.wait(error)
 
     def _grammar(self, reply: list[int], start: Section) -> CallGrammar | None:
         """Return what a reply must follow; nothing once an interrupted one may be within a call."""
@@ -335,6 +363,11 @@ def _call_ids(turn: int) -> Callable[[], str]:
     """Return a maker of ids that are the same when a reply is parsed again."""
     numbers = iter(range(1 << 30))
     return lambda: f"call_{turn + 1}_{next(numbers)}"
+
+
+def _problem(message: AssistantMessage) -> str:
+    """Return what of a reply could not be read, and why."""
+    return "; ".join(p.reason for p in message.problems if p.fatal)[:500]
 
 
 def _bad(message: AssistantMessage) -> StopReason | None:

@@ -27,7 +27,7 @@ def to_atif(
     Args:
         events: Of its journal; it may still go on.
         session_id: What it is called.
-        model_name: Of the model, if it is known.
+        model_name: Of the model. Default: as the run was begun with.
         token_ids: Put in the ids of every prompt, which grow with the square of the turns.
     """
     writer = _Writer(token_ids=token_ids)
@@ -39,7 +39,9 @@ def to_atif(
         if score["score"] is None:
             writer.extra["outcome"] = Outcome.VOID
     start = writer.start or {"system": "", "tools": []}
-    agent = {"name": "hadal", "version": __version__, "tool_definitions": start["tools"]}
+    tools = [{"type": "function", "function": function} for function in start["tools"]]
+    agent = {"name": "hadal", "version": __version__, "tool_definitions": tools}
+    model_name = model_name or writer.model_name
     if model_name is not None:
         agent["model_name"] = model_name
     return {
@@ -59,6 +61,7 @@ class _Writer:
         self.steps: list[dict[str, Any]] = []
         self.start: dict[str, Any] | None = None
         self.extra: dict[str, Any] = {}
+        self.model_name: str | None = None
         self._token_ids = token_ids
         self._ids: list[int] = []
         self._reply: list[int] = []
@@ -69,6 +72,8 @@ class _Writer:
     def take(self, event: dict[str, Any]) -> None:
         """Take an event in."""
         match event["kind"]:
+            case "task":
+                self.model_name = event.get("settings", {}).get("model")
             case "start":
                 self.start = event
                 self._step(event, "system", event["system"])
@@ -132,6 +137,8 @@ class _Writer:
         step = self._step(event, "agent", said["content"])
         if said["reasoning"]:
             step["reasoning_content"] = said["reasoning"]
+        if self.start is not None and self.start.get("effort") is not None:
+            step["reasoning_effort"] = self.start["effort"]
         if said["calls"]:
             step["tool_calls"] = [
                 {"tool_call_id": call, "function_name": name, "arguments": _arguments(arguments)}

@@ -25,6 +25,7 @@ class Trajectory:
         users: Messages of the user so far.
         bad_turns: Replies in a row that led to nothing.
         bad: Why the last reply led to nothing, and the problem, until the model has been told.
+        lost: What of the last reply could not be read beside its calls, until the model has been told.
         ending: How it ended; None while it goes on.
     """
 
@@ -38,6 +39,7 @@ class Trajectory:
     users: int = 0
     bad_turns: int = 0
     bad: tuple[StopReason, str] | None = None
+    lost: str = ""
     ending: Ending | None = None
     history: list[tuple[str, str, str]] = field(default_factory=list[tuple[str, str, str]])
     """Of every finished call: name, arguments and result."""
@@ -61,7 +63,7 @@ class Trajectory:
             case "user":
                 self.messages.append(UserMessage(event["text"]))
                 self.users += event.get("by", "user") == "user"
-                self.bad = None
+                self.bad, self.lost = None, ""
             case "prompt":
                 if event["anew"]:
                     self.ids, self.said = [], []
@@ -92,6 +94,7 @@ class Trajectory:
         self.bad_turns = self.bad_turns + 1 if event["bad"] else 0
         self.bad = (StopReason(event["bad"]), event["problem"]) if event["bad"] else None
         message = _read_message(event["message"])
+        self.lost = event["problem"] if message.tool_calls else ""
         self.messages.append(message)
         self.open_calls = {call.id: call for call in message.tool_calls if call.id is not None}
         self.calls, self.results = list(self.open_calls), {}

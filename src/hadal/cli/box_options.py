@@ -1,6 +1,6 @@
 """What `hadal box create` can ask of a box."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,7 +12,7 @@ from hadal.errors import ConfigError
 if TYPE_CHECKING:
     from hadal.sandbox.specs import Spec
 
-__all__ = ["BoxOptions"]
+__all__ = ["BoxOptions", "absolute_image"]
 
 _Bytes = Annotated[int | None, Parameter(converter=parse_bytes)]
 _Seconds = Annotated[float | None, Parameter(converter=parse_seconds)]
@@ -74,7 +74,7 @@ class BoxOptions:
         from hadal.sandbox.specs import read_spec
 
         fields: dict[str, Any] = {
-            "from" if image.startswith("machine@") else "image": _image(image),
+            "from" if image.startswith("machine@") else "image": absolute_image(image),
             "cpus": self.cpus,
             "memory_mb": _mib("--memory", self.memory),
             "disk_mb": _mib("--disk", self.disk),
@@ -94,6 +94,10 @@ class BoxOptions:
         }
         return read_spec({name: value for name, value in fields.items() if value is not None})
 
+    def anywhere(self) -> "BoxOptions":
+        """Return options that mean the same in another working directory."""
+        return replace(self, mount=tuple(_absolute(text) for text in self.mount))
+
     def _network(self) -> dict[str, Any] | None:
         if self.network is None and not self.allow and not self.deny:
             return None
@@ -104,7 +108,8 @@ class BoxOptions:
         }
 
 
-def _image(text: str) -> str:
+def absolute_image(text: str) -> str:
+    """Return the name of an image, or its folder's whole path."""
     return str(Path(text).resolve()) if text.startswith(("./", "../")) or text == "." else text
 
 
@@ -114,9 +119,14 @@ def _mib(option: str, size: int | None) -> int | None:
     return None if size is None else size >> 20
 
 
+def _absolute(mount: str) -> str:
+    source, separator, rest = mount.partition(":")
+    return absolute_image(source) + separator + rest
+
+
 def _mount(text: str) -> dict[str, Any]:
     source, _, rest = text.partition(":")
     target, _, how = rest.partition(":")
     if not target or how not in ("", "ro", "rw"):
         raise ConfigError(f"--mount: expected SOURCE:TARGET or SOURCE:TARGET:rw, got {text!r:.200}")
-    return {"source": _image(source), "target": target, "read_only": how != "rw"}
+    return {"source": absolute_image(source), "target": target, "read_only": how != "rw"}

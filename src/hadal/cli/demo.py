@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import shlex
+import shutil
 import signal
 import sys
 import time
@@ -18,6 +20,7 @@ from rich.text import Text
 
 from hadal.cli.run import runs_folder
 from hadal.errors import ConfigError
+from hadal.plain_text import visible
 
 if TYPE_CHECKING:
     from hadal.demo import DemoReport
@@ -82,7 +85,8 @@ def demo(
             "kept": report.kept, "load_s": report.load_s, "seconds": report.seconds, "runs": str(folder),
         }  # fmt: skip
         print(json.dumps(found))  # noqa: T201 - data goes to stdout
-    sys.exit(3 if any(r.outcome == "void" for r in report.results) else 0)
+    changed = report.kill is not None and not report.kept
+    sys.exit(3 if changed or any(r.outcome == "void" for r in report.results) else 0)
 
 
 def _choose(count: int, seed: int) -> list["Task"]:
@@ -137,7 +141,12 @@ def _show(console: Console, report: "DemoReport") -> None:
     console.print(table)
     solved = sum(r.solved for r in report.results)
     tokens = sum(r.reply_tokens for r in report.results)
-    saved = sum(r.cached_tokens for r in report.results) / sum(r.prompt_tokens for r in report.results)  # fmt: skip
+    prompts = sum(r.prompt_tokens for r in report.results)
+    saved = sum(r.cached_tokens for r in report.results) / max(1, prompts)
+    for why in sorted({r.detail for r in report.results if r.outcome == "void"}):
+        console.print(
+            Text(f"void: {visible(why)}; `hadal doctor` says what boxes miss", style="red")
+        )
     console.print(
         f"solved {solved} of {len(report.results)} in {report.seconds:.0f} s (and {report.load_s:.0f} s to load); "
         f"{tokens:,} tokens said; {saved:.0%} of all prompt tokens came from the prefix cache"
@@ -151,8 +160,29 @@ def _show(console: Console, report: "DemoReport") -> None:
             f"agent {kill.worker} was killed in the middle of {kill.task}, after {kill.results} commands and "
             f"{kill.tokens} tokens of a reply, and went on from there: {kept}"
         )
-    console.print("\nlook at all of it:      ", Text(f"hadal view {report.folder}", style="bold"), soft_wrap=True)  # fmt: skip
-    console.print("give it a task:         ", Text('hadal run "Write the number of lines of moon.txt to sun.txt" --mount DIR:/data:rw --working-dir /data', style="bold"), soft_wrap=True)  # fmt: skip
-    console.print(
-        "serve it to any client: ", Text("hadal serve nano", style="bold"), soft_wrap=True
-    )
+    _show_next(console, report.folder)
+
+
+def _show_next(console: Console, folder: Path) -> None:
+    """Say what can be done now, as it can be pasted."""
+    yours = folder / "yours"
+    yours.mkdir(exist_ok=True)
+    (yours / "moon.txt").write_text("mare\nsea\ntide\n")
+    task = "hadal run 'Write the number of lines of moon.txt to sun.txt'"
+    for title, command in (
+        ("look at all of it:", f"hadal view {shlex.quote(str(folder))}"),
+        ("give it a task:", f"{task} --mount {shlex.quote(str(yours))}:/data:rw --working-dir /data"),
+        ("serve it to any client:", "hadal serve nano"),
+    ):  # fmt: skip
+        shown = f"{_program()}{command.removeprefix('hadal')}"
+        console.print(f"\n{title}")
+        console.print(Text(f"  {shown}", style="bold"), soft_wrap=True)
+
+
+def _program() -> str:
+    """Return how this program is called from here."""
+    path = Path(sys.executable).with_name("hadal")
+    if shutil.which("hadal") == str(path) or not path.exists():
+        return "hadal"
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))

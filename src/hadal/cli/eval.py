@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from hadal.cli.run import keeps_logprobs, model_identity, open_model
+from hadal.cli.agent_options import keeps_logprobs
+from hadal.cli.run import open_model
+from hadal.cli.run_settings import model_identity
 from hadal.cli.serve import EngineOptions
 from hadal.errors import ConfigError
 

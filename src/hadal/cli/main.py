@@ -5,6 +5,7 @@ Exit codes: 0 ok, 1 the task failed, 2 wrong usage or settings, 3 the machine or
 
 import os
 import sys
+import traceback
 
 from cyclopts import App, CycloptsError
 from rich.console import Console
@@ -112,6 +113,9 @@ def main() -> None:
         sys.exit(3)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception:  # noqa: BLE001 - a fault of this program: 1 would say that a task failed
+        traceback.print_exc()
+        sys.exit(3)
 
 
 def _abandon_stdout() -> None:

@@ -52,21 +52,27 @@ def list_runs(*, runs: Path | None = None, json_output: _Json = False) -> None:
 
 
 @app.command
-def show(run: str, *, runs: Path | None = None) -> None:
+def show(run: str, *, runs: Path | None = None, json_output: _Json = False) -> None:
     """Show a run as `hadal run` showed it.
 
     Examples:
         hadal runs show 3f2a91c04d7b
 
+        hadal runs show 3f2a91c04d7b --json | jq .kind
+
     Args:
         run: Its id.
         runs: Folder of the runs.
+        json_output: Print every event as a line of JSON.
     """
     from hadal.agent.terminal import show_event
 
     console = Console(highlight=False)
     for event in _files(runs).events(run):
-        show_event(console, event)
+        if json_output:
+            print(json.dumps(event))  # noqa: T201 - data goes to stdout
+        else:
+            show_event(console, event)
 
 
 @app.command

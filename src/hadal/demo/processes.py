@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -115,13 +115,18 @@ class Worker:
         """Return whether it runs."""
         return self._process is not None and self._process.returncode is None
 
-    def check(self) -> None:
+    def check(self, over: Collection[str] | None = None) -> None:
         """See that it has not failed.
 
+        Args:
+            over: Names of tasks with an outcome, once it has ended: all of its own must be among them.
+
         Raises:
-            HadalError: It ended with an error.
+            HadalError: It ended with an error, or without an outcome.
         """
         code = self._process.returncode if self._process is not None else None
-        if code not in (None, 0, 3):  # 3: a task without an outcome, which its journal tells
+        left = [task.name for task in self.tasks if over is not None and task.name not in over]
+        if left or code not in (None, 0, 3):  # 3: a void task, which its journal tells
             tail = self._log.read_bytes()[-500:].decode(errors="replace")
-            raise HadalError(f"worker {self.number} ended with {code}: {tail}")
+            without = f" without an outcome of {', '.join(left)}" if left else ""
+            raise HadalError(f"worker {self.number} ended with {code}{without}: {tail}")

@@ -140,7 +140,7 @@ async def _watch(
             raise HadalError(f"no task has ended in {_TASK_S} s", hint=f"see the logs in {folder}")
     board(crew, progress, "".join(f"{n}: {progress.states[n].shown}\n" for n in progress.update()))
     for worker in crew:
-        worker.check()
+        worker.check(over={name for name, state in progress.states.items() if state.over})
     return kill
 
 

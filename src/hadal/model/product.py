@@ -32,7 +32,7 @@ def product(x: Float[Tensor, "T I"], weight_OI: Float[Tensor, "O I"]) -> Float[T
     return F.linear(_padded(x), _padded(weight_OI))[:num_rows, :num_columns]
 
 
-def float32_products(device: torch.device) -> AbstractContextManager[None]:
+def float32_products(device: torch.device) -> AbstractContextManager[object]:
     """Return where products of float32 stay float32, also in a training whose other products are halved (spec 2.7, 3.2)."""
     if not torch.is_autocast_enabled(device.type):
         return nullcontext()
