@@ -153,6 +153,7 @@ def test_a_run_whose_box_is_gone_is_left_for_another(killed, tmp_path):
         (("x", "--resume", "y"), "expected a task or --resume ID"),
         (("--resume", "nothing"), "there is no run nothing"),
         (("x", "--effort", "banana"), "effort"),
+        (("x", "--upstream-model", "v4"), "are for a model at a URL"),
         (("x", "--memory", "1"), "--memory: expected at least 1MiB"),
     ],
 )

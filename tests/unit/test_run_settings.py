@@ -5,6 +5,7 @@ import pytest
 from hadal.cli.agent_options import AgentOptions
 from hadal.cli.box_options import BoxOptions
 from hadal.cli.run_settings import RunSettings, model_identity
+from hadal.cli.serve import ServedOptions
 from hadal.errors import ConfigError
 
 SECRET = "s3cret"
@@ -57,6 +58,14 @@ def test_what_is_said_anew_must_be_the_same():
         RunSettings(agent=AgentOptions(seed=4), box=BoxOptions(memory=1 << 30)).resumed(
             written, has_box=True
         )
+
+
+def test_runs_of_before_an_option_go_on():
+    written = RunSettings().written()
+    del written["served"], written["agent"]["logprobs"]
+    assert RunSettings().resumed(written, has_box=True) == RunSettings()
+    with pytest.raises(ConfigError, match="another upstream_model"):
+        RunSettings(served=ServedOptions(upstream_model="v4")).resumed(written, has_box=True)
 
 
 def test_two_commands_that_ask_for_the_same(tmp_path):

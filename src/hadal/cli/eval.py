@@ -16,7 +16,7 @@ from rich.table import Table
 from hadal.cli.agent_options import keeps_logprobs
 from hadal.cli.run import open_model
 from hadal.cli.run_settings import model_identity
-from hadal.cli.serve import EngineOptions
+from hadal.cli.serve import EngineOptions, ServedOptions
 from hadal.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ def evaluate(
     tasks: TaskOptions | None = None,
     turns: TurnOptions | None = None,
     engine: EngineOptions | None = None,
+    served: ServedOptions | None = None,
 ) -> None:
     """Let an agent do tasks, look into the boxes, and say what share it solved.
 
@@ -126,8 +127,8 @@ def evaluate(
         hadal eval --model http://gpu-box:8000 --tokenizer path/to/checkpoint --json
 
     Args:
-        model: A checkpoint's folder, or the URL of a server with a completions endpoint. Default: the small
-            network that comes with hadal.
+        model: A checkpoint's folder, or the URL of a server with a completions endpoint, whose key is read from
+            HADAL_UPSTREAM_KEY. Default: the small network that comes with hadal.
         tokenizer: Folder or tokenizer.json, where the model is a URL.
         generation: Of the message format. Default: read from the checkpoint.
         into: Folder of the runs. Default: a new one.
@@ -136,6 +137,7 @@ def evaluate(
         tasks: Which tasks.
         turns: What the agent may do.
         engine: How the model runs.
+        served: How such a server is asked.
     """
     from hadal.evals import keep_settings
 
@@ -144,8 +146,10 @@ def evaluate(
     asked = (tasks or TaskOptions()).tasks()
     folder = into or Path(tempfile.mkdtemp(prefix="hadal-eval-"))
     console = Console(stderr=True, highlight=False)
-    keep_settings(folder, {"model": model_identity(model), "turns": asdict(turns or TurnOptions())})
-    front = open_model(model, tokenizer, generation, engine or EngineOptions())
+    name = "" if served is None or served.upstream_model is None else f" {served.upstream_model}"
+    identity = f"{model_identity(model)}{name}"
+    keep_settings(folder, {"model": identity, "turns": asdict(turns or TurnOptions())})
+    front = open_model(model, tokenizer, generation, engine or EngineOptions(), served)
     config = (turns or TurnOptions()).config(model)
     results = asyncio.run(_run(front, asked, folder, config, at_once, console, json_output))
     if not json_output:

@@ -5,11 +5,11 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Coroutine, Iterator
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Never
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -17,7 +17,7 @@ from rich.console import Console
 from hadal.cli.agent_options import AgentOptions, is_url
 from hadal.cli.box_options import BoxOptions
 from hadal.cli.run_settings import RunSettings, model_identity
-from hadal.cli.serve import EngineOptions, UpstreamOptions, open_front
+from hadal.cli.serve import EngineOptions, ServedOptions, UpstreamOptions, open_front
 from hadal.errors import ConfigError, SandboxGoneError
 from hadal.plain_text import visible
 
@@ -57,6 +57,7 @@ def run(
     agent: AgentOptions | None = None,
     box: BoxOptions | None = None,
     engine: EngineOptions | None = None,
+    served: ServedOptions | None = None,
 ) -> None:
     r"""Let an agent work in a box until it has an answer.
 
@@ -77,8 +78,8 @@ def run(
 
     Args:
         task: What it is asked to do.
-        model: A checkpoint's folder, or the URL of a server with a completions endpoint; or nano, the small
-            network that comes with hadal.
+        model: A checkpoint's folder, or the URL of a server with a completions endpoint, whose key is read from
+            HADAL_UPSTREAM_KEY; or nano, the small network that comes with hadal.
         tokenizer: Folder or tokenizer.json, where the model is a URL.
         generation: Of the message format. Default: read from the checkpoint.
         image: Of the box.
@@ -90,11 +91,12 @@ def run(
         agent: What the agent may do.
         box: What the box has.
         engine: How the model runs.
+        served: How such a server is asked.
     """
     _check_usage(task, resume, new=new)
     settings = RunSettings(
         model=model, tokenizer=tokenizer and str(tokenizer), generation=generation, image=image,
-        agent=agent or AgentOptions(), box=box or BoxOptions(),
+        agent=agent or AgentOptions(), box=box or BoxOptions(), served=served or ServedOptions(),
     )  # fmt: skip
     folder = runs or runs_folder()
     console = Console(stderr=json_output, highlight=False)
@@ -103,10 +105,19 @@ def run(
     run = _Asked(folder, task, settings, settings.box.spec(settings.image), resume=resume, new=new)
     front = open_model(
         settings.model, Path(settings.tokenizer) if settings.tokenizer else None, settings.generation,
-        engine or EngineOptions(),
+        engine or EngineOptions(), settings.served,
     )  # fmt: skip
     working = _run(front, run, console, json_output=json_output, keep_box=keep_box)
-    ending = asyncio.run(working)
+    _leave(working, console, new=new)
+
+
+def _leave(working: Coroutine[Any, Any, "Ending"], console: Console, *, new: bool) -> Never:
+    """Work to the end, and end the program with the code that says how that was."""
+    try:
+        ending = asyncio.run(working)
+    except BrokenPipeError:  # whoever read --json left: that is no answer
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(3)
     if ending.outcome == "void":
         without = ", without --new," if new else ""
         console.print(f"hint: the same command{without} goes on with it", markup=False)
@@ -151,15 +162,22 @@ def _resumed(
 
 
 def open_model(
-    model: str, tokenizer: Path | None, generation: str | None, engine: EngineOptions
-) -> "Front":
+    model: str, tokenizer: Path | None, generation: str | None, engine: EngineOptions,
+    served: ServedOptions | None = None,
+) -> "Front":  # fmt: skip
     """Return encoding and backend of a checkpoint, or of the server at a URL.
 
     Raises:
-        ConfigError: A URL without a tokenizer.
+        ConfigError: A URL without a tokenizer, or options of a server for a checkpoint.
     """
+    served = served or ServedOptions()
     if is_url(model):
-        return open_front(None, tokenizer, generation, engine, UpstreamOptions(upstream=model))
+        upstream = UpstreamOptions(upstream=model, **asdict(served))
+        return open_front(None, tokenizer, generation, engine, upstream)
+    if served != ServedOptions():
+        raise ConfigError(
+            f"--upstream-model and --upstream-takes are for a model at a URL, got {model}"
+        )
     return open_front(Path(model), tokenizer, generation, engine, UpstreamOptions())
 
 

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from hadal.cli.agent_options import AgentOptions, is_url
 from hadal.cli.box_options import BoxOptions, absolute_image
+from hadal.cli.serve import ServedOptions
 from hadal.errors import ConfigError
 
 __all__ = ["RunSettings", "model_identity"]
@@ -40,6 +41,7 @@ class RunSettings:
         model, tokenizer, generation, image: As there.
         agent: What the agent may do.
         box: What the box has.
+        served: How a server is asked.
     """
 
     model: str = "nano"
@@ -48,6 +50,7 @@ class RunSettings:
     image: str = "host"
     agent: AgentOptions = field(default_factory=AgentOptions)
     box: BoxOptions = field(default_factory=BoxOptions)
+    served: ServedOptions = field(default_factory=ServedOptions)
 
     def written(self) -> dict[str, Any]:
         """Return them as JSON, wherever they are read; without what may be secret.
@@ -111,8 +114,8 @@ def _differing(given: dict[str, Any], begun: dict[str, Any], default: dict[str, 
     found: list[str] = []
     for name, value in given.items():
         if isinstance(value, dict):
-            found += _differing(value, begun[name], default[name])
-        elif value not in (default[name], begun.get(name)):
+            found += _differing(value, begun.get(name, default[name]), default[name])
+        elif value not in (default[name], begun.get(name, default[name])):
             found.append(name)
     return found
 

@@ -87,18 +87,28 @@ class EngineOptions:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class UpstreamOptions:
-    """Another server that runs the model.
+class ServedOptions:
+    """How another server is asked that runs the model; its key is read from HADAL_UPSTREAM_KEY.
 
     Attributes:
-        upstream: URL of a server with a completions endpoint, to use instead of a checkpoint.
         upstream_model: Name of the model there. Default: the first that it lists.
         upstream_takes: Whether it is sent token ids or text.
     """
 
-    upstream: str | None = None
     upstream_model: str | None = None
     upstream_takes: Literal["ids", "text"] = "ids"
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class UpstreamOptions(ServedOptions):
+    """Another server that runs the model; its key is read from HADAL_UPSTREAM_KEY.
+
+    Attributes:
+        upstream: URL of a server with a completions endpoint, to use instead of a checkpoint.
+    """
+
+    upstream: str | None = None
 
     def backend(self, tokenizer: "Tokenizer", max_model_len: int | None) -> "Backend":
         """Return the way to it."""
