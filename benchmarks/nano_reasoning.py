@@ -2,10 +2,10 @@
 
     python benchmarks/nano_reasoning.py --work DIR --count 20
 
-`carry_choice`: a name is chosen in the first turn, thought of and told to nobody, the file that it came from is
+`carry_choice`: a name is found in the first turn, thought of and told to nobody, the file that it came from is
 deleted, and turns later it is asked for. "solved" is the check of the box: the name was the right one. "same name as thought of at
-first" is whether the name that was written at the end is the one that was thought of at first, right or not: the choice is
-made in the head and can be wrong, but only who remembers repeats it. Runs are kept in DIR; one JSON object a row.
+first" is whether the name that was written at the end is the one that was thought of at first, right or not. What the
+first command printed stays in the context in both rows. Runs are kept in DIR; one JSON object a row.
 """
 
 import argparse

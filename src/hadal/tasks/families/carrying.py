@@ -8,10 +8,10 @@ __all__ = ["carry_choice", "recall_fact", "recall_facts"]
 
 
 def carry_choice(draw: Draw) -> Task:
-    """Something is found out at first, kept in the reasoning alone, and asked for turns later.
+    """Something is found out at first, named in the reasoning alone, and asked for turns later.
 
     The file it came from is gone by then, and the answer was told to nobody. A command finds it: what is
-    measured is memory, not comparing numbers in one's head.
+    measured is memory, not comparing numbers in one's head. What that command printed stays in the context.
     """
     table, out = draw.file("csv"), draw.file("txt")
     names = draw.words(draw.number(3, 4))
