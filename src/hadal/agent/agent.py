@@ -8,16 +8,17 @@ from contextlib import aclosing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from hadal.agent.budget import described, prompt_parts, reply_parts
 from hadal.agent.journal import Journal
 from hadal.agent.patience import Patience
 from hadal.agent.prompt import SYSTEM_PROMPT
 from hadal.agent.stop import Ending, Limits, StopReason
-from hadal.agent.trajectory import Trajectory, message_fields
+from hadal.agent.trajectory import Trajectory, added, message_fields
 from hadal.backends import Backend, CallGrammar, Chunk, Ended, Generation
 from hadal.chat import AssistantMessage, Message, SystemMessage, Termination, UserMessage
 from hadal.encoding import Encoding
 from hadal.encoding.deltas import Section
-from hadal.encoding.tokens import EOS, THINK_END
+from hadal.encoding.tokens import DSML, EOS, THINK_END
 from hadal.errors import ConfigError, HadalError, SandboxError
 from hadal.tools import Toolbox
 
@@ -212,16 +213,17 @@ class Agent:
     def _prompt(self) -> None:
         """Write down what the model is to see next, or end where that is too much."""
         trajectory = self.trajectory
-        new, anew = self._new_ids()
+        new, anew, parts = self._new_ids()
         total = len(new) + (0 if anew else len(trajectory.ids))
         window = self._window
         if total + 1 >= window:
-            self._end(StopReason.CONTEXT_FULL, f"{total:,} tokens of {window:,}")
+            whole = added({} if anew else trajectory.parts, {"parts": parts})
+            self._end(StopReason.CONTEXT_FULL, described(whole, window))
             return
-        self.note("prompt", ids=new, anew=anew)
+        self.note("prompt", ids=new, anew=anew, parts=parts)
 
-    def _new_ids(self) -> tuple[list[int], bool]:
-        """Return the ids that come next, and whether they replace all before."""
+    def _new_ids(self) -> tuple[list[int], bool, dict[str, int]]:
+        """Return the ids that come next, whether they replace all before, and how many are for what."""
         messages, settings = self._conversation(), self._settings()
         last = next(
             (
@@ -232,11 +234,12 @@ class Agent:
             0,
         )
         if not last or not self.config.keep_reasoning:
-            return self._encoding.encode(messages, **settings), True
+            ids = self._encoding.encode(messages, **settings)
+            told = self._encoding.encode(messages[:1], **settings, generation_prompt=False)
+            return ids, True, prompt_parts(len(ids), messages[1:], len(told))
         context, new = messages[:last], messages[last:]
-        return self._encoding.encode_continuation(
-            self.trajectory.ids, context, new, **settings
-        ), False
+        ids = self._encoding.encode_continuation(self.trajectory.ids, context, new, **settings)
+        return ids, False, prompt_parts(len(ids), new, None)
 
     def _conversation(self) -> list[Message]:
         messages = [self._system, *self.trajectory.messages]
@@ -279,9 +282,18 @@ class Agent:
         self.note(
             "reply", message=message_fields(message), bad=_bad(message), termination=message.termination,
             problems=[str(p) for p in message.problems],
-            problem=_problem(message), seconds=time.monotonic() - began,
+            problem=_problem(message), parts=self._parts(trajectory.reply, start), seconds=time.monotonic() - began,
             cached_tokens=ended.cached_tokens if ended else None,
         )  # fmt: skip
+
+    def _parts(self, reply: list[int], start: Section) -> dict[str, int]:
+        control_id = self._encoding.tokenizer.control_id
+        return reply_parts(
+            reply,
+            reasons=start == "reasoning",
+            think_end=control_id(THINK_END),
+            dsml=control_id(DSML),
+        )
 
     async def _generated(
         self, trajectory: Trajectory, start: Section

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from hadal import __version__
 from hadal.agent.stop import Ending, Outcome, StopReason
-from hadal.agent.trajectory import last_score
+from hadal.agent.trajectory import added, last_score
 
 __all__ = ["ATIF_VERSION", "to_atif"]
 
@@ -66,6 +66,7 @@ class _Writer:
         self._ids: list[int] = []
         self._reply: list[int] = []
         self._logprobs: list[float] = []
+        self._parts: dict[str, int] = {}
         self._counts = [0, 0]  # of both: where ids are not asked for, none are kept
         self._open: dict[str, dict[str, Any]] = {}
 
@@ -127,6 +128,7 @@ class _Writer:
 
     def _take_prompt(self, event: dict[str, Any]) -> None:
         known = 0 if event["anew"] else self._counts[0]
+        self._parts = added({} if event["anew"] else self._parts, event)
         self._counts = [known + len(event["ids"]), 0]
         if self._token_ids:
             self._ids = list(event["ids"]) if event["anew"] else self._ids + event["ids"]
@@ -155,6 +157,9 @@ class _Writer:
                 metrics["logprobs"] = self._logprobs
         if event["cached_tokens"] is not None:
             metrics["cached_tokens"] = event["cached_tokens"]
+        self._parts = added(self._parts, event)
+        if self._parts:
+            metrics["extra"] = {"context": self._parts}
         step |= {"metrics": metrics, "llm_call_count": 1}
         step["extra"] = {k: event[k] for k in ("termination", "problems", "seconds", "bad")}
         self.extra.pop("pending", None)

@@ -7,7 +7,7 @@ from typing import Any
 from hadal.agent.stop import Ending, StopReason
 from hadal.chat import AssistantMessage, Message, ToolCall, ToolMessage, UserMessage
 
-__all__ = ["Trajectory", "last_score", "message_fields"]
+__all__ = ["Trajectory", "added", "last_score", "message_fields"]
 
 
 @dataclass
@@ -19,6 +19,7 @@ class Trajectory:
         messages: From the user's first on.
         ids: Every token of the last prompt and of the reply to it.
         said: Which of `ids` the model said.
+        parts: How many of `ids` are for what (`hadal.agent.budget`), as far as the journal says.
         reply: Tokens of a reply that is not finished; None where none is under way.
         open_calls: Calls without a result, by id.
         turns: Replies that are finished.
@@ -33,6 +34,7 @@ class Trajectory:
     messages: list[Message] = field(default_factory=list[Message])
     ids: list[int] = field(default_factory=list[int])
     said: list[bool] = field(default_factory=list[bool])
+    parts: dict[str, int] = field(default_factory=dict[str, int])
     reply: list[int] | None = None
     open_calls: dict[str, ToolCall] = field(default_factory=dict[str, ToolCall])
     turns: int = 0
@@ -66,7 +68,8 @@ class Trajectory:
                 self.bad, self.lost = None, ""
             case "prompt":
                 if event["anew"]:
-                    self.ids, self.said = [], []
+                    self.ids, self.said, self.parts = [], [], {}
+                self.parts = added(self.parts, event)
                 self._extend(event["ids"], said=False)
                 self.reply = []
             case "tokens":
@@ -89,6 +92,7 @@ class Trajectory:
 
     def _finish_reply(self, event: dict[str, Any]) -> None:
         self._extend(self.reply or [], said=True)
+        self.parts = added(self.parts, event)
         self.reply = None
         self.turns += 1
         self.bad_turns = self.bad_turns + 1 if event["bad"] else 0
@@ -120,6 +124,11 @@ class Trajectory:
                 break
             count += 1
         return count
+
+
+def added(parts: dict[str, int], event: dict[str, Any]) -> dict[str, int]:
+    """Return tokens by part with those that an event says, if it is not older than that."""
+    return parts | {p: parts.get(p, 0) + n for p, n in event.get("parts", {}).items()}
 
 
 def last_score(events: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

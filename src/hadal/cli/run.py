@@ -246,6 +246,7 @@ async def _run(
 ) -> "Ending":
     from hadal.agent import Agent
     from hadal.agent.boxed import note_box
+    from hadal.agent.budget import described
     from hadal.agent.terminal import Terminal
 
     options = run.settings.agent
@@ -272,6 +273,10 @@ async def _run(
                         front.backend, front.encoding, toolbox, journal, config, watch=watch
                     )
                     ending = await agent.run([task])
+                    if terminal is not None and agent.trajectory.parts:
+                        start = agent.trajectory.start or {}
+                        fill = described(agent.trajectory.parts, start.get("window"))
+                        console.print(f"context: {fill}", markup=False, style="dim")
                 if not keep_box and ending.outcome != "void":
                     await box.kill()
             return ending

@@ -39,6 +39,12 @@ function showHeader() {
   showContext(turns);
 }
 
+/** What of the context of a turn goes to what. */
+function partsOf(step) {
+  const parts = (step.metrics.extra || {}).context || {};
+  return Object.entries(parts).map(([part, tokens]) => `${part} ${number(tokens)}`).join(", ");
+}
+
 function showContext(turns) {
   const most = Math.max(1, ...turns.map((s) => s.metrics.prompt_tokens + s.metrics.completion_tokens));
   const picture = $("context"), make = (n) => document.createElementNS("http://www.w3.org/2000/svg", n);
@@ -46,7 +52,8 @@ function showContext(turns) {
   picture.setAttribute("preserveAspectRatio", "none");
   const limit = run.extra.window;
   $("share").hidden = !turns.length;
-  $("share").textContent = `context of each turn: at most ${number(most)} tokens${limit ? `, ${(100 * most / limit).toFixed(1)} % of ${number(limit)}` : ""}; from the cache in colour`;
+  const share = limit ? `, ${(100 * most / limit).toFixed(1)} % of ${number(limit)}` : "", parts = turns.length ? partsOf(turns.at(-1)) : "";
+  $("share").textContent = `context of each turn: at most ${number(most)} tokens${share}; from the cache in colour${parts && ` · at last ${parts}`}`;
   picture.replaceChildren(...turns.flatMap((step, at) => {
     const whole = 100 * (step.metrics.prompt_tokens + step.metrics.completion_tokens) / most;
     const cached = 100 * (step.metrics.cached_tokens || 0) / most;
@@ -55,7 +62,7 @@ function showContext(turns) {
       for (const [k, v] of Object.entries({ x: at + 0.05, y: 100 - height, width: 0.9, height })) bar.setAttribute(k, v);
       if (kind) bar.setAttribute("class", kind);
       const tip = make("title");
-      tip.textContent = `turn ${at + 1}: ${number(step.metrics.prompt_tokens)} tokens, ${number(step.metrics.cached_tokens || 0)} cached`;
+      tip.textContent = `turn ${at + 1}: ${number(step.metrics.prompt_tokens)} tokens, ${number(step.metrics.cached_tokens || 0)} cached\n${partsOf(step)}`;
       bar.append(tip);
       return bar;
     });
