@@ -85,6 +85,17 @@ def test_list_and_filters(page):
     assert page.locator("#count").text_content() == "2 of 3"
 
 
+def test_what_can_be_done_is_said_where_no_run_is_chosen(page, url):
+    assert "Choose a run. Keys: j and k step" in page.locator("#steps").text_content()
+    assert not page.locator("#search").is_visible()
+    page.goto(f"{url}/#/solved")
+    page.wait_for_selector("#step-5")
+    assert page.locator("#search").is_visible()
+    page.go_back()
+    page.wait_for_selector("text=Choose a run.")
+    assert (page.locator(".step").count(), page.locator("#about").is_visible()) == (0, False)
+
+
 def test_a_run_its_search_and_its_keys(page):
     page.click("text=Count the lines.")
     page.wait_for_selector("#step-5")

@@ -1,8 +1,8 @@
 // One run: its header, its steps as they come, where one is in them, and keys.
 "use strict";
 
-/** What is shown: the run's name, what is known of it, and the number of the step that is chosen or waited for. */
-let current = null, run = null, tag = null, place = null, awaited = null;
+/** What is shown: the run's name (null for none), what is known of it, and the number of the step that is chosen or waited for. */
+let current, run = null, tag = null, place = null, awaited = null;
 /** A number for each run that was opened: what still comes for an earlier one is dropped. */
 let visit = 0, timer = null;
 
@@ -169,7 +169,7 @@ function closeRun() {
   [current, run, tag, place, awaited] = [null, null, null, null, null];
   $("search").value = "";
   for (const part of ["title", "facts", "context", "found", "note"]) $(part).replaceChildren();
-  $("share").hidden = $("save").hidden = true;
+  $("share").hidden = $("save").hidden = $("about").hidden = true;
   document.title = "hadal: runs";
 }
 
@@ -181,6 +181,7 @@ async function openRun() {
     current = name;
     const mine = visit;
     $("steps").replaceChildren(...(current === null ? [element("p", "empty", $("steps").dataset.empty)] : []));
+    $("about").hidden = current === null;
     if (!embedded) showList(current);
     if (embedded) update(JSON.parse(embedded.textContent));
     else if (current !== null) {
