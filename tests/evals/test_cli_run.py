@@ -180,12 +180,15 @@ def test_tools_of_an_mcp_server(node, checkpoint, tmp_path):
 
 def test_runs(node, checkpoint, tmp_path):
     model = ("--model", checkpoint, "--generation", "v4")
-    hadal("run", "Say hello.", *model, "--runs", tmp_path, "--window", 1500, "--seed", 1)
+    done = hadal("run", "Say hello.", *model, "--runs", tmp_path, "--window", 1500, "--seed", 1)
+    assert "of 1,500: instructions" in done.stdout.replace("\n", " ")
     where = ("--runs", tmp_path)
     [row] = [json.loads(line) for line in hadal("runs", "ls", *where, "--json").stdout.splitlines()]
     assert row["task"] == "Say hello."
     assert row["state"] in hadal("runs", "ls", *where).stdout
     assert "user: Say hello." in hadal("runs", "show", row["id"], *where).stdout
+    events = hadal("runs", "show", row["id"], *where, "--json").stdout.splitlines()
+    assert [json.loads(line) for line in events] == read_events(tmp_path / f"{row['id']}.jsonl")
     exported = json.loads(hadal("runs", "export", row["id"], *where).stdout)
     for metrics in (step["metrics"] for step in exported["steps"] if "metrics" in step):
         assert len(metrics["logprobs"]) == metrics["completion_tokens"]
