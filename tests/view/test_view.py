@@ -77,6 +77,12 @@ def test_what_has_not_changed_is_not_read_again(client, tmp_path):
     assert again.headers["etag"] != first.headers["etag"]
 
 
+def test_what_a_run_is_to_do_is_listed_before_it_has_begun(tmp_path):
+    with Journal(tmp_path / "a.jsonl") as journal:
+        journal.append("task", text="Do it.", command="c")
+    assert RunFiles(tmp_path).rows()[0]["task"] == "Do it."
+
+
 def test_a_row_follows_its_file(tmp_path):
     write_run(tmp_path / "a.jsonl", ends=False)
     files = RunFiles(tmp_path)

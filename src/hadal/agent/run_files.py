@@ -212,4 +212,4 @@ def _fields(
 
 
 def _task(events: Sequence[dict[str, Any]]) -> str:
-    return next((e["text"] for e in events if e["kind"] == "user"), "")
+    return next((e["text"] for e in events if e["kind"] in ("task", "user")), "")
