@@ -181,6 +181,7 @@ def test_tools_of_an_mcp_server(node, checkpoint, tmp_path):
 def test_runs(node, checkpoint, tmp_path):
     model = ("--model", checkpoint, "--generation", "v4")
     done = hadal("run", "Say hello.", *model, "--runs", tmp_path, "--window", 1500, "--seed", 1)
+    assert "ended: context_full: " in done.stdout
     assert "of 1,500: instructions" in done.stdout.replace("\n", " ")
     where = ("--runs", tmp_path)
     [row] = [json.loads(line) for line in hadal("runs", "ls", *where, "--json").stdout.splitlines()]

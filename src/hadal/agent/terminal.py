@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
+from hadal.agent.stop import StopReason
 from hadal.plain_text import one_line, visible
 
 __all__ = ["Terminal", "show_event"]
@@ -96,7 +97,10 @@ def show_event(console: Console, event: dict[str, Any]) -> None:
             again = f"asked again after {event['after_s']:g} s"
             console.print(_text(f"{event['error']}; {again}", "yellow"))
         case "end":
-            console.print(_text(f"ended: {event['reason']}", "bold"))
+            why = (
+                "" if event["reason"] == StopReason.DONE else f": {event['text']}"
+            )  # else the answer
+            console.print(_text(f"ended: {event['reason']}{why}", "bold"))
         case _:
             pass
 
