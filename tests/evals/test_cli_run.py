@@ -78,6 +78,13 @@ def killed(node, checkpoint, tmp_path):
     return command, journal
 
 
+def test_a_reader_that_leaves_is_no_answer(node, checkpoint, tmp_path):
+    model = ("--model", checkpoint, "--generation", "v4", "--window", 1500)
+    with start_hadal("run", "Say hello.", *model, "--runs", tmp_path, "--json") as running:
+        running.stdout.close()
+        assert running.wait(timeout=60) == 3
+
+
 def ends(journal):
     return [e["reason"] for e in read_events(journal) if e["kind"] == "end"]
 

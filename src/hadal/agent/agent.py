@@ -120,7 +120,8 @@ class Agent:
 
         Raises:
             StorageError: The journal cannot be written.
-            ConfigError: The run was begun with other tools, another mode or system text.
+            ConfigError: The run was begun with other tools, another mode, effort, sampling or system text, or the
+                format has no such effort.
         """
         trajectory = self.trajectory
         self.config.check(self._encoding)

@@ -8,7 +8,7 @@ from hadal.errors import HadalError
 
 __all__ = ["Patience"]
 
-_PAUSES_S = (1.0, 15.0)
+_PAUSES_S = (0.5, 15.0)
 """Between two tries to reach the model: the first, and what they grow to."""
 
 

@@ -96,7 +96,7 @@ def main() -> None:
         sys.exit(3)
     except BrokenPipeError:  # the reader of a pipe left, as `head` does
         _abandon_stdout()
-        sys.exit(0)
+        sys.exit(3 if sys.argv[1:2] == ["run"] else 0)  # of a run, 0 would say that it answered
     except ModuleNotFoundError as err:
         if err.name not in _EXTRA_OF:
             raise

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from rich.console import Console
 
 from hadal.cli.agent_options import AgentOptions, is_url
 from hadal.cli.box_options import BoxOptions
-from hadal.cli.run_settings import RunSettings, model_identity
+from hadal.cli.run_settings import RunSettings
 from hadal.cli.serve import EngineOptions, ServedOptions, UpstreamOptions, open_front
 from hadal.errors import ConfigError, SandboxGoneError
 from hadal.plain_text import visible
@@ -108,16 +108,11 @@ def run(
         engine or EngineOptions(), settings.served,
     )  # fmt: skip
     working = _run(front, run, console, json_output=json_output, keep_box=keep_box)
-    _leave(working, console, new=new)
+    _leave(asyncio.run(working), console, new=new)
 
 
-def _leave(working: Coroutine[Any, Any, "Ending"], console: Console, *, new: bool) -> Never:
-    """Work to the end, and end the program with the code that says how that was."""
-    try:
-        ending = asyncio.run(working)
-    except BrokenPipeError:  # whoever read --json left: that is no answer
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(3)
+def _leave(ending: "Ending", console: Console, *, new: bool) -> Never:
+    """End the program with the code that says how a run ended."""
     if ending.outcome == "void":
         without = ", without --new," if new else ""
         console.print(f"hint: the same command{without} goes on with it", markup=False)
@@ -153,7 +148,7 @@ def _resumed(
     if "settings" not in begun:  # of an older version
         return given
     settings = given.resumed(begun["settings"], has_box=any(e["kind"] == "box" for e in events))
-    if model_identity(settings.model) != begun["identity"]:
+    if settings.identity != begun["identity"]:
         raise ConfigError(
             f"the weights in {settings.model} are not those that the run was begun with",
             hint="begin another run",
@@ -233,10 +228,9 @@ class _Asked:
         while not self.new and (found := RunFiles(self.folder).take_up(command)) is not None:
             yield found, True
         journal = Journal(self.folder / f"{uuid.uuid4().hex[:12]}.jsonl")
-        identity = model_identity(self.settings.model)
         task = journal.append(
-            "task", text=self.task, command=command, settings=settings, identity=identity
-        )
+            "task", text=self.task, command=command, settings=settings, identity=self.settings.identity
+        )  # fmt: skip
         journal.events.append(task)
         yield journal, False
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit, urlunsplit
@@ -67,13 +68,20 @@ class RunSettings:
         )  # fmt: skip
         return json.loads(json.dumps(asdict(whole)))
 
+    @cached_property
+    def identity(self) -> str:
+        """What tells the model from another; a checkpoint is looked at once."""
+        return model_identity(self.model)
+
     def command(self, task: str | None) -> str:
         """Return what two commands have in common that ask for the same, of the same model."""
-        asked = [task, model_identity(self.model), str(Path.cwd()), self.written()]
+        asked = [task, self.identity, str(Path.cwd()), self.written()]
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
     def resumed(self, begun: dict[str, Any], *, has_box: bool) -> Self:
         """Return the settings that a run was begun with; what is said anew must be the same.
+
+        An option with its default value counts as not said: a command line does not tell these apart.
 
         Args:
             begun: As `written` gave them.
